@@ -1,0 +1,23 @@
+"""Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
+
+from ppl_models.engine.checkpoint import load, save
+from ppl_models.engine.descend import descend
+from ppl_models.engine.fit import Run, fit
+from ppl_models.engine.objectives import Objective, elbo
+from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
+from ppl_models.plates import data_plate
+from ppl_models.vae import VAE
+
+__all__ = [
+    "VAE",
+    "FactorAnalysis",
+    "Objective",
+    "ProbabilisticPCA",
+    "Run",
+    "data_plate",
+    "descend",
+    "elbo",
+    "fit",
+    "load",
+    "save",
+]

@@ -1,0 +1,216 @@
+"""From what users have to minibatches on the device.
+
+Tensors stay in memory, on the device, and are batched by index: a `DataLoader` over small rows
+costs more than the training. The order of an epoch depends on the seed and its number alone, so
+that a run can be resumed in the middle of one.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ppl_models.engine.rng import get_rng_state, set_rng_state
+
+
+class Batch(NamedTuple):
+    """Some rows of the data."""
+
+    values: tuple[Tensor, ...]
+    rows: Tensor | None  # which rows, None where not known or all of them in order
+    size: int  # the number of rows in all
+
+
+class Transformed:
+    """Tensors in memory, and a function applied to each batch of them, anew each time.
+
+    Arguments:
+        tensors: Tensors with the same number of rows.
+        transform: A function from a batch of each to the batch that the program sees.
+
+    Example:
+        >>> images = torch.rand(100, 64)
+        >>> train = Transformed(images, transform=torch.bernoulli)  # a fresh draw each epoch
+        >>> len(train)
+        100
+    """
+
+    def __init__(self, *tensors: Tensor, transform: Callable[..., Any]) -> None:
+        self.tensors = tensors
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+
+class InMemory:
+    """Minibatches of tensors by index, shuffled anew each epoch.
+
+    The whole data as one batch keep their order.
+    """
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        batch_size: int | None,
+        transform: Callable[..., Any] | None = None,
+    ) -> None:
+        self.tensors, self.transform = tensors, transform
+        self.size = len(tensors[0])
+        self.batch_size = min(batch_size or self.size, self.size)
+        self.batches = -(-self.size // self.batch_size)
+
+    def to(self, device: torch.device) -> "InMemory":
+        self.tensors = tuple(x.to(device) for x in self.tensors)
+        return self
+
+    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on."""
+        if self.batches == 1:
+            if start == 0:
+                yield Batch(self._transformed(self.tensors), None, self.size)
+            return
+        device = self.tensors[0].device
+        order = _order(self.size, seed).to(device) if shuffle else None
+        for i in range(start, self.batches):
+            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            if order is None:
+                rows = torch.arange(self.size, device=device)[part]
+                yield Batch(self._transformed(tuple(x[part] for x in self.tensors)), rows, self.size)
+            else:
+                rows = order[part]
+                values = tuple(x[rows] for x in self.tensors)
+                yield Batch(self._transformed(values), rows, self.size)
+
+    def _transformed(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.transform is None:
+            return values
+        result = self.transform(*values)
+        return result if isinstance(result, tuple) else (result,)
+
+
+class Loaded:
+    """Minibatches of a `Dataset`, by index, or of a `DataLoader`, in its own order."""
+
+    def __init__(
+        self, source: Dataset | DataLoader, batch_size: int | None, device: torch.device
+    ) -> None:
+        self.source, self.device = source, device
+        self.by_index = not isinstance(source, DataLoader)
+        self.size = len(source) if self.by_index else len(source.dataset)
+        self.batch_size = min(batch_size or self.size, self.size)
+        self.batches = -(-self.size // self.batch_size) if self.by_index else len(source)
+
+    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
+        if self.by_index:
+            order = _order(self.size, seed) if shuffle else torch.arange(self.size)
+            parts = order.split(self.batch_size)[start:]
+            indices = [part.tolist() for part in parts]
+            generator = torch.Generator().manual_seed(seed)
+            loader = DataLoader(self.source, batch_sampler=indices, generator=generator)
+            for part, values in zip(parts, loader, strict=True):
+                yield Batch(self._tensors(values), part.to(self.device), self.size)
+            return
+        # The loader draws its order from torch at its first batch: from this epoch's seed.
+        state = get_rng_state(self.device)
+        torch.manual_seed(seed)
+        if self.source.generator is not None:
+            self.source.generator.manual_seed(seed)
+        batches = iter(self.source)
+        skipped = [next(batches) for _ in range(start or 1)]
+        set_rng_state(state, self.device)
+        if start == 0:
+            batches = itertools.chain(skipped, batches)
+        for values in batches:
+            yield Batch(self._tensors(values), None, self.size)
+
+    def _tensors(self, values: Any) -> tuple[Tensor, ...]:
+        values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
+        for value in values:
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"data: expected batches of tensors or tuples of them, got {type(value)}. "
+                    f"Try a Dataset whose items are tensors, such as TensorDataset(x)."
+                )
+        return tuple(value.to(self.device, non_blocking=True) for value in values)
+
+
+Source = InMemory | Loaded
+
+
+def source(data: Any, batch_size: int | None, device: torch.device | None) -> Source:
+    """Returns the minibatches of tensors, a `Dataset` or a `DataLoader`, after checking them."""
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(
+            f"batch_size: expected a positive number of rows, got {batch_size!r}. "
+            f"Try 64, or None for the whole data as one batch."
+        )
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ValueError(
+                f"batch_size: the DataLoader has one of its own ({data.batch_size}); "
+                f"got {batch_size}. Try batch_size=None."
+            )
+        _check_length(data.dataset)
+        return Loaded(data, None, device or torch.device("cpu"))
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    transform = data.transform if isinstance(data, Transformed) else None
+    tensors = data.tensors if isinstance(data, Transformed) else data
+    if isinstance(tensors, Tensor):
+        tensors = (tensors,)
+    if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
+        check_tensors(tensors)
+        memory = InMemory(tensors, batch_size, transform)
+        return memory if device is None else memory.to(device)
+    if hasattr(data, "__getitem__") and not isinstance(data, (list, tuple, dict)):
+        if isinstance(data, Dataset):
+            _check_length(data)
+            return Loaded(data, batch_size, device or torch.device("cpu"))
+    raise TypeError(
+        f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
+        f"got {type(data).__name__}. Try torch.as_tensor(data)."
+    )
+
+
+def check_tensors(tensors: tuple[Tensor, ...]) -> None:
+    """Raises where tensors are empty, of different lengths, or not finite."""
+    for i, x in enumerate(tensors):
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(
+                f"data[{i}]: expected at least one row, got none: its shape is {tuple(x.shape)}."
+            )
+    lengths = [len(x) for x in tensors]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"data: expected tensors with the same number of rows, got {lengths}. "
+            f"Try data=(x, y) with one label for each row."
+        )
+    for i, x in enumerate(tensors):
+        if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
+            bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
+            rows = bad.nonzero().flatten().tolist()
+            listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+            raise ValueError(
+                f"data[{i}]: {len(rows)} of {len(x)} rows hold NaN or infinity (row {listed}). "
+                f"Try leaving them out: x[x.isfinite().all(1)]."
+            )
+
+
+def _check_length(dataset: Any) -> None:
+    try:
+        rows = len(dataset)
+    except TypeError:
+        raise TypeError(
+            f"data: {type(dataset).__name__} has no length, and a loss per row needs the number "
+            f"of rows. Try a Dataset with __len__ and __getitem__."
+        ) from None
+    if rows == 0:
+        raise ValueError("data: expected at least one row, got an empty Dataset.")
+
+
+def _order(size: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

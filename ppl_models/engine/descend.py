@@ -1,0 +1,253 @@
+"""One step of descent: the loop under `fit`, for those who drive it themselves."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ppl_models.engine.data import Batch
+from ppl_models.engine.inspection import told
+from ppl_models.engine.objectives import Objective
+from ppl_models.engine.rng import get_rng_state, set_rng_state
+from ppl_models.engine.rows import Rows
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+Schedule = Callable[..., torch.optim.lr_scheduler.LRScheduler]
+
+
+def descend(
+    objectives: Objective | Sequence[Objective],
+    batches: Iterable[Batch | Tensor | tuple[Tensor, ...]],
+    **options: Any,
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the losses of each step, in nats per row: one step for each batch.
+
+    Several objectives take turns on each batch. The keyword arguments are those of `Descent`.
+
+    Arguments:
+        objectives: What to descend.
+        batches: Tensors, tuples of tensors, or `Batch`es. Only a `Batch` says which rows it
+            holds, of how many; others stand for the whole data.
+
+    Example:
+        >>> from guides import AmortizedNormal
+        >>> from ppl_models import VAE, elbo
+        >>> objective = elbo(VAE(4, 2), AmortizedNormal(4, 2))
+        >>> x = torch.ones(10, 4)
+        >>> losses = [step["elbo"] for step in descend(objective, [x] * 3, lr=1e-2)]
+        >>> len(losses)
+        3
+    """
+    descent = Descent(objectives, **options)
+    for batch in batches:
+        if not isinstance(batch, Batch):
+            values = batch if isinstance(batch, tuple) else (batch,)
+            batch = Batch(values, None, len(values[0]))
+        if not descent.started:
+            descent.start(batch)
+        yield descent.step(batch)
+
+
+class Descent:
+    """Objectives, each with its optimiser and its schedule.
+
+    Arguments:
+        objectives: What to descend, in turns.
+        lr: The learning rate.
+        optimizer: A callable `optimizer(parameters, lr=lr)`. Default: fused Adam.
+        clip: The largest norm of a gradient; None for no clipping.
+        schedule: A callable `schedule(optimizer)`, or `schedule(optimizer, steps)` with the
+            number of steps in all, that returns a scheduler of torch. It moves at every step.
+        steps: The number of steps in all, for the schedule.
+        amp: Whether to run the programs under autocast to bfloat16.
+    """
+
+    def __init__(
+        self,
+        objectives: Objective | Sequence[Objective],
+        *,
+        lr: float = 1e-3,
+        optimizer: Optimizer | None = None,
+        clip: float | None = None,
+        schedule: Schedule | None = None,
+        steps: int | None = None,
+        amp: bool = False,
+    ) -> None:
+        several = isinstance(objectives, Sequence)
+        self.objectives: list[Objective] = list(objectives) if several else [objectives]
+        self.lr, self.optimizer, self.clip = lr, optimizer or _adam, clip
+        self.schedule, self.steps, self.amp = schedule, steps, amp
+        self.step_number = 0
+        self.started = False
+
+    def start(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
+        """Checks the objectives against a first batch, and makes the optimisers."""
+        self.device = batch.values[0].device
+        with modes(self.objectives, training=False):
+            self.check(batch, data)
+        self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
+        self.parameters = [_trained(objective) for objective in self.objectives]
+        self.optimizers = [self.optimizer(p, lr=self.lr) for p in self.parameters]
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(
+                    f"optimizer: expected a callable that returns an optimiser of torch, got "
+                    f"{type(optimizer).__name__}. Try torch.optim.Adam, or "
+                    f"functools.partial(torch.optim.SGD, momentum=0.9)."
+                )
+        self.schedulers = [self._scheduler(optimizer) for optimizer in self.optimizers]
+        self.started = True
+
+    def check(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
+        """Raises where the objectives cannot take a batch, or the data that it came from."""
+        for objective in self.objectives:
+            check_devices(objective, batch)
+            with Rows(batch.rows, batch.size):
+                objective.prepare(*batch.values, size=batch.size, data=data)
+
+    def evaluate(self, objective: Objective, batch: Batch) -> Tensor:
+        """The loss of an objective on a batch, in nats per row."""
+        with (
+            Rows(batch.rows, batch.size),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp),
+            told(batch.values),
+        ):
+            return objective.loss(*batch.values, size=batch.size)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Takes one step for each objective, and returns their losses before it."""
+        losses = {}
+        for i, objective in enumerate(self.objectives):
+            self.optimizers[i].zero_grad(set_to_none=True)
+            # Pyro's checks run once: on every step they would cost more than the mathematics.
+            validate = pyro.settings.get("validate_infer") and self.step_number == 0
+            rng = get_rng_state(self.device)
+            with pyro.validation_enabled(validate):
+                loss = self.evaluate(objective, batch)
+            # Reading the loss makes a GPU wait; there it is checked when it is reported.
+            if self.device.type == "cpu" and not torch.isfinite(loss):
+                set_rng_state(rng)
+                raise FloatingPointError(self.blame(objective, batch, loss))
+            loss.backward()
+            if self.clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
+            self.optimizers[i].step()
+            if self.schedulers[i] is not None:
+                self.schedulers[i].step()
+            losses[objective.name] = loss.detach()
+        self.step_number += 1
+        return losses
+
+    def blame(self, objective: Objective, batch: Batch, loss: Tensor) -> str:
+        """Says where a loss that is not finite comes from."""
+        for name, parameter in objective.named_parameters():
+            if not torch.isfinite(parameter).all():
+                cause = (
+                    f"the parameter {name} is not finite since the step before: its gradient "
+                    f"was not"
+                )
+                break
+        else:
+            with Rows(batch.rows, batch.size):
+                cause = objective.blame(*batch.values, size=batch.size)
+        return (
+            f"{objective.name}: the loss is {loss.item()} at step {self.step_number + 1}; {cause}. "
+            f"Try a smaller lr, clip=1.0, or a floor under scales."
+        )
+
+    def check_parameters(self) -> None:
+        """Raises where parameters turned up after the start, or are no longer finite."""
+        for objective, names in zip(self.objectives, self.names, strict=True):
+            for name, parameter in objective.named_parameters():
+                if name not in names:
+                    raise RuntimeError(
+                        f"{objective.name}: the parameter {name} first came up after the start, "
+                        f"and is not trained. Try a program that declares all on every call."
+                    )
+                if not torch.isfinite(parameter).all():
+                    raise FloatingPointError(
+                        f"{objective.name}: the parameter {name} is not finite after step "
+                        f"{self.step_number}. Try a smaller lr, or clip=1.0."
+                    )
+
+    @property
+    def schedule_has_horizon(self) -> bool:
+        """Whether the schedule depends on the number of steps in all."""
+        return self.schedule is not None and _takes_steps(self.schedule)
+
+    def _scheduler(
+        self, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        if self.schedule is None:
+            return None
+        if _takes_steps(self.schedule):
+            scheduler = self.schedule(optimizer, self.steps)
+        else:
+            scheduler = self.schedule(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau) or not hasattr(scheduler, "state_dict"):
+            raise TypeError(
+                f"schedule: expected a callable that returns a scheduler of torch moved by steps, "
+                f"got {type(scheduler).__name__}. Try lambda optimizer, steps: "
+                f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)."
+            )
+        return scheduler
+
+
+class modes:
+    """A context in which the modules of objectives train, or do not; they return as they were."""
+
+    def __init__(self, objectives: Sequence[Objective], training: bool) -> None:
+        self.objectives, self.training = objectives, training
+
+    def __enter__(self) -> None:
+        modules = [m for o in self.objectives for root in o.modules().values() for m in root.modules()]
+        self.before = [(module, module.training) for module in modules]
+        for objective in self.objectives:
+            for module in objective.modules().values():
+                module.train(self.training)
+
+    def __exit__(self, *error: object) -> None:
+        for module, training in self.before:
+            module.training = training
+
+
+def check_devices(objective: Objective, batch: Batch) -> None:
+    """Raises where the model and the data are on different devices."""
+    there = {x.device for x in batch.values}
+    for root, module in objective.modules().items():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if {tensor.device} != there:
+                data = ", ".join(sorted(map(str, there)))
+                raise ValueError(
+                    f"device: the data are on {data}, but {root}.{name} is on {tensor.device}. "
+                    f"Try fit(..., device='auto'), or .to({data!r}) for both."
+                )
+
+
+def _trained(objective: Objective) -> list[Tensor]:
+    parameters = [p for _, p in objective.named_parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            f"{objective.name}: there is nothing to train: its programs have no parameters that "
+            f"require a gradient. Try pyro.param, nn.Parameter, or log_evidence for the model "
+            f"as it is."
+        )
+    return parameters
+
+
+def _adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused)
+
+
+def _takes_steps(schedule: Schedule) -> bool:
+    required = [
+        p
+        for p in inspect.signature(schedule).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) >= 2

@@ -1,0 +1,227 @@
+"""The only training loop."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ppl_models.engine import checkpoint as files
+from ppl_models.engine.data import InMemory, Source, source
+from ppl_models.engine.descend import Descent, Optimizer, Schedule, modes
+from ppl_models.engine.device import choose_device
+from ppl_models.engine.objectives import Objective
+from ppl_models.engine.rng import mix, own_rng
+from ppl_models.engine.state import State
+
+
+@dataclass
+class Run:
+    """What a fit leaves behind.
+
+    Attributes:
+        history: For each name a list with one number an epoch, in nats per row: `"loss"` (the
+            mean over the steps of the epoch; of several objectives, each under its name) and,
+            where there was validation, `"validation"`.
+        steps: The number of steps taken, those before a resume included.
+        seconds: The wall-clock time of this call.
+    """
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    objective: Objective | Sequence[Objective],
+    data: Any,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 1e-3,
+    optimizer: Optimizer | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    amp: bool = False,
+    validation: Any = None,
+    patience: int | None = None,
+    clip: float | None = None,
+    schedule: Schedule | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 30.0,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    r"""Descends an objective, or several in turns, on minibatches of data.
+
+    The modules are in training mode meanwhile and in evaluation mode afterwards. On the CPU a
+    run with a `seed` is repeatable bit for bit, also when it was interrupted and resumed.
+
+    Arguments:
+        objective: What to descend, such as `elbo(model, guide)`.
+        data: A tensor of rows, a tuple of tensors, a `Dataset` or a `DataLoader`.
+        epochs: How often to go through the data, a resumed part included.
+        steps: The number of steps in all, instead of `epochs`.
+        batch_size: The rows of a minibatch; the last one may have fewer. Default: all.
+        lr: The learning rate.
+        optimizer: A callable `optimizer(parameters, lr=lr)`, such as a class of `torch.optim`.
+            Default: Adam.
+        seed: Seeds torch's generators, and the order of the rows.
+        device: Where to train: `"auto"`, `"cpu"`, `"cuda"`, `"mps"`. The modules and the data
+            are moved there. Default: where they are.
+        amp: Whether to run the networks in bfloat16 (autocast).
+        validation: Data whose loss is recorded after each epoch. It draws from a generator of
+            its own: training is the same with it and without.
+        patience: Stop after so many epochs without a better validation loss, and return to the
+            parameters of the best.
+        clip: The largest norm of the gradient.
+        schedule: A callable `schedule(optimizer)` or `schedule(optimizer, steps)` that returns
+            a scheduler of torch, which moves at every step.
+        checkpoint: A file for the state of the run, written at the end, and in between every
+            `checkpoint_every` seconds.
+        resume: Whether to go on from the checkpoint, if there is one. The other arguments must
+            be as before, but for `epochs` and `steps`.
+        progress: Whether to show a progress bar (on a terminal).
+
+    Raises:
+        ValueError: If an argument, the data or the checkpoint do not fit.
+        FloatingPointError: If a loss is infinite or undefined. The last checkpoint is kept.
+
+    Example:
+        >>> from guides import AmortizedNormal
+        >>> from ppl_models import VAE, elbo, fit
+        >>> objective = elbo(VAE(4, 2), AmortizedNormal(4, 2))
+        >>> run = fit(objective, torch.ones(100, 4), epochs=3, batch_size=20, seed=0)
+        >>> run.steps, len(run.history["loss"])
+        (15, 3)
+    """
+    _check_arguments(
+        epochs=epochs,
+        steps=steps,
+        patience=patience,
+        lr=lr,
+        clip=clip,
+        validation=validation,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    began = time.perf_counter()
+    place = None if device is None else choose_device(device)
+    train = source(data, batch_size, place)
+    held_out = None if validation is None else source(validation, batch_size, place)
+    total = steps if steps is not None else epochs * train.batches
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    order_seed = int(torch.randint(2**31, ())) if seed is None else seed
+    descent = Descent(
+        objective, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, steps=total, amp=amp
+    )
+    if place is not None:
+        for each in descent.objectives:
+            for module in each.modules().values():
+                module.to(place)
+    first = next(train.epoch(mix(order_seed, 0)))
+    descent.start(first, _tensors(train))
+
+    settings = {
+        "batch_size": train.batch_size,
+        "rows": train.size,
+        "lr": lr,
+        "clip": clip,
+        "amp": amp,
+        "optimizer": type(descent.optimizers[0]).__name__,
+        "scheduled": schedule is not None,
+        "horizon": total if descent.schedule_has_horizon else None,
+        "validated": validation is not None,
+        "patience": patience,
+    }
+    state = State(descent, order_seed, settings)
+    path = None if checkpoint is None else Path(checkpoint)
+    if resume and path is not None and path.exists():
+        state.restore(files.read(path), path, seed)
+    if held_out is not None:
+        _check(descent, held_out, order_seed)
+
+    saved = time.perf_counter()
+    bar = tqdm(total=total, initial=descent.step_number, disable=None if progress else True)
+    with bar, modes(descent.objectives, training=True):
+        while descent.step_number < total and not state.stopped:
+            for batch in train.epoch(mix(state.order_seed, state.epoch), start=state.batch):
+                state.record(descent.step(batch))
+                bar.update()
+                if descent.step_number == total:
+                    break
+                if path is not None and time.perf_counter() - saved >= checkpoint_every:
+                    state.write(path)
+                    saved = time.perf_counter()
+            if state.batch < train.batches:
+                break  # the last step came in the middle of an epoch
+            loss = None if held_out is None else _evaluate(descent, held_out, order_seed)
+            state.end_epoch(loss, patience)
+            bar.set_postfix(state.latest(), refresh=False)
+        state.check()
+        if path is not None:
+            state.write(path)
+        if state.batch:
+            loss = None if held_out is None else _evaluate(descent, held_out, order_seed)
+            state.end_epoch(loss, patience)
+        state.return_to_best()
+    for each in descent.objectives:
+        for module in each.modules().values():
+            module.eval()
+    return Run(state.history, descent.step_number, time.perf_counter() - began)
+
+
+@torch.no_grad()
+def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
+    """The loss of held-out data in nats per row, with the same draws each time."""
+    total = 0.0
+    (objective,) = descent.objectives
+    with modes(descent.objectives, training=False), own_rng(mix(seed, -1), descent.device):
+        for batch in held_out.epoch(0, shuffle=False):
+            loss = descent.evaluate(objective, batch)
+            total += loss.item() * len(batch.values[0])
+    return total / held_out.size
+
+
+def _check(descent: Descent, held_out: Source, seed: int) -> None:
+    """Tries a batch of the validation data before the first step."""
+    if len(descent.objectives) != 1:
+        raise ValueError(
+            f"validation: expected one objective, got {len(descent.objectives)}. "
+            f"Try validation=None, and metrics after the fit."
+        )
+    with modes(descent.objectives, training=False), own_rng(seed, descent.device):
+        descent.check(next(held_out.epoch(0, shuffle=False)), _tensors(held_out))
+
+
+def _tensors(data: Source) -> tuple[Tensor, ...] | None:
+    return data.tensors if isinstance(data, InMemory) and data.transform is None else None
+
+
+def _check_arguments(**given: Any) -> None:
+    epochs, steps = given["epochs"], given["steps"]
+    if (epochs is None) == (steps is None):
+        raise ValueError(
+            f"fit: expected either epochs or steps, got epochs={epochs}, steps={steps}. "
+            f"Try epochs=100."
+        )
+    for name in ("epochs", "steps", "patience"):
+        value = given[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+    if not math.isfinite(given["lr"]) or given["lr"] <= 0:
+        raise ValueError(f"lr: expected a positive number, got {given['lr']!r}. Try 1e-3.")
+    if given["clip"] is not None and not given["clip"] > 0:
+        raise ValueError(f"clip: expected a positive norm, got {given['clip']!r}. Try 1.0.")
+    if given["patience"] is not None and given["validation"] is None:
+        raise ValueError("patience: expected validation data to wait for, got validation=None.")
+    if given["resume"] and given["checkpoint"] is None:
+        raise ValueError("resume: expected checkpoint=, the file to go on from, got None.")

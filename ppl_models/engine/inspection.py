@@ -1,0 +1,188 @@
+"""What a first run of a model and a guide tells: checks that come before any work is lost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.elbo import ELBO
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """The random sites of a trace: neither observed, nor a subsample, nor deterministic."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    }
+
+
+def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """The sites with data, `pyro.deterministic` and `pyro.factor` left out."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+        and type(site["fn"]).__name__ != "Unit"
+    }
+
+
+def enumerated_sites(trace: poutine.Trace) -> set[str]:
+    """The names of the latent sites marked for enumeration."""
+    return {name for name, site in latent_sites(trace).items() if site["infer"].get("enumerate")}
+
+
+def in_data_plate(site: dict) -> bool:
+    """Whether a site belongs to a row."""
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
+
+
+def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises unless the guide samples the latents of the model that are not enumerated."""
+    wanted = set(latent_sites(model)) - enumerated_sites(model)
+    given = {
+        name
+        for name, site in latent_sites(guide).items()
+        if not site["infer"].get("is_auxiliary")
+    }
+    if missing := sorted(wanted - given):
+        raise ValueError(
+            f"guide: the model's latent site(s) {_names(missing)} are neither in the guide nor "
+            f"enumerated; the guide has {_names(sorted(given)) or 'none'}. Try "
+            f"pyro.sample({missing[0]!r}, ...) in the guide, or, for a discrete site, "
+            f"infer={{'enumerate': 'parallel'}} in the model."
+        )
+    if extra := sorted(given - set(latent_sites(model))):
+        observed = [name for name in extra if name in observed_sites(model)]
+        raise ValueError(
+            f"guide: its site(s) {_names(extra)} are not latent in the model, which has "
+            f"{_names(sorted(wanted)) or 'none'}."
+            + (f" The model observes {_names(observed)}." if observed else "")
+            + " Try the model's names, or infer={'is_auxiliary': True}."
+        )
+
+
+def check_not_enumerated(model: poutine.Trace, estimator: ELBO) -> None:
+    """Raises where an estimator would silently sample sites marked for enumeration."""
+    missing = sorted(enumerated_sites(model))
+    if missing and not isinstance(estimator, TraceEnum_ELBO):
+        raise ValueError(
+            f"estimator: {type(estimator).__name__} samples the site(s) {_names(missing)} that "
+            f"are marked for enumeration. Try estimator=None, or TraceEnum_ELBO()."
+        )
+
+
+def check_support(
+    model: poutine.Trace, batch: tuple[Tensor, ...], data: tuple[Tensor, ...]
+) -> None:
+    """Raises where data lie outside the support of the site that observes them.
+
+    A site that observes a tensor of the batch is checked on all of its rows.
+    """
+    for name, site in observed_sites(model).items():
+        support, value = site["fn"].support, site["value"]
+        if not isinstance(value, Tensor):
+            continue
+        every = next((all_ for x, all_ in zip(batch, data, strict=True) if x is value), value)
+        try:
+            inside = support.check(every)
+        except (NotImplementedError, RuntimeError):  # it cannot be checked, or not on all rows
+            continue
+        if inside.all():
+            continue
+        outside = every[~inside].flatten()  # elements, or rows where the support is one of rows
+        rows = (~inside).flatten(1).any(1) if inside.ndim > 1 else ~inside
+        numbers = outside if inside.shape == every.shape else _outside(site["fn"], outside)
+        raise ValueError(
+            f"site {name!r}: {int(rows.sum())} of {len(every)} rows lie outside the support of its "
+            f"{_kind(site['fn'])} ({_support(site['fn'])}), such as {numbers[0].item():g}. "
+            + (
+                "Grey levels are no outcomes of a Bernoulli: try binarize(x), or another "
+                "likelihood, such as Normal() or Categorical(levels)."
+                if _kind(site["fn"]) == "Bernoulli"
+                else "Try other data, or another likelihood."
+            )
+        )
+
+
+def _outside(fn: TorchDistributionMixin, values: Tensor) -> Tensor:
+    """The numbers outside of the support of the elements of a row."""
+    inside = _base(fn).support.check(values)
+    return values[~inside] if inside.shape == values.shape else values
+
+
+def _support(fn: TorchDistributionMixin) -> str:
+    return str(_base(fn).support)
+
+
+def check_scaling(model: poutine.Trace, rows: int, size: int, takes_size: bool) -> None:
+    """Raises where a minibatch cannot be scaled to the whole data."""
+    shared = [name for name, site in latent_sites(model).items() if not in_data_plate(site)]
+    if rows < size and shared and not takes_size:
+        raise ValueError(
+            f"model: the site(s) {_names(shared)} are shared by all rows, and the model has no "
+            f"argument `size` that tells it that a batch of {rows} stands for {size}. Try "
+            f"`def model(x=None, size=None)` with `data_plate(x, size)`, or batch_size=None."
+        )
+
+
+def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:
+    """Names the first site whose parameters, value or log-density are not finite."""
+    for trace, program in ((guide, "guide"), (model, "model")):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or site_is_subsample(site):
+                continue
+            for what, value in _numbers(site):
+                if not torch.isfinite(value).all():
+                    bad = int((~torch.isfinite(value)).sum())
+                    return (
+                        f"the first site with such numbers is {name!r} of the {program}: {what} "
+                        f"has {bad} of {value.numel()} not finite"
+                    )
+    return "every site is finite by itself; the sum is not"
+
+
+def _numbers(site: dict) -> Iterator[tuple[str, Tensor]]:
+    fn = site["fn"]
+    base = _base(fn)
+    for parameter in getattr(base, "arg_constraints", {}):
+        value = base.__dict__.get(parameter)  # lazy ones are computed from these
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield f"{parameter} of its {_kind(fn)}", value
+    if isinstance(site["value"], Tensor):
+        yield "its value", site["value"].double()
+    yield "its log-density", fn.log_prob(site["value"])
+
+
+@contextmanager
+def told(batch: tuple[Tensor, ...]) -> Iterator[None]:
+    """Adds to an error from inside a program what the program was called with."""
+    try:
+        yield
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in batch)
+        error.add_note(f"This came from the program, called with a batch of {shapes}.")
+        raise
+
+
+def _base(fn: TorchDistributionMixin) -> TorchDistributionMixin:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _kind(fn: TorchDistributionMixin) -> str:
+    return type(_base(fn)).__name__
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+

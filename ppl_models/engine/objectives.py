@@ -1,0 +1,197 @@
+r"""What can be descended.
+
+An objective has a name, a loss in nats per row, and parameters. `fit` takes turns over one or more
+of them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.elbo import ELBO
+from pyro.infer.trace_elbo import Trace_ELBO, _compute_log_r
+from torch import Tensor, nn
+
+from ppl_models.engine import inspection
+from ppl_models.engine.program import Program
+
+
+class Objective(Protocol):
+    """What `fit` needs: a loss, and what it trains."""
+
+    name: str
+
+    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
+        """Returns the loss of a minibatch of `size` rows in all, in nats per row."""
+
+    def prepare(
+        self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None
+    ) -> None:
+        """Checks a first batch before anything is trained, and creates lazy parameters.
+
+        `data` are all the rows, where they are in memory.
+        """
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """What is trained, unconstrained; complete once prepared."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that run, for devices, modes (train, eval) and buffers."""
+
+    def blame(self, *batch: Tensor, size: int) -> str:
+        """Says what made the loss of this batch infinite or undefined."""
+
+
+def elbo(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None = None,
+    estimator: ELBO | None = None,
+) -> "EvidenceLowerBound":
+    r"""The evidence lower bound of a model and its guide, as an objective.
+
+    .. math::
+        -\frac{1}{N} \mathbb{E}_{q_\phi(z \mid x)}
+        \left[ \log p_\theta(x, z) - \log q_\phi(z \mid x) \right]
+
+    Arguments:
+        model: A Pyro program `model(x=None, size=None)`, called as `model(*batch, size=N)`.
+            One without an argument `size` is called without it.
+        guide: A program over the latents of the model, called alike; None for a model whose
+            latents, if any, are all enumerated.
+        estimator: An estimator of Pyro, such as `Trace_ELBO(num_particles=10)` or
+            `TraceMeanField_ELBO()`. Default: one particle; discrete sites of the model marked
+            for enumeration are summed over.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis
+        >>> model, x = FactorAnalysis(5, 2), torch.randn(7, 5)
+        >>> loss = elbo(model, ExactPosterior(model)).loss(x, size=70)
+        >>> torch.allclose(loss, -model.evidence().log_prob(x).mean(), atol=1e-4)
+        True
+    """
+    return EvidenceLowerBound(model, guide, estimator)
+
+
+class EvidenceLowerBound:
+    """The objective that `elbo` returns."""
+
+    name = "elbo"
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
+        estimator: ELBO | None,
+    ) -> None:
+        self.model = Program(model, "model")
+        self.guide = Program(guide if guide is not None else _no_latents, "guide")
+        if estimator is not None and not hasattr(estimator, "differentiable_loss"):
+            raise TypeError(
+                f"estimator: expected an ELBO of Pyro that gives a differentiable loss, got "
+                f"{estimator!r}. Try Trace_ELBO(num_particles=10) or TraceMeanField_ELBO()."
+            )
+        self.estimator = estimator
+
+    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
+        size = len(batch[0]) if size is None else size
+        if self.estimator is None:
+            self._choose_estimator(batch, size)
+        gradient = torch.is_grad_enabled()
+        evaluate = self.estimator.differentiable_loss if gradient else self.estimator.loss
+        total = torch.as_tensor(evaluate(self.model, self.guide, *batch, size=size))
+        return total / (size if self.model.takes_size else len(batch[0]))
+
+    def prepare(
+        self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None
+    ) -> None:
+        for program in (self.model, self.guide):
+            program.check_arguments(len(batch))
+        with torch.no_grad(), pyro.validation_enabled(False):
+            traces = self._traces(batch, size)
+        inspection.check_sites(*traces)
+        inspection.check_support(traces[0], batch, data or batch)
+        inspection.check_scaling(traces[0], len(batch[0]), size, self.model.takes_size)
+        if isinstance(self.estimator, Trace_ELBO):
+            inspection.check_not_enumerated(traces[0], self.estimator)
+        with torch.no_grad():
+            self.loss(*batch, size=size)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for program in (self.model, self.guide):
+            for name, parameter in program.named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{program.name}.{name}", parameter
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {
+            f"{program.name}.{name}".rstrip("."): module
+            for program in (self.model, self.guide)
+            for name, module in program.modules().items()
+        }
+
+    def blame(self, *batch: Tensor, size: int) -> str:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return inspection.first_not_finite(*self._traces(batch, size))
+
+    def _traces(self, batch: tuple[Tensor, ...], size: int) -> tuple[poutine.Trace, poutine.Trace]:
+        """Runs the guide, and the model on what it sampled."""
+        with inspection.told(batch):
+            guide = poutine.trace(self.guide).get_trace(*batch, size=size)
+            model = poutine.trace(poutine.replay(self.model, guide)).get_trace(*batch, size=size)
+        return model, guide
+
+    def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> None:
+        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            model, guide = self._traces(batch, size)
+        inspection.check_sites(model, guide)
+        enumerated = inspection.enumerated_sites(model) or inspection.enumerated_sites(guide)
+        self.estimator = TraceEnum_ELBO() if enumerated else DirectELBO()
+
+
+class DirectELBO(Trace_ELBO):
+    """Pyro's `Trace_ELBO`, the same loss and gradient, without reads from the device.
+
+    Pyro's own calls `.item()` at every site, which on a GPU waits for everything before it.
+    """
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        total: Any = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            bound = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+            if any(isinstance(s["score_parts"].score_function, Tensor) for s in _sites(guide_trace)):
+                surrogate = _surrogate(model_trace, guide_trace)
+                bound = bound.detach() + surrogate - surrogate.detach()
+            total = total + bound
+        return -total / self.num_particles
+
+
+def _surrogate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+    """Has the gradient of the bound where guide sites are not reparameterised.
+
+    The score function gives it, `log r * grad log q`, with the terms of other rows left out.
+    """
+    log_r = _compute_log_r(model_trace, guide_trace)
+    total = model_trace.log_prob_sum()
+    for site in _sites(guide_trace):
+        parts = site["score_parts"]
+        if isinstance(parts.entropy_term, Tensor):
+            total = total - parts.entropy_term.sum()
+        if isinstance(parts.score_function, Tensor):
+            total = total + (log_r.sum_to(site["cond_indep_stack"]) * parts.score_function).sum()
+    return total
+
+
+def _sites(trace: poutine.Trace) -> Iterator[dict]:
+    return (site for site in trace.nodes.values() if site["type"] == "sample")
+
+
+def _no_latents(*batch: Tensor, size: int | None = None) -> None:
+    """The guide of a model without latents, or with enumerated ones."""

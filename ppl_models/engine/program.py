@@ -1,0 +1,184 @@
+"""A model or a guide, as the engine calls it.
+
+A program is any callable with Pyro's primitives in it: a module, a function, a bound method, or
+one of those wrapped in handlers. What the engine needs to know of it is found here: whether it
+takes `size`, which module it belongs to, and which parameters it uses.
+
+Parameters of modules are their own; those of plain functions are Pyro's. Pyro keys every parameter
+by name in one global store, so that two `AutoNormal` of one shape would move together. A module
+therefore runs in a store of its own; a function in the global one, where its `pyro.param`
+statements stay readable after the fit.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppl_models.engine.rows import follow_rows
+
+# What `pyro.param` statements inside a module's `forward` created, one store a module.
+_stores: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+class Program:
+    """A callable `program(*batch, size=None)` around a model or guide of any Pyro style.
+
+    Arguments:
+        program: A callable with Pyro primitives.
+        name: What to call it in errors: `"model"` or `"guide"`.
+
+    Raises:
+        TypeError: If `program` cannot be called, or is a class.
+    """
+
+    def __init__(self, program: Callable[..., Any], name: str) -> None:
+        if isinstance(program, type) or not callable(program):
+            kind = (
+                f"the class {program.__name__}" if isinstance(program, type) else repr(program)
+            )
+            raise TypeError(
+                f"{name}: expected a Pyro program (a function or a module), got {kind}. "
+                f"Try an object, as in VAE(num_features=64, num_latents=8)."
+            )
+        self.program = program
+        self.name = name
+        self.inner = _unwrap(program)
+        self.owner = _owner(self.inner)
+        self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
+        self._scope = _Scope(self)
+        self._signature = _signature(self.inner)
+        if isinstance(self.inner, AutoGuide):
+            follow_rows(self.inner)
+
+    @property
+    def takes_size(self) -> bool:
+        """Whether the program has an argument `size`."""
+        if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
+            return Program(self.inner.model, "model").takes_size
+        parameters = self._signature.parameters.values()
+        return any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def check_arguments(self, count: int) -> None:
+        """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
+        size = {"size": 1} if self.takes_size else {}
+        try:
+            self._signature.bind(*range(count), **size)
+        except TypeError as error:
+            raise TypeError(
+                f"{self.name}: each batch has {count} tensor(s), and {self.name}{self._signature} "
+                f"cannot be called with them ({error}). Programs are called as "
+                f"{self.name}(*batch, size=N). Try data without labels, or a program that "
+                f"takes them."
+            ) from None
+
+    def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
+        with self._scope:
+            if self.takes_size:
+                return self.program(*batch, size=size)
+            return self.program(*batch)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that the program runs: its owner, or those that a function refers to."""
+        if self.owner is not None:
+            return {"": self.owner}
+        if not inspect.isfunction(self.inner):
+            values = vars(self.inner) if hasattr(self.inner, "__dict__") else {}
+        else:
+            outside = inspect.getclosurevars(self.inner)
+            values = {**outside.globals, **outside.nonlocals}
+        return {k: v for k, v in values.items() if isinstance(v, nn.Module)}
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that the program owns or, once it has run, uses from the store.
+
+        Constrained ones are given unconstrained, as the optimiser moves them.
+        """
+        seen: set[int] = set()
+        if self.owner is not None:
+            for name, parameter in self.owner.named_parameters():
+                seen.add(id(parameter))
+                yield name, parameter
+        for name, parameter in self.found.items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+
+class _Scope(Messenger):
+    """Runs a program with its owner's store in place, and notes the parameters it uses."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.suspended: list[dict] = []
+
+    def __enter__(self) -> "_Scope":
+        owner = self.program.owner
+        if owner is not None:
+            store = pyro.get_param_store()
+            self.suspended.append(store.get_state())
+            store.clear()
+            if owner in _stores:
+                store.set_state(_stores[owner])
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        owner = self.program.owner
+        if owner is None:
+            return
+        store = pyro.get_param_store()
+        if len(store):
+            state = store.get_state()
+            # Not kept: the module's own, which it holds itself, and what an autoguide's model
+            # created while the guide looked at it (hidden from this handler).
+            own = {id(parameter) for parameter in owner.parameters()}
+            kept = {
+                name: parameter
+                for name, parameter in state["params"].items()
+                if id(parameter) not in own and name in self.program.found
+            }
+            if kept:
+                constraints = {name: state["constraints"][name] for name in kept}
+                _stores[owner] = {"params": kept, "constraints": constraints}
+        store.clear()
+        store.set_state(self.suspended.pop())
+
+    def _pyro_post_param(self, message: dict) -> None:
+        self.program.found[message["name"]] = message["value"].unconstrained()
+
+
+def _unwrap(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns what is inside of handlers, partials and decorators."""
+    while True:
+        if isinstance(program, functools.partial):
+            handled = len(program.args) == 2 and isinstance(program.args[0], Messenger)
+            program = program.args[1] if handled else program.func
+        elif hasattr(program, "__wrapped__") and not isinstance(program, nn.Module):
+            program = program.__wrapped__
+        else:
+            inner = pyro.poutine.unwrap(program)
+            if inner is program:
+                return program
+            program = inner
+
+
+def _owner(inner: Callable[..., Any]) -> nn.Module | None:
+    candidate = getattr(inner, "__self__", inner)  # a bound method belongs to its module
+    return candidate if isinstance(candidate, nn.Module) else None
+
+
+def _signature(inner: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner)
+
+
+def own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """What `pyro.param` statements inside the module's `forward` created, unconstrained."""
+    return _stores.get(module, {"params": {}})["params"]

@@ -1,0 +1,42 @@
+"""The state of the random number generators: saved, restored, and set aside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def get_rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Returns the states of the generators that a program on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) -> None:
+    """Restores what `get_rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device or torch.device("cuda"))
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+@contextmanager
+def own_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws from generators seeded with `seed`, and leaves the others as they were."""
+    state = get_rng_state(device)
+    try:
+        torch.manual_seed(seed)
+        yield
+    finally:
+        set_rng_state(state, device)
+
+
+def mix(seed: int, number: int) -> int:
+    """Returns a seed for the part `number` of a run seeded with `seed`."""
+    return (seed * 1_000_003 + number) % (2**63 - 1)

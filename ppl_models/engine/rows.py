@@ -1,0 +1,77 @@
+"""Which rows a minibatch holds.
+
+`fit` shuffles. A plate whose subsample is `arange(B)` would give the parameters that a guide keeps
+for each row to the wrong rows, without any error; so the true indices are supplied from outside,
+to the plate named `"data"`.
+"""
+
+import pyro
+from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+
+class Rows(Messenger):
+    """A handler that tells the plate `"data"` of `size` rows which of them a batch holds.
+
+    Arguments:
+        rows: The indices, with shape `(B,)`, or None where they are not known.
+        size: The number of rows in all.
+
+    Example:
+        >>> import torch
+        >>> with Rows(torch.tensor([5, 2]), size=10):
+        ...     print(pyro.plate("data", 10, subsample_size=2).indices)
+        tensor([5, 2])
+    """
+
+    def __init__(self, rows: Tensor | None, size: int) -> None:
+        super().__init__()
+        self.rows, self.size = rows, size
+
+    def _pyro_sample(self, message: dict) -> None:
+        if self.rows is not None and message["name"] == "data" and site_is_subsample(message):
+            if message["fn"].size == self.size:
+                message["value"] = self.rows
+
+
+def follow_rows(guide: AutoGuide) -> None:
+    """Makes the plate `"data"` of an autoguide follow the batch it is called with.
+
+    By itself an autoguide keeps the number of rows of the first batch, which the last, uneven one
+    does not have, and without indices it draws the rows at random.
+    """
+    if guide.master is not None or guide.create_plates is not None:
+        return
+
+    def create_plates(*batch: Tensor, **_: int) -> list[pyro.plate]:
+        frame = guide._prototype_frames.get("data")
+        if frame is None or not batch:
+            return []
+        count, size = len(batch[0]), frame.full_size or frame.size
+        kind = type(guide).__name__
+        handler = next((m for m in _PYRO_STACK if isinstance(m, Rows)), None)
+        if handler is not None and handler.size != size:
+            raise ValueError(
+                f"{kind}: it has parameters for each of {size} rows, but there are "
+                f"{handler.size} in all. Try the rows it was fitted to, a model with an argument "
+                f"`size` (`with data_plate(x, size):`), or an amortised guide, which takes any."
+            )
+        if count > size or (count < size and (handler is None or handler.rows is None)):
+            raise ValueError(
+                f"{kind}: it has parameters for each of {size} rows, and was called with {count} "
+                f"rows that it cannot place. Try the rows it was fitted to, or an amortised "
+                f"guide, which takes any. (A DataLoader hides which rows it gives: pass `fit` the "
+                f"tensors or the Dataset.)"
+            )
+        if isinstance(guide, AutoContinuous) and (count, size) != (frame.size, frame.size):
+            raise ValueError(
+                f"{kind}: it holds the latents of all rows in one vector, made for the "
+                f"{frame.size} rows of its first batch, and cannot take {count} of {size}. "
+                f"Try batch_size=None (the whole data), AutoNormal, or an amortised guide."
+            )
+        return [pyro.plate("data", size, subsample_size=count, dim=frame.dim)]
+
+    guide.create_plates = create_plates

@@ -1,0 +1,179 @@
+"""The state of a run: what a checkpoint holds, so that a resumed run goes on bit for bit."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_models.engine import checkpoint as files
+from ppl_models.engine.descend import Descent
+from ppl_models.engine.rng import get_rng_state, set_rng_state
+
+_READ_EVERY = 100  # steps between two reads of the losses from an accelerator
+
+
+class State:
+    """Where a run is, and what it has seen.
+
+    Arguments:
+        descent: The started descent.
+        order_seed: The seed of the order of the rows.
+        settings: What a resumed run must have in common with this one.
+    """
+
+    def __init__(self, descent: Descent, order_seed: int, settings: dict[str, Any]) -> None:
+        self.descent, self.order_seed, self.settings = descent, order_seed, settings
+        self.epoch, self.batch = 0, 0  # the next batch
+        self.history: dict[str, list[float]] = {}
+        self.sums: dict[str, float] = {}  # of the losses in this epoch
+        self.pending: list[dict[str, Tensor]] = []  # not yet read from the device
+        self.best: dict[str, Any] | None = None
+        self.waited = 0
+        self.stopped = False
+
+    def record(self, losses: dict[str, Tensor]) -> None:
+        """Takes note of the losses of a step."""
+        self.pending.append(losses)
+        self.batch += 1
+        if len(self.pending) >= _READ_EVERY or self.descent.device.type == "cpu":
+            self._read()
+
+    def end_epoch(self, validation: float | None, patience: int | None) -> None:
+        """Closes an epoch, after `self.batch` steps of it."""
+        self._read()
+        for name, total in self.sums.items():
+            key = "loss" if len(self.sums) == 1 else name
+            self.history.setdefault(key, []).append(total / self.batch)
+        self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
+        if validation is None:
+            return
+        self.history.setdefault("validation", []).append(validation)
+        if patience is None:
+            return
+        if self.best is None or validation < self.best["validation"]:
+            tensors = {name: x.detach().clone() for name, x in self._tensors().items()}
+            self.best, self.waited = {"validation": validation, "tensors": tensors}, 0
+        else:
+            self.waited += 1
+            self.stopped = self.waited >= patience
+
+    def latest(self) -> dict[str, float]:
+        """The last entries of the history."""
+        return {name: values[-1] for name, values in self.history.items()}
+
+    def return_to_best(self) -> None:
+        """Gives the modules the parameters of the best validation loss, where one was kept."""
+        if self.best is not None:
+            files.fill(self._tensors(), self.best["tensors"])
+
+    def check(self) -> None:
+        """Raises where a loss or a parameter is not finite."""
+        self._read()
+        self.descent.check_parameters()
+
+    def write(self, path: Path) -> None:
+        """Writes a checkpoint, unless the state is broken: the one before is then kept."""
+        self.check()
+        descent = self.descent
+        tree = {
+            "kind": "checkpoint",
+            "settings": self.settings,
+            "tensors": self._tensors(),
+            "optimizers": [optimizer.state_dict() for optimizer in descent.optimizers],
+            "schedulers": [s and s.state_dict() for s in descent.schedulers],
+            "rng": get_rng_state(descent.device),
+            "step": descent.step_number,
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
+        }
+        files.write(path, tree)
+
+    def restore(self, tree: dict[str, Any], path: Path, seed: int | None) -> None:
+        """Takes over the state that was written to `path`, after checking that it fits."""
+        if tree.get("kind") != "checkpoint":
+            raise ValueError(
+                f"{path}: expected a checkpoint of fit, got {tree.get('kind')}. Try load({path})."
+            )
+        files.check_tensors_match(str(path), tree["tensors"], self._tensors())
+        self._check_settings(tree["settings"], path)
+        progress = tree["progress"]
+        if seed is not None and seed != progress["order_seed"]:
+            raise ValueError(
+                f"{path}: it was written with seed={progress['order_seed']}, got seed={seed}. "
+                f"Try the same seed, or none."
+            )
+        descent = self.descent
+        files.fill(self._tensors(), tree["tensors"])
+        for optimizer, state in zip(descent.optimizers, tree["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for scheduler, state in zip(descent.schedulers, tree["schedulers"], strict=True):
+            if scheduler is not None:
+                scheduler.load_state_dict(state)
+        descent.step_number = tree["step"]
+        for name in _PROGRESS:
+            setattr(self, name, progress[name])
+        set_rng_state(tree["rng"], descent.device)
+
+    def _check_settings(self, written: dict[str, Any], path: Path) -> None:
+        horizon = written["horizon"], self.settings["horizon"]
+        if None not in horizon and horizon[0] != horizon[1]:
+            raise ValueError(
+                f"{path}: its schedule was made for {horizon[0]} steps in all, got {horizon[1]}; "
+                f"the learning rates so far would be other ones. Try the same horizon, or load() "
+                f"the weights and start anew."
+            )
+        differing = [
+            f"{name}={written.get(name)!r}, now {value!r}"
+            for name, value in self.settings.items()
+            if name not in ("horizon",) and written.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{path}: it was written by a run with {'; '.join(differing)}. A resumed run goes "
+                f"on as it was: try the same settings, or start anew without resume."
+            )
+
+    def _read(self) -> None:
+        """Reads pending losses, in one go, and raises at the first that is not finite."""
+        if not self.pending:
+            return
+        names = list(self.pending[0])
+        steps = [torch.stack([step[name] for name in names]) for step in self.pending]
+        table = torch.stack(steps).cpu().double()
+        first = self.descent.step_number - len(self.pending) + 1
+        self.pending = []
+        for number, row in enumerate(table.tolist(), first):
+            for name, loss in zip(names, row, strict=True):
+                if loss - loss != 0:
+                    raise FloatingPointError(
+                        f"{name}: the loss is {loss} at step {number} (epoch {self.epoch + 1}). "
+                        f"Try a smaller lr, clip=1.0, or device='cpu', which names the site."
+                    )
+                self.sums[name] = self.sums.get(name, 0.0) + loss
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The live parameters and buffers of all programs, by name."""
+        tensors: dict[str, Tensor] = {}
+        for i, objective in enumerate(self.descent.objectives):
+            modules = objective.modules().items()
+            states = (
+                ((f"{root}.{name}", x) for name, x in files.module_tensors(module).items())
+                for root, module in modules
+            )
+            parameters = objective.named_parameters()
+            for name, tensor in chain(chain.from_iterable(states), parameters):
+                tensors[f"{i}.{name}"] = tensor
+        return tensors
+
+
+_PROGRESS = (
+    "epoch",
+    "batch",
+    "order_seed",
+    "history",
+    "sums",
+    "best",
+    "waited",
+    "stopped",
+)

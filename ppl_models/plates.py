@@ -1,0 +1,70 @@
+"""The plate of the rows: all that models and guides share."""
+
+import pyro
+import torch
+from torch import Tensor
+
+
+def data_plate(x: Tensor | None = None, size: int | None = None) -> pyro.plate:
+    r"""Returns the plate `"data"`, in which the latents of a row and the row itself live.
+
+    With data, it holds the rows of `x` as a minibatch of `size` rows in all, so that every
+    log-density in it counts `size / len(x)` times. Without data, it holds `size` fresh rows.
+
+    .. math::
+        \log p(x_{1:N}, z_{1:N} \mid \theta) \approx
+        \frac{N}{B} \sum_{b=1}^{B} \log p(x_b, z_b \mid \theta)
+
+    Arguments:
+        x: The rows, with shape `(B, *)`, or None.
+        size: The number of rows in all, `N`. Default: the rows of `x`.
+
+    Raises:
+        ValueError: Where neither is given, or `size` is less than the rows of `x`.
+
+    Example:
+        >>> with data_plate(torch.zeros(4, 3), size=100):
+        ...     z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        >>> z.shape
+        torch.Size([4])
+    """
+    if x is None:
+        if size is None:
+            raise ValueError(
+                "data_plate: expected rows x or a number of rows, got neither. "
+                "Try model(x) to score rows, model(size=10) to sample ten."
+            )
+        return pyro.plate("data", size, dim=-1)
+
+    rows = len(x)
+    if size is None or size == rows:
+        return pyro.plate("data", rows, dim=-1, device=x.device)
+    if size < rows:
+        raise ValueError(
+            f"data_plate: size counts the rows in all, of which x is a part; "
+            f"expected at least {rows}, got size={size}."
+        )
+    # Which rows these are is not known here; `fit` supplies the true indices.
+    return pyro.plate("data", size, subsample=torch.arange(rows, device=x.device), dim=-1)
+
+
+def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
+    """Raises an error unless `x` is None or holds rows of `num_features` floating-point numbers.
+
+    Raises:
+        TypeError: If the numbers are integers, as in raw images.
+        ValueError: If the shape is not `(B, num_features)`.
+    """
+    if x is None:
+        return
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{where}: expected rows of floating-point numbers, got {x.dtype}. "
+            f"Try x.float() / 255 for images of bytes, x.float() for numbers."
+        )
+    if x.ndim != 2 or x.shape[1] != num_features:
+        raise ValueError(
+            f"{where}: expected rows of {num_features} features, with shape "
+            f"(B, {num_features}), got {tuple(x.shape)}. Try x.flatten(1) for images, "
+            f"or num_features={x[0].numel() if len(x) else 'D'}."
+        )
