@@ -2,7 +2,9 @@
 
 from ppl_models.engine.checkpoint import load, save
 from ppl_models.engine.descend import descend
+from ppl_models.engine.evidence import Evidence, log_evidence
 from ppl_models.engine.fit import Run, fit
+from ppl_models.engine.inference_data import from_pyro_mcmc, from_pyro_svi
 from ppl_models.engine.objectives import Objective, elbo
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.plates import data_plate
@@ -10,6 +12,7 @@ from ppl_models.vae import VAE
 
 __all__ = [
     "VAE",
+    "Evidence",
     "FactorAnalysis",
     "Objective",
     "ProbabilisticPCA",
@@ -18,6 +21,9 @@ __all__ = [
     "descend",
     "elbo",
     "fit",
+    "from_pyro_mcmc",
+    "from_pyro_svi",
     "load",
+    "log_evidence",
     "save",
 ]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_models.engine.data import Batch
 from ppl_models.engine.inspection import told
+from ppl_models.engine.modules import check_devices, modes
 from ppl_models.engine.objectives import Objective
 from ppl_models.engine.rng import get_rng_state, set_rng_state
 from ppl_models.engine.rows import Rows
@@ -87,7 +88,7 @@ class Descent:
     def start(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
         """Checks the objectives against a first batch, and makes the optimisers."""
         self.device = batch.values[0].device
-        with modes(self.objectives, training=False):
+        with modes(self.modules(), training=False):
             self.check(batch, data)
         self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
         self.parameters = [_trained(objective) for objective in self.objectives]
@@ -102,10 +103,14 @@ class Descent:
         self.schedulers = [self._scheduler(optimizer) for optimizer in self.optimizers]
         self.started = True
 
+    def modules(self) -> list[nn.Module]:
+        """The modules of all objectives."""
+        return [module for o in self.objectives for module in o.modules().values()]
+
     def check(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
         for objective in self.objectives:
-            check_devices(objective, batch)
+            check_devices(objective.modules(), batch.values)
             with Rows(batch.rows, batch.size):
                 objective.prepare(*batch.values, size=batch.size, data=data)
 
@@ -195,37 +200,6 @@ class Descent:
                 f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)."
             )
         return scheduler
-
-
-class modes:
-    """A context in which the modules of objectives train, or do not; they return as they were."""
-
-    def __init__(self, objectives: Sequence[Objective], training: bool) -> None:
-        self.objectives, self.training = objectives, training
-
-    def __enter__(self) -> None:
-        modules = [m for o in self.objectives for root in o.modules().values() for m in root.modules()]
-        self.before = [(module, module.training) for module in modules]
-        for objective in self.objectives:
-            for module in objective.modules().values():
-                module.train(self.training)
-
-    def __exit__(self, *error: object) -> None:
-        for module, training in self.before:
-            module.training = training
-
-
-def check_devices(objective: Objective, batch: Batch) -> None:
-    """Raises where the model and the data are on different devices."""
-    there = {x.device for x in batch.values}
-    for root, module in objective.modules().items():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if {tensor.device} != there:
-                data = ", ".join(sorted(map(str, there)))
-                raise ValueError(
-                    f"device: the data are on {data}, but {root}.{name} is on {tensor.device}. "
-                    f"Try fit(..., device='auto'), or .to({data!r}) for both."
-                )
 
 
 def _trained(objective: Objective) -> list[Tensor]:

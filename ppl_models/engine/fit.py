@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from ppl_models.engine import checkpoint as files
 from ppl_models.engine.data import InMemory, Source, source
-from ppl_models.engine.descend import Descent, Optimizer, Schedule, modes
+from ppl_models.engine.descend import Descent, Optimizer, Schedule
 from ppl_models.engine.device import choose_device
+from ppl_models.engine.modules import modes
 from ppl_models.engine.objectives import Objective
 from ppl_models.engine.rng import mix, own_rng
 from ppl_models.engine.state import State
@@ -124,9 +125,8 @@ def fit(
         objective, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, steps=total, amp=amp
     )
     if place is not None:
-        for each in descent.objectives:
-            for module in each.modules().values():
-                module.to(place)
+        for module in descent.modules():
+            module.to(place)
     first = next(train.epoch(mix(order_seed, 0)))
     descent.start(first, _tensors(train))
 
@@ -151,7 +151,7 @@ def fit(
 
     saved = time.perf_counter()
     bar = tqdm(total=total, initial=descent.step_number, disable=None if progress else True)
-    with bar, modes(descent.objectives, training=True):
+    with bar, modes(descent.modules(), training=True):
         while descent.step_number < total and not state.stopped:
             for batch in train.epoch(mix(state.order_seed, state.epoch), start=state.batch):
                 state.record(descent.step(batch))
@@ -173,9 +173,8 @@ def fit(
             loss = None if held_out is None else _evaluate(descent, held_out, order_seed)
             state.end_epoch(loss, patience)
         state.return_to_best()
-    for each in descent.objectives:
-        for module in each.modules().values():
-            module.eval()
+    for module in descent.modules():
+        module.eval()
     return Run(state.history, descent.step_number, time.perf_counter() - began)
 
 
@@ -184,7 +183,7 @@ def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
     """The loss of held-out data in nats per row, with the same draws each time."""
     total = 0.0
     (objective,) = descent.objectives
-    with modes(descent.objectives, training=False), own_rng(mix(seed, -1), descent.device):
+    with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
         for batch in held_out.epoch(0, shuffle=False):
             loss = descent.evaluate(objective, batch)
             total += loss.item() * len(batch.values[0])
@@ -198,7 +197,7 @@ def _check(descent: Descent, held_out: Source, seed: int) -> None:
             f"validation: expected one objective, got {len(descent.objectives)}. "
             f"Try validation=None, and metrics after the fit."
         )
-    with modes(descent.objectives, training=False), own_rng(seed, descent.device):
+    with modes(descent.modules(), training=False), own_rng(seed, descent.device):
         descent.check(next(held_out.epoch(0, shuffle=False)), _tensors(held_out))
 
 

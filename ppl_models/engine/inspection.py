@@ -21,17 +21,29 @@ def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
     }
 
 
-def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
-    """The sites with data, `pyro.deterministic` and `pyro.factor` left out."""
+def reported_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """The sites that have a value to report: no subsamples, no `pyro.factor`."""
     return {
         name: site
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
-        and site["is_observed"]
         and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-        and type(site["fn"]).__name__ != "Unit"
+        and _kind(site["fn"]) != "Unit"
     }
+
+
+def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """The sites with data, `pyro.deterministic` and `pyro.factor` left out."""
+    return {
+        name: site
+        for name, site in reported_sites(trace).items()
+        if site["is_observed"] and is_datum(site)
+    }
+
+
+def is_datum(site: dict) -> bool:
+    """Whether a site, if observed, holds data: not `pyro.deterministic` or `pyro.factor`."""
+    return not site["infer"].get("_deterministic") and _kind(site["fn"]) != "Unit"
 
 
 def enumerated_sites(trace: poutine.Trace) -> set[str]:
@@ -42,6 +54,13 @@ def enumerated_sites(trace: poutine.Trace) -> set[str]:
 def in_data_plate(site: dict) -> bool:
     """Whether a site belongs to a row."""
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
+
+
+def plate_depth(*traces: poutine.Trace) -> int:
+    """How many dimensions from the right are taken by plates."""
+    sites = [s for trace in traces for s in trace.nodes.values() if s["type"] == "sample"]
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:

@@ -16,7 +16,7 @@ from pyro.infer.trace_elbo import Trace_ELBO, _compute_log_r
 from torch import Tensor, nn
 
 from ppl_models.engine import inspection
-from ppl_models.engine.program import Program
+from ppl_models.engine.program import Program, no_latents
 
 
 class Objective(Protocol):
@@ -88,7 +88,7 @@ class EvidenceLowerBound:
         estimator: ELBO | None,
     ) -> None:
         self.model = Program(model, "model")
-        self.guide = Program(guide if guide is not None else _no_latents, "guide")
+        self.guide = Program(guide if guide is not None else no_latents, "guide")
         if estimator is not None and not hasattr(estimator, "differentiable_loss"):
             raise TypeError(
                 f"estimator: expected an ELBO of Pyro that gives a differentiable loss, got "
@@ -151,7 +151,8 @@ class EvidenceLowerBound:
             model, guide = self._traces(batch, size)
         inspection.check_sites(model, guide)
         enumerated = inspection.enumerated_sites(model) or inspection.enumerated_sites(guide)
-        self.estimator = TraceEnum_ELBO() if enumerated else DirectELBO()
+        depth = inspection.plate_depth(model, guide)
+        self.estimator = TraceEnum_ELBO(max_plate_nesting=depth) if enumerated else DirectELBO()
 
 
 class DirectELBO(Trace_ELBO):
@@ -191,7 +192,3 @@ def _surrogate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor
 
 def _sites(trace: poutine.Trace) -> Iterator[dict]:
     return (site for site in trace.nodes.values() if site["type"] == "sample")
-
-
-def _no_latents(*batch: Tensor, size: int | None = None) -> None:
-    """The guide of a model without latents, or with enumerated ones."""

@@ -78,6 +78,12 @@ class Program:
                 f"takes them."
             ) from None
 
+    def argument_names(self) -> list[str]:
+        """The names of the arguments that data are passed to, as far as they have some."""
+        parameters = self._signature.parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p.name for p in parameters if p.kind in kinds and p.name != "size"]
+
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         with self._scope:
             if self.takes_size:
@@ -182,3 +188,7 @@ def _signature(inner: Callable[..., Any]) -> inspect.Signature:
 def own_parameters(module: nn.Module) -> dict[str, Tensor]:
     """What `pyro.param` statements inside the module's `forward` created, unconstrained."""
     return _stores.get(module, {"params": {}})["params"]
+
+
+def no_latents(*batch: Tensor, size: int | None = None) -> None:
+    """The guide of a model without latents, or with enumerated ones."""

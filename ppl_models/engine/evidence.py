@@ -1,0 +1,206 @@
+r"""The log evidence of rows under a model, and what kind of number it is.
+
+.. math::
+    \log p(x) = \log \mathbb{E}_{q(z \mid x)} \left[ \frac{p(x, z)}{q(z \mid x)} \right]
+    \ge \mathbb{E} \left[ \log \frac{1}{S} \sum_{s=1}^{S} \frac{p(x, z_s)}{q(z_s \mid x)} \right]
+
+References:
+    | Importance Weighted Autoencoders (Burda et al., 2016)
+    | https://arxiv.org/abs/1509.00519
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_models.engine.data import check_tensors
+from ppl_models.engine.joint import Joint, check_count
+from ppl_models.engine.modules import check_devices, modes
+from ppl_models.engine.program import Program
+from ppl_models.engine.rng import own_rng
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log evidences, in nats.
+
+    Attributes:
+        value: The log evidence of each row, with shape `(N,)`, or, where latents are shared by
+            all rows, the one of the whole data, with shape `(1,)`.
+        kind: `"exact"`, or `"lower bound"`: importance-weighted, below the exact value on average.
+        num_rows: The number of rows, `N`.
+        num_samples: The number of draws from the guide for each row; 0 where exact.
+        num_features: The number of discrete features of a row, `D`; None where some are not
+            discrete.
+        row_variance: The Monte Carlo variance of each value.
+    """
+
+    value: Tensor
+    kind: str
+    num_rows: int
+    num_samples: int
+    num_features: int | None
+    row_variance: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The log evidence in nats per row."""
+        return self.value.sum().item() / self.num_rows
+
+    @property
+    def standard_error(self) -> float:
+        """The error of the mean as one over other rows like these; NaN for shared latents."""
+        if len(self.value) < 2:
+            return math.nan
+        return self.value.std().item() / math.sqrt(self.num_rows)
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """The standard deviation of the mean over other draws from the guide."""
+        return self.row_variance.sum().sqrt().item() / self.num_rows
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Minus the mean in bits per feature, for discrete data."""
+        if self.num_features is None:
+            raise ValueError(
+                "bits_per_dim: the model gives a density, whose value depends on the units of "
+                "the data. Expected discrete features: try Bernoulli() or Categorical(levels)."
+            )
+        return -self.mean / (self.num_features * math.log(2))
+
+    def __str__(self) -> str:
+        if len(self.value) == self.num_rows:
+            text = f"log evidence {self.mean:.3f} ± {self.standard_error:.3f} nats per row"
+        else:
+            text = (
+                f"log evidence {self.value.item():.3f} nats of all {self.num_rows} rows "
+                f"({self.mean:.3f} per row)"
+            )
+        text += f", {self.kind}"
+        if self.kind == "lower bound":
+            text += (
+                f" ({self.num_samples} importance samples, "
+                f"Monte Carlo error {self.monte_carlo_error:.3f})"
+            )
+        if self.num_features is not None:
+            text += f", {self.bits_per_dim:.4f} bits/dim"
+        return text
+
+
+def log_evidence(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    *data: Tensor,
+    num_samples: int = 1000,
+    method: str = "auto",
+    batch_size: int = 4096,
+    seed: int | None = None,
+) -> Evidence:
+    r"""Returns the log evidence of rows of data, in nats, and says which kind of number it is.
+
+    It is exact where the model has `evidence()`, or no latents but enumerated ones. Otherwise
+    it is the importance-weighted lower bound, which rises to the exact value as the number of
+    samples grows. Modules are in evaluation mode meanwhile.
+
+    Arguments:
+        model: A Pyro program.
+        guide: Its guide. It may be None where the evidence is exact.
+        data: The rows, as the model takes them.
+        num_samples: The number of draws from the guide for each row.
+        method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
+            exact one is known.
+        batch_size: How many draws are evaluated at once: the memory this takes depends on it
+            alone.
+        seed: Seeds draws of their own; by default they come from torch's generator.
+
+    Raises:
+        ValueError: If there is no such evidence, or the data do not fit the model.
+
+    Example:
+        >>> from ppl_models import FactorAnalysis
+        >>> model = FactorAnalysis(num_features=5, num_factors=2)
+        >>> log_evidence(model, None, torch.zeros(10, 5)).kind
+        'exact'
+    """
+    if method not in ("auto", "exact", "importance"):
+        raise ValueError(
+            f"method: expected 'auto', 'exact' or 'importance', got {method!r}."
+        )
+    check_count(num_samples=num_samples, batch_size=batch_size)
+    closed_form = getattr(model, "evidence", None)
+    if closed_form is not None and method != "importance":
+        return _closed_form(model, data, batch_size)
+
+    modules = [*Program(model, "model").modules().values()]
+    if guide is not None:
+        modules += Program(guide, "guide").modules().values()
+    device = data[0].device if data else torch.device("cpu")
+    draws = nullcontext() if seed is None else own_rng(seed, device)
+    with torch.no_grad(), modes(modules, training=False), draws:
+        joint = Joint(model, guide, data)
+        exact = set(joint.latent) == joint.enumerated
+        if method == "exact" and not exact:
+            raise ValueError(
+                f"method: no closed form is known for {type(model).__name__} with latent site(s) "
+                f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
+            )
+        count = 1 if exact else num_samples
+        value, variance = _importance(joint, count, batch_size)
+    return Evidence(
+        value,
+        kind="exact" if exact else "lower bound",
+        num_rows=joint.num_rows,
+        num_samples=0 if exact else count,
+        num_features=_num_discrete(joint),
+        row_variance=torch.zeros_like(variance) if exact else variance,
+    )
+
+
+@torch.no_grad()
+def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evidence:
+    """The evidence of a model that knows it as a distribution over rows."""
+    if len(data) != 1:
+        raise ValueError(f"data: expected one tensor of rows, got {len(data)}.")
+    check_tensors(data)
+    check_devices(Program(model, "model").modules(), data)
+    density = model.evidence()
+    value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
+    return Evidence(
+        value,
+        kind="exact",
+        num_rows=len(value),
+        num_samples=0,
+        num_features=data[0][0].numel() if density.support.is_discrete else None,
+        row_variance=torch.zeros_like(value),
+    )
+
+
+def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The log of the mean weight of each row, and its variance by the delta method."""
+    first = torch.full((joint.num_rows if joint.by_row else 1,), -math.inf, dtype=torch.float64)
+    second = first.clone()  # log sums of the weights, and of their squares
+    for draws in joint.draws(num_samples, batch_size):
+        rows = draws.rows if joint.by_row else slice(None)
+        log_weight = (draws.log_p.double() - draws.log_q.double()).cpu()  # (K, R)
+        first[rows] = torch.logaddexp(first[rows], log_weight.logsumexp(0))
+        second[rows] = torch.logaddexp(second[rows], (2 * log_weight).logsumexp(0))
+    value = first - math.log(num_samples)
+    # var(log mean w) = (E[w^2] / E[w]^2 - 1) / (S - 1), unknown (0 / 0) after a single draw
+    spread = (second - 2 * first).exp() * num_samples - 1
+    return value, spread.clamp(min=0) / (num_samples - 1)
+
+
+def _num_discrete(joint: Joint) -> int | None:
+    """The number of features of a row, where all are discrete."""
+    total = 0
+    for site in joint.observed.values():
+        if not site["fn"].support.is_discrete:
+            return None
+        total += site["value"].numel() // len(site["value"])
+    return total or None

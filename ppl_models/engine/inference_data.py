@@ -1,0 +1,288 @@
+"""The bridge to ArviZ: the posterior of a guide, or of MCMC, with all its groups.
+
+Names follow `arviz_base.from_numpyro_svi`: plates become dimensions, and the site's
+`infer={"event_dims": ["factor"]}` names its event dimensions. The draws always have the dimensions
+`chain` and `draw`, which `az.summary`, `az.loo` and the plots ask for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray
+from pyro import poutine
+from torch import Tensor
+
+from ppl_models.engine import inspection
+from ppl_models.engine.joint import Draws, Joint, check_count
+from ppl_models.engine.modules import modes
+from ppl_models.engine.rng import own_rng
+
+Names = Mapping[str, Sequence[str]]
+Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
+
+
+def from_pyro_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    *data: Tensor,
+    num_samples: int = 500,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Names | None = None,
+    batch_size: int = 4096,
+    seed: int | None = None,
+) -> Any:
+    r"""Returns the posterior of a guide as ArviZ reads it.
+
+    Groups: `posterior` (the latents, and `pyro.deterministic` sites), `posterior_predictive`,
+    `log_likelihood` (nats; enumerated sites summed over), `prior`, `prior_predictive`,
+    `observed_data`, `constant_data` (what the model is given and does not observe) and
+    `sample_stats`: `log_p` and `log_q`, the joint log-densities of model and guide over all
+    latents and rows.
+
+    `az.loo` is meant for latents shared by all rows. With latents of a row (a VAE), leaving that
+    row out changes its posterior altogether: use `log_evidence` there.
+
+    Arguments:
+        model: A Pyro program.
+        guide: Its guide; None where all latents are enumerated.
+        data: The rows, as the model takes them.
+        num_samples: The number of draws.
+        coords: Labels along dimensions, such as `{"factor": ["ability"]}`.
+        dims: Names for the event dimensions of sites, such as `{"z": ["factor"]}`.
+        batch_size: How many draws of a row are made at once.
+        seed: Seeds draws of their own; by default they come from torch's generator.
+
+    Returns:
+        `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with ArviZ 1.x.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis
+        >>> model = FactorAnalysis(num_features=5, num_factors=2)
+        >>> x = model(size=7).detach()
+        >>> posterior = from_pyro_svi(model, ExactPosterior(model), x, num_samples=50)
+        >>> dict(posterior["posterior"]["z"].sizes)
+        {'chain': 1, 'draw': 50, 'data': 7, 'z_dim_0': 2}
+    """
+    check_count(num_samples=num_samples, batch_size=batch_size)
+    joint = Joint(model, guide, data)
+    groups = _Groups(joint, dims or {})
+    with _sampling(joint, seed):
+        for draws in joint.draws(num_samples, batch_size):
+            stats = {"log_p": draws.log_p, "log_q": draws.log_q}
+            groups.add(draws, {name: value.sum(1) for name, value in stats.items()})
+    return _to_arviz(groups.arrays(chains=1), joint.arguments(), coords or {})
+
+
+def from_pyro_mcmc(
+    mcmc: Any,
+    *,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Names | None = None,
+    seed: int | None = None,
+) -> Any:
+    """Returns the draws of a `pyro.infer.MCMC` run as ArviZ reads them.
+
+    The groups are those of `from_pyro_svi`, for the arguments of `mcmc.run`; `sample_stats` holds
+    `log_p` and `diverging`.
+
+    Arguments:
+        mcmc: A run of a model, with any number of chains.
+        coords: Labels along dimensions.
+        dims: Names for the event dimensions of sites.
+        seed: Seeds the predictive draws; by default they come from torch's generator.
+
+    Raises:
+        ValueError: If the sampler has not run.
+    """
+    model, samples = getattr(mcmc.kernel, "model", None), getattr(mcmc, "_samples", None)
+    if model is None or not samples:
+        raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
+    chains, number = next(iter(samples.values())).shape[:2]
+    flat = {name: values.flatten(0, 1) for name, values in samples.items()}
+    current = 0
+
+    # The draws as a program, and the model on the arguments of its run: no rows are passed.
+    def guide(*_: Tensor, size: int | None = None) -> None:
+        for name, values in flat.items():
+            pyro.sample(name, pyro.distributions.Delta(values[current]).to_event())
+
+    def program(*_: Tensor, size: int | None = None) -> Any:
+        return model(*mcmc._args, **mcmc._kwargs)
+
+    joint = Joint(program, guide, (torch.zeros(1),))
+    joint.by_row = joint.tiled = False
+    groups = _Groups(joint, dims or {})
+    with _sampling(joint, seed):
+        for current in range(chains * number):
+            draws = joint.draw(slice(0, 1), 1)
+            groups.add(draws, {"log_p": draws.log_p.sum(1)})
+    arrays = groups.arrays(chains)
+    diverging = np.zeros((chains, number), dtype=bool)
+    for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
+        diverging[chain, where] = True
+    arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
+    given = {f"argument_{i}": x for i, x in enumerate(mcmc._args)} | mcmc._kwargs
+    return _to_arviz(arrays, given, coords or {})
+
+
+class _Groups:
+    """Collects the variables of all groups, from one batch of draws after the other."""
+
+    def __init__(self, joint: Joint, names: Names) -> None:
+        self.joint, self.names = joint, names
+        self.dims: dict[tuple[str, str], list[str]] = {}
+        # For each variable of a group and each part of the rows, its batches of draws.
+        self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
+
+    def add(self, draws: Draws, stats: dict[str, Tensor]) -> None:
+        """Adds what some draws of some rows say."""
+        latents = draws.latents(self.joint.model)
+        predictive = draws.predictive(self.joint.model, given=latents)
+        prior = draws.predictive(self.joint.model, given=None)
+        observed = inspection.observed_sites(draws.model)
+        for name, site in inspection.reported_sites(predictive).items():
+            group = "posterior_predictive" if name in observed else "posterior"
+            self._put(group, name, draws, site)
+        for name, site in inspection.reported_sites(prior).items():
+            self._put("prior_predictive" if name in observed else "prior", name, draws, site)
+        for name, value in self._log_likelihood(draws, latents, observed).items():
+            self._put("log_likelihood", name, draws, observed[name], value, event_dim=0)
+        for name, site in observed.items():
+            if draws.rows.start not in self.parts.get(("observed_data", name), {}):
+                self._put("observed_data", name, draws, site)
+        for name, value in stats.items():
+            self._append("sample_stats", name, [], draws.rows.start, value)
+
+    def _log_likelihood(
+        self, draws: Draws, latents: poutine.Trace, observed: dict[str, dict]
+    ) -> dict[str, Tensor]:
+        summed_out = self.joint.summed_out(draws.model, draws.guide)
+        if summed_out is None:
+            return {name: site["log_prob"] for name, site in observed.items()}
+        inside = summed_out.names - self.joint.enumerated
+        if len(inside) == len(summed_out.terms) == 1 and inside <= set(observed):
+            return {next(iter(inside)): summed_out.terms[0]} | {
+                name: site["log_prob"] for name, site in observed.items() if name not in inside
+            }
+        # Latents besides the enumerated ones depend on these: the likelihood is given their draws.
+        trace = draws.run(poutine.trace(poutine.replay(self.joint.model, trace=latents)).get_trace)
+        trace.compute_log_prob()
+        return {name: trace.nodes[name]["log_prob"] for name in observed}
+
+    def _put(
+        self,
+        group: str,
+        name: str,
+        draws: Draws,
+        site: dict,
+        value: Tensor | None = None,
+        event_dim: int | None = None,
+    ) -> None:
+        event_dim = _event_dim(site) if event_dim is None else event_dim
+        value = site["value"] if value is None else value
+        batch_dim = value.dim() - event_dim
+        frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
+        plates = [frames.get(i - batch_dim, f"{name}_batch_{i}") for i in range(batch_dim)]
+        given = self.names.get(name) or site["infer"].get("event_dims") or ()
+        events = [*given, *(f"{name}_dim_{i}" for i in range(len(given), event_dim))]
+        if len(events) > event_dim and event_dim:
+            raise ValueError(
+                f"dims: site {name!r} has {event_dim} event dimension(s), got names {list(given)}."
+            )
+        stacked = draws.unstack(site, value, event_dim)
+        dims = plates + events[:event_dim]
+        self._append(group, name, dims, draws.rows.start, stacked)
+
+    def _append(self, group: str, name: str, dims: list[str], part: int, value: Tensor) -> None:
+        self.dims[group, name] = dims
+        array = value.detach().cpu().numpy()
+        self.parts.setdefault((group, name), {}).setdefault(part, []).append(array)
+
+    def arrays(self, chains: int) -> dict[str, Arrays]:
+        """The variables of each group, with dimensions `chain` and `draw` in front."""
+        groups: dict[str, Arrays] = {}
+        for (group, name), parts in self.parts.items():
+            dims = self.dims[group, name]
+            arrays = [np.concatenate(batches) for batches in parts.values()]
+            if group == "sample_stats" and self.joint.by_row:
+                whole = np.sum(arrays, axis=0)
+            elif "data" in dims and self.joint.tiled:
+                whole = np.concatenate(arrays, axis=1 + dims.index("data"))
+            else:
+                whole = arrays[0]
+            if group == "observed_data":
+                groups.setdefault(group, {})[name] = dims, whole[0]
+            else:
+                whole = whole.reshape(chains, -1, *whole.shape[1:])
+                groups.setdefault(group, {})[name] = ["chain", "draw", *dims], whole
+        return groups
+
+
+def _event_dim(site: dict) -> int:
+    """The event dimensions of a value."""
+    event_dim: int = site["fn"].event_dim
+    if site["infer"].get("_deterministic"):
+        # By default all its dimensions are; those that are as long as the plates are theirs.
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        shape, depth = site["value"].shape, max((-f.dim for f in frames), default=0)
+        if len(shape) == event_dim >= depth and all(shape[depth + f.dim] == f.size for f in frames):
+            return event_dim - depth
+    return event_dim
+
+
+def _sampling(joint: Joint, seed: int | None) -> ExitStack:
+    """The context of draws: no gradients, evaluation mode, and a generator of its own."""
+    modules = [*joint.model.modules().values(), *joint.guide.modules().values()]
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    stack.enter_context(modes(modules, training=False))
+    if seed is not None:
+        stack.enter_context(own_rng(seed, joint.data[0].device))
+    return stack
+
+
+def _to_arviz(
+    groups: dict[str, Arrays], given: dict[str, Any], coords: Mapping[str, Sequence[Any]]
+) -> Any:
+    """Returns what the installed ArviZ reads. `given` are the arguments of the model."""
+    import arviz  # slow to import, and not needed to fit
+
+    observed = groups.get("observed_data", {})
+    rows = {len(x) for dims, x in observed.values() if "data" in dims}
+    constant: Arrays = {}
+    for name, x in given.items():
+        if isinstance(x, Tensor) and x.dim() > 0:
+            array = x.detach().cpu().numpy()
+            if not any(np.array_equal(array, seen) for _, seen in observed.values()):
+                first = "data" if len(x) in rows else f"{name}_dim_0"
+                constant[name] = [first, *(f"{name}_dim_{i}" for i in range(1, x.dim()))], array
+    if constant:
+        groups["constant_data"] = constant
+    datasets = {group: _dataset(arrays, coords) for group, arrays in groups.items()}
+    if issubclass(arviz.InferenceData, xarray.DataTree):  # ArviZ 1.x
+        return xarray.DataTree.from_dict(datasets)
+    return arviz.InferenceData(**datasets)
+
+
+def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> xarray.Dataset:
+    sizes: dict[str, int] = {}
+    for dims, array in arrays.values():
+        sizes |= dict(zip(dims, array.shape, strict=True))
+    for dim, size in sizes.items():
+        if dim in coords and len(coords[dim]) != size:
+            raise ValueError(f"coords: {dim!r} has {size} entries, got {len(coords[dim])} labels.")
+    return xarray.Dataset(
+        arrays,
+        coords={dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()},
+        attrs={
+            "created_at": datetime.now(UTC).isoformat(),
+            "inference_library": "pyro",
+            "inference_library_version": pyro.__version__,
+        },
+    )

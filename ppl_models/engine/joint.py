@@ -1,0 +1,256 @@
+r"""A model and a guide on some data: draws of the latents, and both densities there.
+
+Where all latents belong to rows, rows are independent. They are then tiled, `K` draws of `R` rows
+as `K * R` rows, which every program and every network takes; a plate of draws to the left of the
+rows would break convolutions and normalisation layers. Elsewhere, and where the guide has
+parameters for each row, a draw is one run on the whole data.
+
+Shapes: `S` draws, `N` rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.discrete import infer_discrete
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ppl_models.engine import inspection
+from ppl_models.engine.data import check_tensors
+from ppl_models.engine.modules import check_devices
+from ppl_models.engine.program import Program, no_latents
+
+Call = Callable[[Any], Any]
+
+
+@dataclass
+class Draws:
+    """Some draws of some rows.
+
+    Attributes:
+        model: The trace of the model. Enumerated sites are summed over in `log_p`.
+        guide: The trace of the guide.
+        rows: Which rows.
+        count: How many draws of each row, `K`.
+        tiled: Whether the draws are tiled as rows.
+        log_p: The joint log-density of model, `(K, R)`, or `(K, 1)` of the whole data.
+        log_q: That of the guide.
+        run: Calls a program on these rows.
+        free_dim: The first dimension that is free for enumeration.
+    """
+
+    model: poutine.Trace
+    guide: poutine.Trace
+    rows: slice
+    count: int
+    tiled: bool
+    log_p: Tensor
+    log_q: Tensor
+    run: Call
+    free_dim: int
+
+    def unstack(self, site: dict, value: Tensor, event_dim: int) -> Tensor:
+        """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""
+        if not self.tiled:
+            return value.unsqueeze(0)
+        axis = _row_dim(site)
+        if axis is None:  # the same for all rows and draws
+            return value.unsqueeze(0).expand(self.count, *value.shape)
+        axis += value.dim() - event_dim
+        return value.unflatten(axis, (self.count, -1)).movedim(axis, 0)
+
+    def latents(self, model: Program) -> poutine.Trace:
+        """The trace of the latents, with draws of the enumerated ones given the others."""
+        if not inspection.enumerated_sites(self.model):
+            return self.guide
+        replayed = poutine.replay(model, trace=self.guide)
+        sampled = infer_discrete(replayed, first_available_dim=self.free_dim)
+        trace = self.run(poutine.trace(sampled).get_trace)
+        latents = poutine.Trace()
+        for name, site in inspection.latent_sites(trace).items():
+            latents.add_node(name, **site)
+        return latents
+
+    def predictive(self, model: Program, given: poutine.Trace | None) -> poutine.Trace:
+        """A trace of the model without its data: fresh rows given latents, or from the prior."""
+        program: Callable[..., Any] = Unobserved()(model)
+        if given is not None:
+            program = poutine.replay(program, trace=given)
+        return self.run(poutine.trace(program).get_trace)
+
+
+class Unobserved(Messenger):
+    """`poutine.uncondition`, but for `pyro.deterministic` and `pyro.factor`: those stay as they are."""
+
+    def _pyro_sample(self, message: dict) -> None:
+        if message["is_observed"] and inspection.is_datum(message):
+            message.update(is_observed=False, value=None, done=False)
+
+
+class Joint:
+    """A model and a guide on some data.
+
+    Arguments:
+        model: A Pyro program, called as `model(*data, size=N)`.
+        guide: Its guide, or None for a model whose latents, if any, are all enumerated.
+        data: Tensors with one entry for each row.
+
+    Raises:
+        ValueError: If the data are not finite or elsewhere than the modules, or the sites of
+            model and guide do not match.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
+        data: tuple[Tensor, ...],
+    ) -> None:
+        self.model = Program(model, "model")
+        self.guide = Program(no_latents if guide is None else guide, "guide")
+        for x in data:
+            if not isinstance(x, Tensor):
+                raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
+        if not data:
+            raise ValueError("data: expected at least one tensor of rows, got none.")
+        check_tensors(data)
+        self.data, self.num_rows = data, len(data[0])
+        for program in (self.model, self.guide):
+            program.check_arguments(len(data))
+            check_devices(program.modules(), data)
+        self._look()
+
+    def _look(self) -> None:
+        """Runs both once, to learn their structure."""
+        amortised = not isinstance(self.guide.inner, AutoGuide)
+        head = tuple(x[:2] for x in self.data) if amortised else self.data
+        try:
+            model, guide = self._structure(head)
+        except (RuntimeError, ValueError):  # parameters for each row, or data of a fixed length
+            amortised = False
+            model, guide = self._structure(self.data)
+        inspection.check_sites(model, guide)
+        self.latent = inspection.latent_sites(model)
+        self.observed = inspection.observed_sites(model)
+        self.enumerated = inspection.enumerated_sites(model)
+        sites = [*self.latent.values(), *self.observed.values()]
+        self.by_row = bool(sites) and all(inspection.in_data_plate(site) for site in sites)
+        self.tiled = self.by_row and amortised
+        self.free_dim = -1 - inspection.plate_depth(model, guide)
+
+    def _structure(self, data: tuple[Tensor, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+        with torch.no_grad(), inspection.told(data):
+            guide = poutine.trace(self.guide).get_trace(*data, size=len(data[0]))
+            replayed = poutine.replay(self.model, trace=guide)
+            return poutine.trace(replayed).get_trace(*data, size=len(data[0])), guide
+
+    def arguments(self) -> dict[str, Tensor]:
+        """The data under the names of the model's arguments."""
+        names = [*self.model.argument_names(), *(f"argument_{i}" for i in range(len(self.data)))]
+        return dict(zip(names, self.data, strict=False))
+
+    @torch.no_grad()
+    def draws(self, num_samples: int, batch_size: int) -> Iterator[Draws]:
+        """Yields all draws of some rows after the other, at most `batch_size` at a time."""
+        if not self.tiled:
+            for _ in range(num_samples):
+                yield self.draw(slice(0, self.num_rows), 1)
+            return
+        width = min(self.num_rows, batch_size)
+        for start in range(0, self.num_rows, width):
+            rows = slice(start, min(start + width, self.num_rows))
+            most = max(1, batch_size // (rows.stop - start))
+            for done in range(0, num_samples, most):
+                yield self.draw(rows, min(most, num_samples - done))
+
+    def draw(self, rows: slice, count: int) -> Draws:
+        """Draws `count` times the latents of some rows from the guide."""
+        batch = tuple(x[rows].repeat(count, *[1] * (x.dim() - 1)) for x in self.data)
+        size = len(batch[0])
+
+        def run(program: Callable[..., Any]) -> Any:
+            return program(*batch, size=size)
+
+        guide = run(poutine.trace(self.guide).get_trace)
+        model = run(poutine.trace(self._enumerating(guide)).get_trace)
+        guide, model = prune_subsample_sites(guide), prune_subsample_sites(model)
+        guide.compute_log_prob()
+        model.compute_log_prob()
+        shape = (count, -1) if self.by_row else (1, 1)
+        log_q = self._total(guide, size).reshape(shape)
+        log_p = self._total(model, size, self.summed_out(model, guide)).reshape(shape)
+        return Draws(model, guide, rows, count, self.tiled, log_p, log_q, run, self.free_dim)
+
+    def _enumerating(self, guide: poutine.Trace) -> Callable[..., Any]:
+        """The model on the latents of a guide, with the marked sites in parallel."""
+        model: Callable[..., Any] = self.model
+        if self.enumerated:
+            model = EnumMessenger(first_available_dim=self.free_dim)(model)
+        return poutine.replay(model, trace=guide)
+
+    def summed_out(self, model: poutine.Trace, guide: poutine.Trace) -> "SummedOut | None":
+        r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
+        if not self.enumerated:
+            return None
+        guide.pack_tensors()
+        model.pack_tensors(guide.plate_to_symbol)
+        _, factors, _, summed, _ = _compute_model_factors(model, guide)
+        names = {
+            name
+            for name, site in model.nodes.items()
+            if site["type"] == "sample"
+            and not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
+        }
+        terms = [
+            packed.unpack(term, model.symbol_to_dim)
+            for part in contract_tensor_tree(factors, summed).values()
+            for term in part
+        ]
+        return SummedOut(names, terms)
+
+    def _total(
+        self, trace: poutine.Trace, rows: int, summed_out: "SummedOut | None" = None
+    ) -> Tensor:
+        """The log-density of a trace: one number a row, or one in all."""
+        terms = [
+            (site["log_prob"], _row_dim(site))
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and (summed_out is None or name not in summed_out.names)
+        ]
+        if summed_out is not None:
+            site = next(iter(self.observed.values()))
+            terms += [(term, _row_dim(site)) for term in summed_out.terms]
+        total = torch.zeros(rows if self.by_row else 1, device=self.data[0].device)
+        for term, dim in terms:
+            if self.by_row:
+                term = term.movedim(dim, 0).flatten(1).sum(1) if term.dim() > 1 else term
+            total = total + (term if self.by_row else term.sum())
+        return total
+
+
+class SummedOut(NamedTuple):
+    """What is left of sites after the sum over enumerated ones."""
+
+    names: set[str]
+    terms: list[Tensor]  # with plates as dimensions
+
+
+def check_count(**counts: int) -> None:
+    """Raises unless all are positive whole numbers."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+
+
+def _row_dim(site: dict) -> int | None:
+    dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name == "data"]
+    return dims[0] if dims else None

@@ -1,0 +1,33 @@
+"""The modules that programs run: their mode and their device."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def modes(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    """A context in which modules train, or do not; afterwards each is as it was before."""
+    roots = list(modules)
+    before = [(module, module.training) for root in roots for module in root.modules()]
+    for root in roots:
+        root.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def check_devices(modules: dict[str, nn.Module], data: tuple[Tensor, ...]) -> None:
+    """Raises where the model and the data are on different devices."""
+    there = {x.device for x in data}
+    for root, module in modules.items():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if {tensor.device} != there:
+                devices = ", ".join(sorted(map(str, there)))
+                raise ValueError(
+                    f"device: the data are on {devices}, but {f'{root}.{name}'.lstrip('.')} is on "
+                    f"{tensor.device}. Try .to({devices!r}), or fit(..., device='auto')."
+                )
