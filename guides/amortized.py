@@ -31,6 +31,7 @@ class AmortizedNormal(nn.Module):
         site: The name of the latent site.
 
     Example:
+        >>> import torch
         >>> guide = AmortizedNormal(num_features=64, num_latents=8)
         >>> guide.posterior(torch.zeros(5, 64)).mean.shape
         torch.Size([5, 8])

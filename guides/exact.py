@@ -31,6 +31,7 @@ class ExactPosterior:
         TypeError: If the model has no `posterior`.
 
     Example:
+        >>> import torch
         >>> from ppl_models import FactorAnalysis
         >>> guide = ExactPosterior(FactorAnalysis(num_features=5, num_factors=2))
         >>> guide(torch.zeros(3, 5)).shape

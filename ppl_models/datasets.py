@@ -2,7 +2,7 @@ r"""Real data as tensors in memory: images are rows of grey levels in [0, 1].
 
 Binary images are draws :math:`x_{nd} \sim \mathrm{Bernoulli}(g_{nd})` from the grey levels `g`.
 State which draws with every number: training images drawn anew for each batch act as more data,
-and a model scores about 2 nats better with them than with images drawn once.
+and a model scores up to about 2 nats better with them than with images drawn once.
 
 Shapes: `N` rows, `D` features (pixels, line by line).
 
@@ -270,24 +270,16 @@ def _read_idx(path: Path) -> np.ndarray:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if len(data) < start or data[:4] != bytes((0, 0, 8, ndim)):  # 8: unsigned bytes
+            raise ValueError(f"its {len(data)} bytes start with {data[:4].hex() or 'nothing'}")
+        shape = struct.unpack(f">{ndim}I", data[4:start])
+        if len(data) - start != math.prod(shape) or 0 in shape:
+            raise ValueError(f"{len(data) - start} bytes follow a header that announces {shape}")
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path}: expected a whole gzip file, but {error}. Try deleting it and fetching it "
-            f"again."
+            f"{path}: expected a whole IDX file of bytes in {ndim} dimensions, which starts with "
+            f"0000080{ndim}, but {error}. Try deleting it and fetching it again."
         ) from error
-    if len(data) < start or data[:4] != bytes((0, 0, 8, ndim)):  # 8: unsigned bytes
-        raise ValueError(
-            f"{path}: expected an IDX file of bytes in {ndim} dimensions, which starts with "
-            f"0000080{ndim}, got {len(data)} bytes that start with {data[:4].hex() or 'none'}. "
-            f"Try deleting it and fetching it again."
-        )
-    shape = struct.unpack(f">{ndim}I", data[4:start])
-    if len(data) - start != math.prod(shape) or 0 in shape:
-        raise ValueError(
-            f"{path}: expected {math.prod(shape)} bytes of shape {shape}, as its header says, got "
-            f"{len(data) - start}: it is truncated or corrupt. Try deleting it and fetching it "
-            f"again."
-        )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

@@ -2,6 +2,9 @@
 
 import pyro
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ def save(path: str | Path, **modules: nn.Module) -> None:
     """Writes the weights of modules to one safetensors file, under the names given.
 
     Example:
-        >>>         >>> layer, copy = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> import tempfile
+        >>> layer, copy = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(f"{folder}/weights.safetensors", layer=layer)
         ...     load(f"{folder}/weights.safetensors", layer=copy)
@@ -124,7 +125,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: there is no such file.")
     with path.open("rb") as file:
         start = file.read(9)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # A safetensors file begins with any eight bytes, a length, and then a brace.
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ValueError(
             f"{path}: this is a pickle or an archive of torch.save, which can run any code when "
             f"opened, and was not opened. Expected a safetensors file, as written by "

@@ -106,6 +106,7 @@ class Loaded:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         if self.by_index:
+            shuffle = shuffle and self.batches > 1  # the whole data keep their order
             order = _order(self.size, seed) if shuffle else torch.arange(self.size)
             parts = order.split(self.batch_size)[start:]
             indices = [part.tolist() for part in parts]
@@ -155,6 +156,12 @@ def source(data: Any, batch_size: int | None, device: torch.device | None) -> So
                 f"got {batch_size}. Try batch_size=None."
             )
         _check_length(data.dataset)
+        if len(data) == 0:
+            raise ValueError(
+                f"data: expected a batch or more, got none from a DataLoader that drops the last, "
+                f"uneven one: {len(data.dataset)} rows, batch_size={data.batch_size}. "
+                f"Try drop_last=False."
+            )
         return Loaded(data, None, device or torch.device("cpu"))
     if isinstance(data, TensorDataset):
         data = data.tensors

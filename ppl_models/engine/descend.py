@@ -80,6 +80,7 @@ class Descent:
     ) -> None:
         several = isinstance(objectives, Sequence)
         self.objectives: list[Objective] = list(objectives) if several else [objectives]
+        _check_objectives(self.objectives)
         self.lr, self.optimizer, self.clip = lr, optimizer or _adam, clip
         self.schedule, self.steps, self.amp = schedule, steps, amp
         self.step_number = 0
@@ -88,8 +89,10 @@ class Descent:
     def start(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
         """Checks the objectives against a first batch, and makes the optimisers."""
         self.device = batch.values[0].device
+        rng = get_rng_state(self.device)
         with modes(self.modules(), training=False):
             self.check(batch, data)
+        set_rng_state(rng, self.device)  # what was drawn so far does not count
         self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
         self.parameters = [_trained(objective) for objective in self.objectives]
         self.optimizers = [self.optimizer(p, lr=self.lr) for p in self.parameters]
@@ -135,7 +138,7 @@ class Descent:
                 loss = self.evaluate(objective, batch)
             # Reading the loss makes a GPU wait; there it is checked when it is reported.
             if self.device.type == "cpu" and not torch.isfinite(loss):
-                set_rng_state(rng)
+                set_rng_state(rng, self.device)
                 raise FloatingPointError(self.blame(objective, batch, loss))
             loss.backward()
             if self.clip is not None:
@@ -200,6 +203,23 @@ class Descent:
                 f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)."
             )
         return scheduler
+
+
+def _check_objectives(objectives: Sequence[Objective]) -> None:
+    if not objectives:
+        raise ValueError("objective: expected one or more, got none. Try elbo(model, guide).")
+    for objective in objectives:
+        if not hasattr(objective, "loss") or not hasattr(objective, "prepare"):
+            raise TypeError(
+                f"objective: expected an objective, got {type(objective).__name__}. "
+                f"Try elbo(model, guide)."
+            )
+    names = [objective.name for objective in objectives]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"objectives: expected names that differ, for the history, got {names}. "
+            f"Try objective.name = 'another'."
+        )
 
 
 def _trained(objective: Objective) -> list[Tensor]:

@@ -11,7 +11,6 @@ References:
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,9 @@ import torch
 from torch import Tensor
 
 from ppl_models.engine.data import check_tensors
-from ppl_models.engine.joint import Joint, check_count
-from ppl_models.engine.modules import check_devices, modes
+from ppl_models.engine.joint import Joint, check_count, sampling
+from ppl_models.engine.modules import check_devices
 from ppl_models.engine.program import Program
-from ppl_models.engine.rng import own_rng
 
 
 @dataclass(frozen=True)
@@ -137,13 +135,7 @@ def log_evidence(
     if closed_form is not None and method != "importance":
         return _closed_form(model, data, batch_size)
 
-    modules = [*Program(model, "model").modules().values()]
-    if guide is not None:
-        modules += Program(guide, "guide").modules().values()
-    device = data[0].device if data else torch.device("cpu")
-    draws = nullcontext() if seed is None else own_rng(seed, device)
-    with torch.no_grad(), modes(modules, training=False), draws:
-        joint = Joint(model, guide, data)
+    with sampling(model, guide, data, seed) as joint:
         exact = set(joint.latent) == joint.enumerated
         if method == "exact" and not exact:
             raise ValueError(
@@ -167,8 +159,8 @@ def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evide
     """The evidence of a model that knows it as a distribution over rows."""
     if len(data) != 1:
         raise ValueError(f"data: expected one tensor of rows, got {len(data)}.")
-    check_tensors(data)
     check_devices(Program(model, "model").modules(), data)
+    check_tensors(data)
     density = model.evidence()
     value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(

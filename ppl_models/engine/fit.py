@@ -137,7 +137,7 @@ def fit(
         "clip": clip,
         "amp": amp,
         "optimizer": type(descent.optimizers[0]).__name__,
-        "scheduled": schedule is not None,
+        "schedule": type(descent.schedulers[0]).__name__,
         "horizon": total if descent.schedule_has_horizon else None,
         "validated": validation is not None,
         "patience": patience,
@@ -163,14 +163,14 @@ def fit(
                     saved = time.perf_counter()
             if state.batch < train.batches:
                 break  # the last step came in the middle of an epoch
-            loss = None if held_out is None else _evaluate(descent, held_out, order_seed)
+            loss = None if held_out is None else _evaluate(descent, held_out, state.order_seed)
             state.end_epoch(loss, patience)
             bar.set_postfix(state.latest(), refresh=False)
         state.check()
         if path is not None:
             state.write(path)
         if state.batch:
-            loss = None if held_out is None else _evaluate(descent, held_out, order_seed)
+            loss = None if held_out is None else _evaluate(descent, held_out, state.order_seed)
             state.end_epoch(loss, patience)
         state.return_to_best()
     for module in descent.modules():

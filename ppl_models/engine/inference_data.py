@@ -6,7 +6,6 @@ Names follow `arviz_base.from_numpyro_svi`: plates become dimensions, and the si
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,9 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_models.engine import inspection
-from ppl_models.engine.joint import Draws, Joint, check_count
-from ppl_models.engine.modules import modes
-from ppl_models.engine.rng import own_rng
+from ppl_models.engine.joint import Draws, Joint, check_count, sampling
 
 Names = Mapping[str, Sequence[str]]
 Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
@@ -70,9 +67,8 @@ def from_pyro_svi(
         {'chain': 1, 'draw': 50, 'data': 7, 'z_dim_0': 2}
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
-    joint = Joint(model, guide, data)
-    groups = _Groups(joint, dims or {})
-    with _sampling(joint, seed):
+    with sampling(model, guide, data, seed) as joint:
+        groups = _Groups(joint, dims or {})
         for draws in joint.draws(num_samples, batch_size):
             stats = {"log_p": draws.log_p, "log_q": draws.log_q}
             groups.add(draws, {name: value.sum(1) for name, value in stats.items()})
@@ -115,10 +111,9 @@ def from_pyro_mcmc(
     def program(*_: Tensor, size: int | None = None) -> Any:
         return model(*mcmc._args, **mcmc._kwargs)
 
-    joint = Joint(program, guide, (torch.zeros(1),))
-    joint.by_row = joint.tiled = False
-    groups = _Groups(joint, dims or {})
-    with _sampling(joint, seed):
+    with sampling(program, guide, (torch.zeros(1),), seed) as joint:
+        joint.by_row = joint.tiled = False
+        groups = _Groups(joint, dims or {})
         for current in range(chains * number):
             draws = joint.draw(slice(0, 1), 1)
             groups.add(draws, {"log_p": draws.log_p.sum(1)})
@@ -136,6 +131,7 @@ class _Groups:
 
     def __init__(self, joint: Joint, names: Names) -> None:
         self.joint, self.names = joint, names
+        self.event_dims: dict[str, Sequence[str]] = {}
         self.dims: dict[tuple[str, str], list[str]] = {}
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
@@ -146,6 +142,8 @@ class _Groups:
         predictive = draws.predictive(self.joint.model, given=latents)
         prior = draws.predictive(self.joint.model, given=None)
         observed = inspection.observed_sites(draws.model)
+        for name, site in prior.nodes.items():  # elsewhere replaced by those of the guide's sites
+            self.event_dims[name] = site.get("infer", {}).get("event_dims", ())
         for name, site in inspection.reported_sites(predictive).items():
             group = "posterior_predictive" if name in observed else "posterior"
             self._put(group, name, draws, site)
@@ -189,7 +187,7 @@ class _Groups:
         batch_dim = value.dim() - event_dim
         frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
         plates = [frames.get(i - batch_dim, f"{name}_batch_{i}") for i in range(batch_dim)]
-        given = self.names.get(name) or site["infer"].get("event_dims") or ()
+        given = self.names.get(name) or self.event_dims[name]
         events = [*given, *(f"{name}_dim_{i}" for i in range(len(given), event_dim))]
         if len(events) > event_dim and event_dim:
             raise ValueError(
@@ -234,17 +232,6 @@ def _event_dim(site: dict) -> int:
         if len(shape) == event_dim >= depth and all(shape[depth + f.dim] == f.size for f in frames):
             return event_dim - depth
     return event_dim
-
-
-def _sampling(joint: Joint, seed: int | None) -> ExitStack:
-    """The context of draws: no gradients, evaluation mode, and a generator of its own."""
-    modules = [*joint.model.modules().values(), *joint.guide.modules().values()]
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    stack.enter_context(modes(modules, training=False))
-    if seed is not None:
-        stack.enter_context(own_rng(seed, joint.data[0].device))
-    return stack
 
 
 def _to_arviz(

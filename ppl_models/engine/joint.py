@@ -9,6 +9,7 @@ Shapes: `S` draws, `N` rows.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ from torch import Tensor
 
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
-from ppl_models.engine.modules import check_devices
+from ppl_models.engine.modules import check_devices, modes
 from ppl_models.engine.program import Program, no_latents
+from ppl_models.engine.rng import own_rng
 
 Call = Callable[[Any], Any]
 
@@ -88,6 +90,29 @@ class Draws:
         return self.run(poutine.trace(program).get_trace)
 
 
+@contextmanager
+def sampling(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    data: tuple[Tensor, ...],
+    seed: int | None,
+) -> Iterator["Joint"]:
+    """Gives a `Joint` in the context of its draws.
+
+    There are no gradients, the modules are in evaluation mode, and with a seed the draws come from
+    a generator of their own.
+    """
+    programs = [Program(model, "model"), Program(no_latents if guide is None else guide, "guide")]
+    modules = [module for program in programs for module in program.modules().values()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(modes(modules, training=False))
+        if seed is not None:
+            device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
+            stack.enter_context(own_rng(seed, torch.device(device)))
+        yield Joint(*programs, data)
+
+
 class Unobserved(Messenger):
     """`poutine.uncondition`, but for `pyro.deterministic` and `pyro.factor`: those stay as they are."""
 
@@ -100,8 +125,8 @@ class Joint:
     """A model and a guide on some data.
 
     Arguments:
-        model: A Pyro program, called as `model(*data, size=N)`.
-        guide: Its guide, or None for a model whose latents, if any, are all enumerated.
+        model: The model, called as `model(*data, size=N)`.
+        guide: Its guide.
         data: Tensors with one entry for each row.
 
     Raises:
@@ -109,24 +134,18 @@ class Joint:
             model and guide do not match.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any] | None,
-        data: tuple[Tensor, ...],
-    ) -> None:
-        self.model = Program(model, "model")
-        self.guide = Program(no_latents if guide is None else guide, "guide")
+    def __init__(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> None:
+        self.model, self.guide = model, guide
         for x in data:
             if not isinstance(x, Tensor):
                 raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
         if not data:
             raise ValueError("data: expected at least one tensor of rows, got none.")
-        check_tensors(data)
-        self.data, self.num_rows = data, len(data[0])
         for program in (self.model, self.guide):
             program.check_arguments(len(data))
             check_devices(program.modules(), data)
+        check_tensors(data)
+        self.data, self.num_rows = data, len(data[0])
         self._look()
 
     def _look(self) -> None:
@@ -148,7 +167,7 @@ class Joint:
         self.free_dim = -1 - inspection.plate_depth(model, guide)
 
     def _structure(self, data: tuple[Tensor, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-        with torch.no_grad(), inspection.told(data):
+        with inspection.told(data):
             guide = poutine.trace(self.guide).get_trace(*data, size=len(data[0]))
             replayed = poutine.replay(self.model, trace=guide)
             return poutine.trace(replayed).get_trace(*data, size=len(data[0])), guide
@@ -158,7 +177,6 @@ class Joint:
         names = [*self.model.argument_names(), *(f"argument_{i}" for i in range(len(self.data)))]
         return dict(zip(names, self.data, strict=False))
 
-    @torch.no_grad()
     def draws(self, num_samples: int, batch_size: int) -> Iterator[Draws]:
         """Yields all draws of some rows after the other, at most `batch_size` at a time."""
         if not self.tiled:

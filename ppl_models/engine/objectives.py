@@ -100,9 +100,12 @@ class EvidenceLowerBound:
         size = len(batch[0]) if size is None else size
         if self.estimator is None:
             self._choose_estimator(batch, size)
-        gradient = torch.is_grad_enabled()
-        evaluate = self.estimator.differentiable_loss if gradient else self.estimator.loss
-        total = torch.as_tensor(evaluate(self.model, self.guide, *batch, size=size))
+        programs = self.model, self.guide
+        if torch.is_grad_enabled():
+            total = self.estimator.differentiable_loss(*programs, *batch, size=size)
+        else:
+            number = self.estimator.loss(*programs, *batch, size=size)
+            total = torch.tensor(number, dtype=torch.float64)
         return total / (size if self.model.takes_size else len(batch[0]))
 
     def prepare(

@@ -12,6 +12,7 @@ statements stay readable after the fit.
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -49,21 +50,15 @@ class Program:
             )
         self.program = program
         self.name = name
-        self.inner = _unwrap(program)
+        self.inner = _inner(program)
         self.owner = _owner(self.inner)
         self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
         self._scope = _Scope(self)
-        self._signature = _signature(self.inner)
-        if isinstance(self.inner, AutoGuide):
-            follow_rows(self.inner)
-
-    @property
-    def takes_size(self) -> bool:
-        """Whether the program has an argument `size`."""
+        self._signature = _signature(program)
+        self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
-            return Program(self.inner.model, "model").takes_size
-        parameters = self._signature.parameters.values()
-        return any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in parameters)
+            self.takes_size = _takes_size(_signature(self.inner.model))
+            follow_rows(self.inner, self.takes_size)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -94,11 +89,11 @@ class Program:
         """The modules that the program runs: its owner, or those that a function refers to."""
         if self.owner is not None:
             return {"": self.owner}
-        if not inspect.isfunction(self.inner):
-            values = vars(self.inner) if hasattr(self.inner, "__dict__") else {}
-        else:
+        if inspect.isfunction(self.inner):
             outside = inspect.getclosurevars(self.inner)
             values = {**outside.globals, **outside.nonlocals}
+        else:
+            values = getattr(getattr(self.inner, "__self__", self.inner), "__dict__", {})
         return {k: v for k, v in values.items() if isinstance(v, nn.Module)}
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -146,10 +141,11 @@ class _Scope(Messenger):
             # Not kept: the module's own, which it holds itself, and what an autoguide's model
             # created while the guide looked at it (hidden from this handler).
             own = {id(parameter) for parameter in owner.parameters()}
+            known = self.program.found.keys() | own_parameters(owner).keys()
             kept = {
                 name: parameter
                 for name, parameter in state["params"].items()
-                if id(parameter) not in own and name in self.program.found
+                if id(parameter) not in own and name in known
             }
             if kept:
                 constraints = {name: state["constraints"][name] for name in kept}
@@ -161,19 +157,29 @@ class _Scope(Messenger):
         self.program.found[message["name"]] = message["value"].unconstrained()
 
 
-def _unwrap(program: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns what is inside of handlers, partials and decorators."""
-    while True:
-        if isinstance(program, functools.partial):
-            handled = len(program.args) == 2 and isinstance(program.args[0], Messenger)
-            program = program.args[1] if handled else program.func
-        elif hasattr(program, "__wrapped__") and not isinstance(program, nn.Module):
-            program = program.__wrapped__
-        else:
-            inner = pyro.poutine.unwrap(program)
-            if inner is program:
-                return program
-            program = inner
+def _unhandled(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns what is inside of Pyro's handlers, with the arguments bound to it."""
+    while isinstance(program, functools.partial) and isinstance(
+        next(iter(program.args), None), Messenger
+    ):
+        fn, *bound = program.args[1:]  # Pyro's partial(_context_wrap, handler, fn)
+        plain = not bound and not program.keywords
+        program = fn if plain else functools.partial(fn, *bound, **program.keywords)
+    return program
+
+
+def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function, method or module inside of handlers, partials and decorators."""
+    program = _unhandled(program)
+    if isinstance(program, functools.partial):
+        first = next(iter(program.args), None)
+        method = getattr(type(first), getattr(program.func, "__name__", ""), None)
+        if isinstance(first, nn.Module) and _unhandled(method) is program.func:
+            return types.MethodType(program.func, first)  # a handler decorates the method
+        return _inner(program.func)
+    if inspect.isfunction(program) and hasattr(program, "__wrapped__"):
+        return _inner(program.__wrapped__)
+    return program
 
 
 def _owner(inner: Callable[..., Any]) -> nn.Module | None:
@@ -181,8 +187,19 @@ def _owner(inner: Callable[..., Any]) -> nn.Module | None:
     return candidate if isinstance(candidate, nn.Module) else None
 
 
-def _signature(inner: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner)
+def _signature(program: Callable[..., Any]) -> inspect.Signature:
+    program = _unhandled(program)
+    if isinstance(program, nn.Module):
+        return _signature(program.forward)
+    if isinstance(program, functools.partial) and isinstance(program.func, nn.Module):
+        bound = functools.partial(program.func.forward, *program.args, **program.keywords)
+        return _signature(bound)
+    return inspect.signature(program)
+
+
+def _takes_size(signature: inspect.Signature) -> bool:
+    parameters = signature.parameters.values()
+    return any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def own_parameters(module: nn.Module) -> dict[str, Tensor]:

@@ -37,11 +37,15 @@ class Rows(Messenger):
                 message["value"] = self.rows
 
 
-def follow_rows(guide: AutoGuide) -> None:
+def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
     """Makes the plate `"data"` of an autoguide follow the batch it is called with.
 
     By itself an autoguide keeps the number of rows of the first batch, which the last, uneven one
     does not have, and without indices it draws the rows at random.
+
+    Arguments:
+        guide: The autoguide.
+        takes_size: Whether its model has an argument `size`. One without may draw rows of its own.
     """
     if guide.master is not None or guide.create_plates is not None:
         return
@@ -66,12 +70,17 @@ def follow_rows(guide: AutoGuide) -> None:
                 f"guide, which takes any. (A DataLoader hides which rows it gives: pass `fit` the "
                 f"tensors or the Dataset.)"
             )
-        if isinstance(guide, AutoContinuous) and (count, size) != (frame.size, frame.size):
-            raise ValueError(
-                f"{kind}: it holds the latents of all rows in one vector, made for the "
-                f"{frame.size} rows of its first batch, and cannot take {count} of {size}. "
-                f"Try batch_size=None (the whole data), AutoNormal, or an amortised guide."
-            )
+        for part in guide.modules():
+            joint = isinstance(part, AutoContinuous) and "data" in part._prototype_frames
+            if joint and (count, size) != (frame.size, frame.size):
+                raise ValueError(
+                    f"{type(part).__name__}: it holds the latents of all rows in one vector, made "
+                    f"for the {frame.size} rows of its first batch, and cannot take {count} of "
+                    f"{size}. Try batch_size=None (the whole data), AutoNormal, or an amortised "
+                    f"guide."
+                )
+        if count == size and not takes_size:
+            return []  # as many as in the model's own plate, which may subsample
         return [pyro.plate("data", size, subsample_size=count, dim=frame.dim)]
 
     guide.create_plates = create_plates

@@ -126,7 +126,7 @@ class State:
         differing = [
             f"{name}={written.get(name)!r}, now {value!r}"
             for name, value in self.settings.items()
-            if name not in ("horizon",) and written.get(name) != value
+            if written.get(name) != value
         ]
         if differing:
             raise ValueError(

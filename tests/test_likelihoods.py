@@ -1,0 +1,91 @@
+"""Likelihoods: exact log-probabilities, normalisation, and refusals."""
+
+import itertools
+
+import pytest
+import torch
+
+from ppl_models import VAE
+from ppl_models.likelihoods import Bernoulli, Categorical, Levels, Normal
+
+
+def test_bernoulli_sums_to_one():
+    outputs = torch.randn(1, 6, dtype=torch.float64)
+    rows = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6)), dtype=torch.float64)
+    total = Bernoulli()(outputs.expand(len(rows), 6)).log_prob(rows).logsumexp(0)
+    assert total.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_categorical_sums_to_one_and_agrees_with_torch():
+    outputs = torch.randn(1, 3 * 4, dtype=torch.float64)
+    rows = torch.tensor(list(itertools.product(range(4), repeat=3)), dtype=torch.float64) / 3
+    got = Categorical(4)(outputs.expand(len(rows), 12)).log_prob(rows)
+    assert got.logsumexp(0).item() == pytest.approx(0.0, abs=1e-12)
+    expected = torch.distributions.Categorical(logits=outputs.view(3, 4)).log_prob(rows * 3)
+    torch.testing.assert_close(got, expected.sum(1))
+
+
+def test_levels_sample_their_probabilities():
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    levels = Levels(logits)
+    x = levels.sample((100_000,))
+    assert levels.support.check(x).all()
+    assert x.mean().item() == pytest.approx(levels.mean.item(), abs=0.005)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_float32_grey_levels_are_on_the_grid(levels):
+    x = torch.arange(levels, dtype=torch.float32) / (levels - 1)
+    support = Categorical(levels)(torch.zeros(1, levels * levels)).support
+    assert support.check(x).all()
+    assert not support.check(x + 0.4 / (levels - 1)).any()
+
+
+def test_normal_has_a_shared_scale_or_one_of_each_pixel():
+    outputs, x = torch.randn(5, 6), torch.randn(5, 3)
+    own = Normal(own_scale=True)(outputs)
+    scale = 1e-3 + outputs[:, 3:].exp()
+    expected = torch.distributions.Normal(outputs[:, :3], scale).log_prob(x).sum(1)
+    torch.testing.assert_close(own.log_prob(x), expected)
+
+    shared = Normal()
+    assert [p.shape for p in shared.parameters()] == [()]
+    assert list(Normal(own_scale=True).parameters()) == []
+    with torch.no_grad():
+        shared.log_scale.fill_(-30.0)
+    assert shared(outputs).stddev.min() >= 1e-3  # no infinite density
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "num_outputs"),
+    [(Bernoulli(), 1), (Normal(), 1), (Normal(own_scale=True), 2), (Categorical(17), 17)],
+)
+def test_a_vae_builds_its_decoder_for_each(likelihood, num_outputs):
+    vae = VAE(num_features=6, num_latents=2, likelihood=likelihood)
+    x = vae(size=3)
+    assert x.shape == (3, 6)
+    assert vae.decoder(torch.zeros(1, 2)).shape == (1, 6 * num_outputs)
+    assert vae.mean(torch.zeros(3, 2)).shape == (3, 6)
+
+
+def test_ones_own_likelihood():
+    class Poisson:
+        num_outputs = 1
+
+        def __call__(self, outputs):
+            import pyro.distributions as dist
+
+            return dist.Poisson(outputs.exp()).to_event(1)
+
+    assert VAE(4, 2, likelihood=Poisson())(size=3).shape == (3, 4)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", Bernoulli, Normal, None, lambda x: x])
+def test_what_is_no_likelihood(likelihood):
+    with pytest.raises(TypeError, match=r"Bernoulli\(\), Normal\(\).*Categorical\(levels\)"):
+        VAE(4, 2, likelihood=likelihood)
+
+
+def test_one_level_is_none():
+    with pytest.raises(ValueError, match="2 levels"):
+        Categorical(1)
