@@ -55,7 +55,7 @@ def test_what_models_and_guides_share_imports_nothing(path):
 MODELS = [
     path
     for path in files("ppl_models/*.py")
-    if path.values[0].stem not in ("__init__", "plates", "likelihoods", "datasets")
+    if path.values[0].stem not in ("__init__", "plates", "likelihoods", "datasets", "idx")
 ]
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,9 @@ def dropout_vae() -> tuple[VAE, AmortizedNormal]:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 4))
-        decoder = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4))
+        decoder = nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4)
+        )
         return VAE(4, 2, decoder=decoder), AmortizedNormal(4, 2, encoder=encoder)
 
 
@@ -80,8 +83,10 @@ class Seen(nn.Module):
 )
 def test_epochs_and_steps(length, steps, entries):
     run = quiet(elbo(Seen()), torch.randn(11), batch_size=4, **length)
-    assert run.steps == steps and list(run.history) == ["loss"]
-    assert len(run.history["loss"]) == entries and run.seconds > 0
+    assert run.steps == steps
+    assert list(run.history) == ["loss"]
+    assert len(run.history["loss"]) == entries
+    assert run.seconds > 0
 
 
 def test_steps_are_epochs_cut_off():
@@ -95,7 +100,10 @@ def test_the_history_is_the_mean_over_steps_in_nats_per_row():
     model = FactorAnalysis(3, 2).double()
     x = model(size=11).detach()
     sgd = functools.partial(torch.optim.SGD, lr=0.0)
-    hold = lambda parameters, lr: sgd(parameters)  # noqa: E731
+
+    def hold(parameters, lr):
+        return sgd(parameters)
+
     guide = ExactPosterior(model)
     run = quiet(elbo(model, guide), x, epochs=3, batch_size=11, optimizer=hold, validation=x[:7])
     evidence = model.evidence().log_prob(x).detach()
@@ -108,7 +116,10 @@ def test_the_history_is_the_mean_over_steps_in_nats_per_row():
 def test_uneven_validation_batches_are_weighed_by_their_rows():
     model = FactorAnalysis(3, 2).double()
     x = model(size=11).detach()
-    hold = lambda parameters, lr: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
+
+    def hold(parameters, lr):
+        return torch.optim.SGD(parameters, lr=0.0)
+
     objective = elbo(model, ExactPosterior(model))
     run = quiet(objective, x, epochs=1, batch_size=4, optimizer=hold, validation=x)
     expected = -model.evidence().log_prob(x).mean().item()
@@ -141,7 +152,7 @@ def test_every_row_once_an_epoch_in_another_order(kind):
     quiet(elbo(model), kind(x), epochs=3, batch_size=4, seed=0)
     assert [len(batch) for batch in model.batches] == [4, 4, 3] * 3
     assert set(model.sizes) == {11}
-    orders = [sum(model.batches[i : i + 3], []) for i in (0, 3, 6)]
+    orders = [functools.reduce(operator.iadd, model.batches[i : i + 3], []) for i in (0, 3, 6)]
     assert all(sorted(order) == x.tolist() for order in orders)
     assert len({tuple(order) for order in orders}) == 3
 
@@ -154,7 +165,7 @@ def test_a_loader_keeps_its_own_way(shuffle, own_generator):
     loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=shuffle, generator=generator)
     quiet(elbo(model), loader, epochs=3, seed=0)
     assert [len(batch) for batch in model.batches] == [4, 4, 3] * 3
-    orders = [sum(model.batches[i : i + 3], []) for i in (0, 3, 6)]
+    orders = [functools.reduce(operator.iadd, model.batches[i : i + 3], []) for i in (0, 3, 6)]
     assert all(sorted(order) == x.tolist() for order in orders)
     assert len({tuple(order) for order in orders}) == (3 if shuffle else 1)
 
@@ -163,7 +174,8 @@ def test_a_loader_that_drops_the_last_batch():
     model, x = Seen(), torch.arange(11.0)
     loader = DataLoader(TensorDataset(x), batch_size=4, drop_last=True)
     run = quiet(elbo(model), loader, epochs=3)
-    assert run.steps == 6 and [len(batch) for batch in model.batches] == [4, 4] * 3
+    assert run.steps == 6
+    assert [len(batch) for batch in model.batches] == [4, 4] * 3
 
 
 def test_the_default_is_the_whole_data_in_order():
@@ -216,7 +228,8 @@ def test_a_seed_repeats_a_run_bit_for_bit(source):
     torch.randn(13)  # whatever was drawn in between
     second, again = trained(SOURCES[source](), **options)
     other, _ = trained(SOURCES[source](), **options, seed=1)
-    assert same(first, second) and run.history == again.history
+    assert same(first, second)
+    assert run.history == again.history
     assert not same(first, other)
 
 
@@ -254,7 +267,8 @@ def test_without_a_seed_the_global_generator_decides():
     torch.manual_seed(8)
     second, _ = trained(binary(), seed=None)
     third, _ = trained(binary(), seed=None)
-    assert same(first, second) and not same(first, third)
+    assert same(first, second)
+    assert not same(first, third)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -263,7 +277,8 @@ def test_validation_does_not_change_the_training(source):
     without, run = trained(SOURCES[source](), **options)
     validation = SOURCES[source]()
     with_, watched = trained(SOURCES[source](), **options, validation=validation)
-    assert same(without, with_) and run.history["loss"] == watched.history["loss"]
+    assert same(without, with_)
+    assert run.history["loss"] == watched.history["loss"]
     assert len(watched.history["validation"]) == 2
 
 
@@ -271,12 +286,17 @@ def test_a_checkpoint_does_not_change_the_training(tmp_path):
     without, run = trained(binary())
     path = tmp_path / "run.safetensors"
     with_, other = trained(binary(), checkpoint=path, checkpoint_every=0)
-    assert same(without, with_) and run.history == other.history and path.exists()
+    assert same(without, with_)
+    assert run.history == other.history
+    assert path.exists()
 
 
 def test_validation_draws_the_same_each_time():
     """Without movement it is one number, whatever dropout and guides would draw."""
-    hold = lambda parameters, lr: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
+
+    def hold(parameters, lr):
+        return torch.optim.SGD(parameters, lr=0.0)
+
     pair = dropout_vae()
     pair[0].decoder[1].momentum = 0.0
     run = quiet(elbo(*pair), binary(), epochs=3, seed=0, optimizer=hold, validation=binary(7))
@@ -393,13 +413,15 @@ def test_devices(device):
     run = quiet(elbo(*pair), binary(), epochs=1, device=device, seed=0)
     assert run.steps == 1
     place = {p.device.type for module in pair for p in module.parameters()}
-    assert len(place) == 1 and (device == "auto" or place == {"cpu"})
+    assert len(place) == 1
+    assert device == "auto" or place == {"cpu"}
 
 
 def test_training_mode_within_evaluation_mode_afterwards():
     model = Seen().eval()
     quiet(elbo(model), torch.zeros(8), epochs=3, batch_size=4, validation=torch.zeros(3))
-    assert model.modes == [True] * 6 and not model.training
+    assert model.modes == [True] * 6
+    assert not model.training
 
 
 def test_modules_of_functions_change_their_mode_too():
@@ -414,7 +436,9 @@ def test_modules_of_functions_change_their_mode_too():
             pyro.sample("x", dist.Normal(net(x[:, None]).squeeze(-1), 1.0), obs=x)
 
     quiet(elbo(model), torch.ones(5), steps=2, validation=torch.ones(5))
-    assert modes == [True] * 2 and not net.training and not net[1].training
+    assert modes == [True] * 2
+    assert not net.training
+    assert not net[1].training
 
 
 def test_modules_of_an_object_with_methods_change_their_mode_too():
@@ -495,7 +519,7 @@ def test_two_objectives_of_one_name_are_refused():
     """Their losses could not be told apart."""
     pair, *_ = toy_pair()
     pair[1].name = "first"
-    with pytest.raises(ValueError, match="objectives: .*names.*first"):
+    with pytest.raises(ValueError, match=r"objectives: .*names.*first"):
         quiet(pair, torch.zeros(4), steps=2)
 
 
@@ -518,11 +542,15 @@ def test_descend_is_lazy_and_takes_batches_of_a_larger_whole():
     rows = [torch.tensor([4, 1]), torch.tensor([0, 5])]
     stream = descend(elbo(model), (Batch((x[r],), r, 6) for r in rows), lr=0.1)
     before = model.loc.item()
-    assert model.loc.item() == before and model.batches == []
+    assert model.loc.item() == before
+    assert model.batches == []
     first = next(stream)
-    assert list(first) == ["elbo"] and first["elbo"].shape == () and model.loc.item() != before
+    assert list(first) == ["elbo"]
+    assert first["elbo"].shape == ()
+    assert model.loc.item() != before
     assert not first["elbo"].requires_grad
-    assert len(list(stream)) == 1 and model.sizes == [6, 6]
+    assert len(list(stream)) == 1
+    assert model.sizes == [6, 6]
 
 
 def test_descend_takes_pairs_and_games():

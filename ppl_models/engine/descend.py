@@ -139,7 +139,8 @@ class Descent:
             # Reading the loss makes a GPU wait; there it is checked when it is reported.
             if self.device.type == "cpu" and not torch.isfinite(loss):
                 set_rng_state(rng, self.device)
-                raise FloatingPointError(self.blame(objective, batch, loss))
+                when = f"at step {self.step_number + 1}"
+                raise FloatingPointError(self.blame(objective, batch, loss, when))
             loss.backward()
             if self.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
@@ -150,7 +151,7 @@ class Descent:
         self.step_number += 1
         return losses
 
-    def blame(self, objective: Objective, batch: Batch, loss: Tensor) -> str:
+    def blame(self, objective: Objective, batch: Batch, loss: Tensor, when: str) -> str:
         """Says where a loss that is not finite comes from."""
         for name, parameter in objective.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -163,7 +164,7 @@ class Descent:
             with Rows(batch.rows, batch.size):
                 cause = objective.blame(*batch.values, size=batch.size)
         return (
-            f"{objective.name}: the loss is {loss.item()} at step {self.step_number + 1}; {cause}. "
+            f"{objective.name}: the loss is {loss.item()} {when}; {cause}. "
             f"Try a smaller lr, clip=1.0, or a floor under scales."
         )
 

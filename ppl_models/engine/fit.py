@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,7 +18,7 @@ from ppl_models.engine.descend import Descent, Optimizer, Schedule
 from ppl_models.engine.device import choose_device
 from ppl_models.engine.modules import modes
 from ppl_models.engine.objectives import Objective
-from ppl_models.engine.rng import mix, own_rng
+from ppl_models.engine.rng import get_rng_state, mix, own_rng, set_rng_state
 from ppl_models.engine.state import State
 
 
@@ -185,7 +186,13 @@ def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
     (objective,) = descent.objectives
     with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
         for batch in held_out.epoch(0, shuffle=False):
-            loss = descent.evaluate(objective, batch)
+            rng = get_rng_state(descent.device)
+            with pyro.validation_enabled(False):
+                loss = descent.evaluate(objective, batch)
+            if not torch.isfinite(loss):
+                set_rng_state(rng, descent.device)
+                when = f"on the validation data after step {descent.step_number}"
+                raise FloatingPointError(descent.blame(objective, batch, loss, when))
             total += loss.item() * len(batch.values[0])
     return total / held_out.size
 

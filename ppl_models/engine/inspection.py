@@ -5,11 +5,16 @@ from contextlib import contextmanager
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.torch_distribution import (
+    ExpandedDistribution,
+    MaskedDistribution,
+    TorchDistributionMixin,
+)
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 
 def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
@@ -106,15 +111,14 @@ def check_support(
     A site that observes a tensor of the batch is checked on all of its rows.
     """
     for name, site in observed_sites(model).items():
-        support, value = site["fn"].support, site["value"]
+        value = site["value"]
         if not isinstance(value, Tensor):
             continue
         every = next((all_ for x, all_ in zip(batch, data, strict=True) if x is value), value)
-        try:
-            inside = support.check(every)
-        except (NotImplementedError, RuntimeError):  # it cannot be checked, or not on all rows
-            continue
-        if inside.all():
+        inside = _inside(site["fn"], every)
+        if inside is None:  # the support may be another for each row of the batch
+            every, inside = value, _inside(site["fn"], value)
+        if inside is None or inside.all():
             continue
         outside = every[~inside].flatten()  # elements, or rows where the support is one of rows
         rows = (~inside).flatten(1).any(1) if inside.ndim > 1 else ~inside
@@ -129,6 +133,14 @@ def check_support(
                 else "Try other data, or another likelihood."
             )
         )
+
+
+def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:
+    """Which values the support holds, or None where that cannot be told."""
+    try:
+        return fn.support.check(values)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return None
 
 
 def _outside(fn: TorchDistributionMixin, values: Tensor) -> Tensor:
@@ -171,6 +183,8 @@ def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:
 def _numbers(site: dict) -> Iterator[tuple[str, Tensor]]:
     fn = site["fn"]
     base = _base(fn)
+    while hasattr(base, "base_dist"):  # a transformed one has the parameters of its base
+        base = base.base_dist
     for parameter in getattr(base, "arg_constraints", {}):
         value = base.__dict__.get(parameter)  # lazy ones are computed from these
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -192,7 +206,8 @@ def told(batch: tuple[Tensor, ...]) -> Iterator[None]:
 
 
 def _base(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    while hasattr(fn, "base_dist"):
+    """The distribution inside of `to_event`, `expand` and `mask`."""
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
         fn = fn.base_dist
     return fn
 

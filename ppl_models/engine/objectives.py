@@ -89,7 +89,8 @@ class EvidenceLowerBound:
     ) -> None:
         self.model = Program(model, "model")
         self.guide = Program(guide if guide is not None else no_latents, "guide")
-        if estimator is not None and not hasattr(estimator, "differentiable_loss"):
+        gives_loss = hasattr(estimator, "differentiable_loss") and not isinstance(estimator, type)
+        if estimator is not None and not gives_loss:
             raise TypeError(
                 f"estimator: expected an ELBO of Pyro that gives a differentiable loss, got "
                 f"{estimator!r}. Try Trace_ELBO(num_particles=10) or TraceMeanField_ELBO()."
@@ -175,6 +176,12 @@ class DirectELBO(Trace_ELBO):
                 bound = bound.detach() + surrogate - surrogate.detach()
             total = total + bound
         return -total / self.num_particles
+
+    @torch.no_grad()
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
 
 def _surrogate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:

@@ -17,6 +17,7 @@ class MLP(nn.Sequential):
         activation: The non-linearity, a module without arguments.
 
     Example:
+        >>> import torch
         >>> MLP(64, 16, hidden=(32,))(torch.zeros(5, 64)).shape
         torch.Size([5, 16])
     """
