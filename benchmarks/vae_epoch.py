@@ -1,7 +1,7 @@
 """An epoch of the MNIST VAE, and what it learns, beside hand-written PyTorch and `pyro.infer.SVI`.
 
-    python -m benchmarks.vae_epoch --data-root data                 # time of an epoch, three ways
-    python -m benchmarks.vae_epoch --data-root data --train 30      # test NLL after 30 epochs, two ways
+    python -m benchmarks.vae_epoch --data-root data              # time of an epoch, three ways
+    python -m benchmarks.vae_epoch --data-root data --train 30   # test NLL, two ways
 
 All arms have the same net (784-400-50-400-784, tanh), batches of 256, Adam, and binarise afresh.
 """
@@ -32,7 +32,9 @@ def networks(seed: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
     return decoder.to(device), encoder.to(device)
 
 
-def by_hand(images: Tensor, seed: int, epochs: int) -> tuple[Callable[[], None], nn.Module, nn.Module]:
+def by_hand(
+    images: Tensor, seed: int, epochs: int
+) -> tuple[Callable[[], None], nn.Module, nn.Module]:
     """A loop as one writes it in plain PyTorch: in memory, fused Adam, analytic KL."""
     decoder, encoder = networks(seed, images.device)
     parameters = [*decoder.parameters(), *encoder.parameters()]

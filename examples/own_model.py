@@ -6,10 +6,10 @@ r"""A model of one's own: four lines of Pyro, of which the library knows nothing
 
     python examples/own_model.py    # a few seconds
 
-The counts are real: how many soldiers a horse kicked to death, in each of ten Prussian army corps
-in each of the twenty years from 1875 to 1894. The posterior is known exactly, so that we see how
-good the fit is: :math:`\mathrm{Gamma}(2 + \sum_n x_n, 1 + N)`. Prints both, and draws the training,
-the posterior, and a posterior predictive check by ArviZ.
+The counts are real: soldiers killed by the kick of a horse, in each of ten Prussian army corps and
+each of the twenty years from 1875 to 1894. The exact posterior is known here,
+:math:`\mathrm{Gamma}(2 + \sum_n x_n, 1 + N)`, and shows how good the fit is. Prints both; draws the
+training, the posterior, and a posterior predictive check by ArviZ.
 
 References:
     | Das Gesetz der kleinen Zahlen (von Bortkiewicz, 1898), as in
@@ -17,7 +17,6 @@ References:
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,24 +51,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.outdir.mkdir(parents=True, exist_ok=True)
     counts = DEATHS
-    print(f"{len(counts)} counts, {counts.sum():.0f} deaths by horse-kick in all")
+    print(f"{len(counts)} counts, {counts.sum():.0f} deaths in all: {counts.mean():.2f} each")
 
     torch.manual_seed(args.seed)
     guide = pyro.infer.autoguide.AutoNormal(model)
     run = fit(elbo(model, guide), counts, epochs=args.epochs, lr=1e-2, seed=args.seed)
     data = from_pyro_svi(model, guide, counts, num_samples=args.samples, seed=args.seed)
-    print(f"fitted in {run.seconds:.1f} s; the posterior of the rate, as ArviZ summarises it:")
+    print(f"fitted in {run.seconds:.1f} s; the posterior, as ArviZ summarises it:")
     print(az.summary(data, var_names=["rate"], kind="stats"))
 
     exact = dist.Gamma(2 + counts.sum(), 1.0 + len(counts))
     rate = data["posterior"]["rate"].values.ravel()
-    print("\ndeaths per corps and year   mean      sd")
-    print(f"fitted guide              {rate.mean():.4f}  {rate.std():.4f}")
-    print(f"exact posterior           {exact.mean:.4f}  {exact.stddev:.4f}")
+    shift = (rate.mean() - exact.mean) / exact.stddev
+    print("\nrate (deaths per corps and year)")
+    print(f"  fitted posterior  {rate.mean():.4f} ± {rate.std():.4f}")
+    print(f"  exact posterior   {exact.mean:.4f} ± {exact.stddev:.4f}")
+    print(f"  difference        {shift:+.2f} standard deviations")
 
     evidence = log_evidence(model, guide, counts, seed=args.seed)
     print(f"\n{evidence}")
-    print(f"exact: {exact_evidence(counts):.3f} nats")
+    print(f"exact value: {exact_evidence(counts):.3f} nats")
 
     files = [args.outdir / f"own-model-{name}.png" for name in ("training", "posterior", "check")]
     floor = -exact_evidence(counts) / len(counts)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def exact_evidence(counts: Tensor) -> float:
     r"""Returns :math:`\log p(x)`, by Bayes' rule at any rate, here at 1."""
-    one = torch.ones(())
+    counts, one = counts.double(), torch.ones((), dtype=torch.float64)
     joint = dist.Gamma(2.0, 1.0).log_prob(one) + dist.Poisson(one).log_prob(counts).sum()
     return (joint - dist.Gamma(2 + counts.sum(), 1.0 + len(counts)).log_prob(one)).item()
 
@@ -101,18 +102,28 @@ def draw_posterior(rate: np.ndarray, exact: dist.Gamma) -> Figure:
     axes = figure.subplots()
     axes.hist(rate, bins=40, density=True, color="C0", alpha=0.5, label="draws from the guide")
     grid = torch.linspace(rate.min() * 0.9, rate.max() * 1.05, 300)
-    axes.plot(grid, exact.log_prob(grid).exp(), "k", label="exact: Gamma(124, 201)")
+    axes.plot(
+        grid,
+        exact.log_prob(grid).exp(),
+        "k",
+        label=f"exact: Gamma({exact.concentration:.0f}, {exact.rate:.0f})",
+    )
     axes.set(xlabel="rate (deaths per corps and year)", ylabel="posterior density")
     axes.legend()
     return figure
 
 
 def draw_check(data: Any, file: Path) -> None:
-    """Draws what ArviZ 0.x calls plot_ppc, and ArviZ 1.x plot_ppc_dist."""
-    plot = getattr(az, "plot_ppc", None) or az.plot_ppc_dist
+    """Draws the counts that the posterior predicts beside those observed."""
+    for group in ("observed_data", "posterior_predictive"):
+        data[group]["x"] = data[group]["x"].astype(int)  # ArviZ smooths what is not an integer
+    plot = getattr(az, "plot_ppc_rootogram", None) or az.plot_ppc  # ArviZ 1.x, or 0.x
     plot(data)
-    plt.gcf().savefig(file, dpi=120)
-    plt.close()
+    figure, axes = plt.gcf(), plt.gca()
+    axes.set(xlabel="deaths per corps and year", ylabel="frequency")
+    axes.set_title("Observed (black) and predicted")
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

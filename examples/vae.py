@@ -57,7 +57,10 @@ def load(args: argparse.Namespace) -> tuple[object, Tensor, Tensor | None, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     small = args.data == "digits"
-    epochs, num_latents = args.epochs or (300 if small else 30), args.latents or (8 if small else 50)
+    epochs, num_latents = (
+        args.epochs or (300 if small else 30),
+        args.latents or (8 if small else 50),
+    )
     train, test, labels, binary = load(args)
     num_features = test.shape[1]
     print(f"{args.data}: {len(train)} training rows, {len(test)} test rows, {num_features} pixels")

@@ -164,7 +164,9 @@ class Levels(dist.TorchDistribution):
         logits = self.logits.expand(*shape, self.levels)
         return logits.gather(-1, index.expand(*shape, 1)).squeeze(-1)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():
-            index = torch.distributions.Categorical(logits=self.logits).sample(sample_shape)
+            index = torch.distributions.Categorical(logits=self.logits).sample(
+                torch.Size(sample_shape)
+            )
             return index.to(self.logits.dtype) / (self.levels - 1)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_models import datasets, idx
+from ppl_models import idx as idx_files
 from ppl_models.datasets import binarize, binary_mnist, digits, fashion_mnist, mnist
 from ppl_models.engine.data import Transformed, source
 
@@ -373,7 +373,7 @@ def test_a_download_with_another_checksum_is_not_kept(tmp_path, mirror, monkeypa
 def test_the_wait_for_a_silent_mirror_is_bounded(tmp_path, mirror, monkeypatch):
     from torchvision.datasets import MNIST
 
-    monkeypatch.setattr(idx, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(idx_files, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, and says nothing
         port = silent.getsockname()[1]
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{port}/"])

@@ -29,10 +29,9 @@ def test_posterior_by_bayes_rule(kind):
     model = kind(5, 2).double()
     x, z = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 2, dtype=torch.float64)
     scale = model.log_scale.exp()
-    joint = (
-        torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
-        + torch.distributions.Normal(model.loc + z @ model.loadings.T, scale).log_prob(x).sum(1)
-    )
+    joint = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) + torch.distributions.Normal(
+        model.loc + z @ model.loadings.T, scale
+    ).log_prob(x).sum(1)
     expected = joint - dense_evidence(model, x)
     torch.testing.assert_close(model.posterior(x).log_prob(z), expected)
 

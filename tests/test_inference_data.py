@@ -244,7 +244,7 @@ def test_mcmc_of_a_regression_keeps_covariates():
 
 
 def test_mcmc_that_has_not_run():
-    with pytest.raises(ValueError, match="mcmc.run"):
+    with pytest.raises(ValueError, match=r"mcmc\.run"):
         from_pyro_mcmc(MCMC(NUTS(counts_model), 10, 10))
 
 

@@ -74,9 +74,7 @@ def fill(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
         target.copy_(values[name])
 
 
-def check_tensors_match(
-    where: str, got: dict[str, Tensor], expected: dict[str, Tensor]
-) -> None:
+def check_tensors_match(where: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raises a ValueError that says which keys and which shapes differ."""
     problems = []
     if missing := sorted(set(expected) - set(got)):
@@ -86,8 +84,7 @@ def check_tensors_match(
     for name in sorted(set(got) & set(expected)):
         if got[name].shape != expected[name].shape:
             problems.append(
-                f"{name} has shape {tuple(got[name].shape)}, expected "
-                f"{tuple(expected[name].shape)}"
+                f"{name} has shape {tuple(got[name].shape)}, expected {tuple(expected[name].shape)}"
             )
     if problems:
         hint = (
@@ -140,7 +137,7 @@ def read(path: str | Path) -> dict[str, Any]:
                     f"{path}: a safetensors file, but not one of ppl_models. Try "
                     f"safetensors.torch.load_file and module.load_state_dict."
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
     except SafetensorError as error:
         raise ValueError(
             f"{path}: truncated or not a safetensors file ({error}). Try an earlier checkpoint."

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """Some rows of the data."""
 
     values: tuple[Tensor, ...]
-    rows: Tensor | None  # which rows, None where not known or all of them in order
+    rows: Tensor | None  # which rows, None where that is not known
     size: int  # the number of rows in all
 
 
@@ -69,21 +69,11 @@ class InMemory:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
-        if self.batches == 1:
-            if start == 0:
-                yield Batch(self._transformed(self.tensors), None, self.size)
-            return
         device = self.tensors[0].device
-        order = _order(self.size, seed).to(device) if shuffle else None
-        for i in range(start, self.batches):
-            part = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            if order is None:
-                rows = torch.arange(self.size, device=device)[part]
-                yield Batch(self._transformed(tuple(x[part] for x in self.tensors)), rows, self.size)
-            else:
-                rows = order[part]
-                values = tuple(x[rows] for x in self.tensors)
-                yield Batch(self._transformed(values), rows, self.size)
+        for rows in _parts(self.size, self.batch_size, seed, shuffle, device)[start:]:
+            whole = len(rows) == self.size
+            values = self.tensors if whole else tuple(x.index_select(0, rows) for x in self.tensors)
+            yield Batch(self._transformed(values), rows, self.size)
 
     def _transformed(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.transform is None:
@@ -92,54 +82,55 @@ class InMemory:
         return result if isinstance(result, tuple) else (result,)
 
 
-class Loaded:
-    """Minibatches of a `Dataset`, by index, or of a `DataLoader`, in its own order."""
+class ByIndex:
+    """Minibatches of a `Dataset`, by index."""
 
-    def __init__(
-        self, source: Dataset | DataLoader, batch_size: int | None, device: torch.device
-    ) -> None:
-        self.source, self.device = source, device
-        self.by_index = not isinstance(source, DataLoader)
-        self.size = len(source) if self.by_index else len(source.dataset)
+    def __init__(self, dataset: Dataset, batch_size: int | None, device: torch.device) -> None:
+        self.dataset, self.device = dataset, device
+        self.size = _length(dataset)
         self.batch_size = min(batch_size or self.size, self.size)
-        self.batches = -(-self.size // self.batch_size) if self.by_index else len(source)
+        self.batches = -(-self.size // self.batch_size)
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        if self.by_index:
-            shuffle = shuffle and self.batches > 1  # the whole data keep their order
-            order = _order(self.size, seed) if shuffle else torch.arange(self.size)
-            parts = order.split(self.batch_size)[start:]
-            indices = [part.tolist() for part in parts]
-            generator = torch.Generator().manual_seed(seed)
-            loader = DataLoader(self.source, batch_sampler=indices, generator=generator)
-            for part, values in zip(parts, loader, strict=True):
-                yield Batch(self._tensors(values), part.to(self.device), self.size)
-            return
+        """Yields the batches of one epoch from number `start` on."""
+        parts = _parts(self.size, self.batch_size, seed, shuffle, self.device)[start:]
+        generator = torch.Generator().manual_seed(seed)
+        indices = [part.tolist() for part in parts]
+        loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
+        for rows, values in zip(parts, loader, strict=True):
+            yield Batch(_tensors(values, self.device), rows, self.size)
+
+
+class Loaded:
+    """Minibatches of a `DataLoader`, in its own order. Which rows they hold is not known."""
+
+    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+        self.loader, self.device = loader, device
+        self.size = _length(loader.dataset)
+        self.batch_size = loader.batch_size or self.size
+        self.batches = len(loader)
+        if self.batches == 0:
+            raise ValueError(
+                f"data: expected a batch or more, got none from a DataLoader that drops the last, "
+                f"uneven one: {self.size} rows, batch_size={self.batch_size}. "
+                f"Try drop_last=False."
+            )
+
+    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on."""
         # The loader draws its order from torch at its first batch: from this epoch's seed.
         state = get_rng_state(self.device)
         torch.manual_seed(seed)
-        if self.source.generator is not None:
-            self.source.generator.manual_seed(seed)
-        batches = iter(self.source)
+        if self.loader.generator is not None:
+            self.loader.generator.manual_seed(seed)
+        batches = iter(self.loader)
         skipped = [next(batches) for _ in range(start or 1)]
         set_rng_state(state, self.device)
-        if start == 0:
-            batches = itertools.chain(skipped, batches)
-        for values in batches:
-            yield Batch(self._tensors(values), None, self.size)
-
-    def _tensors(self, values: Any) -> tuple[Tensor, ...]:
-        values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-        for value in values:
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"data: expected batches of tensors or tuples of them, got {type(value)}. "
-                    f"Try a Dataset whose items are tensors, such as TensorDataset(x)."
-                )
-        return tuple(value.to(self.device, non_blocking=True) for value in values)
+        for values in batches if start else itertools.chain(skipped, batches):
+            yield Batch(_tensors(values, self.device), None, self.size)
 
 
-Source = InMemory | Loaded
+Source = InMemory | ByIndex | Loaded
 
 
 def source(data: Any, batch_size: int | None, device: torch.device | None) -> Source:
@@ -155,14 +146,7 @@ def source(data: Any, batch_size: int | None, device: torch.device | None) -> So
                 f"batch_size: the DataLoader has one of its own ({data.batch_size}); "
                 f"got {batch_size}. Try batch_size=None."
             )
-        _check_length(data.dataset)
-        if len(data) == 0:
-            raise ValueError(
-                f"data: expected a batch or more, got none from a DataLoader that drops the last, "
-                f"uneven one: {len(data.dataset)} rows, batch_size={data.batch_size}. "
-                f"Try drop_last=False."
-            )
-        return Loaded(data, None, device or torch.device("cpu"))
+        return Loaded(data, device or torch.device("cpu"))
     if isinstance(data, TensorDataset):
         data = data.tensors
     transform = data.transform if isinstance(data, Transformed) else None
@@ -173,10 +157,8 @@ def source(data: Any, batch_size: int | None, device: torch.device | None) -> So
         check_tensors(tensors)
         memory = InMemory(tensors, batch_size, transform)
         return memory if device is None else memory.to(device)
-    if hasattr(data, "__getitem__") and not isinstance(data, (list, tuple, dict)):
-        if isinstance(data, Dataset):
-            _check_length(data)
-            return Loaded(data, batch_size, device or torch.device("cpu"))
+    if isinstance(data, Dataset):
+        return ByIndex(data, batch_size, device or torch.device("cpu"))
     raise TypeError(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
         f"got {type(data).__name__}. Try torch.as_tensor(data)."
@@ -207,7 +189,7 @@ def check_tensors(tensors: tuple[Tensor, ...]) -> None:
             )
 
 
-def _check_length(dataset: Any) -> None:
+def _length(dataset: Any) -> int:
     try:
         rows = len(dataset)
     except TypeError:
@@ -217,7 +199,26 @@ def _check_length(dataset: Any) -> None:
         ) from None
     if rows == 0:
         raise ValueError("data: expected at least one row, got an empty Dataset.")
+    return rows
 
 
-def _order(size: int, seed: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+def _parts(
+    size: int, batch_size: int, seed: int, shuffle: bool, device: torch.device
+) -> tuple[Tensor, ...]:
+    """The rows of each batch of an epoch. The whole data as one batch keep their order."""
+    if shuffle and batch_size < size:
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    else:
+        order = torch.arange(size)
+    return order.to(device).split(batch_size)
+
+
+def _tensors(values: Any, device: torch.device) -> tuple[Tensor, ...]:
+    values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"data: expected batches of tensors or tuples of them, got {type(value)}. "
+                f"Try a Dataset whose items are tensors, such as TensorDataset(x)."
+            )
+    return tuple(value.to(device, non_blocking=True) for value in values)

@@ -45,9 +45,11 @@ def descend(
     """
     descent = Descent(objectives, **options)
     for batch in batches:
+        if isinstance(batch, Tensor):
+            batch = (batch,)
         if not isinstance(batch, Batch):
-            values = batch if isinstance(batch, tuple) else (batch,)
-            batch = Batch(values, None, len(values[0]))
+            rows = torch.arange(len(batch[0]), device=batch[0].device)
+            batch = Batch(batch, rows, len(rows))
         if not descent.started:
             descent.start(batch)
         yield descent.step(batch)
@@ -78,8 +80,8 @@ class Descent:
         steps: int | None = None,
         amp: bool = False,
     ) -> None:
-        several = isinstance(objectives, Sequence)
-        self.objectives: list[Objective] = list(objectives) if several else [objectives]
+        several = objectives if isinstance(objectives, Sequence) else [objectives]
+        self.objectives: list[Objective] = list(several)
         _check_objectives(self.objectives)
         self.lr, self.optimizer, self.clip = lr, optimizer or _adam, clip
         self.schedule, self.steps, self.amp = schedule, steps, amp
@@ -145,8 +147,8 @@ class Descent:
             if self.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
             self.optimizers[i].step()
-            if self.schedulers[i] is not None:
-                self.schedulers[i].step()
+            if (scheduler := self.schedulers[i]) is not None:
+                scheduler.step()
             losses[objective.name] = loss.detach()
         self.step_number += 1
         return losses

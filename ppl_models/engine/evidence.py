@@ -127,9 +127,7 @@ def log_evidence(
         'exact'
     """
     if method not in ("auto", "exact", "importance"):
-        raise ValueError(
-            f"method: expected 'auto', 'exact' or 'importance', got {method!r}."
-        )
+        raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
     closed_form = getattr(model, "evidence", None)
     if closed_form is not None and method != "importance":

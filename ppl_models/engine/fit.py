@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.engine import checkpoint as files
-from ppl_models.engine.data import InMemory, Source, source
+from ppl_models.engine.data import Batch, InMemory, Source, source
 from ppl_models.engine.descend import Descent, Optimizer, Schedule
 from ppl_models.engine.device import choose_device
 from ppl_models.engine.modules import modes
@@ -116,8 +117,9 @@ def fit(
     began = time.perf_counter()
     place = None if device is None else choose_device(device)
     train = source(data, batch_size, place)
-    held_out = None if validation is None else source(validation, batch_size, place)
-    total = steps if steps is not None else epochs * train.batches
+    at_once = None if isinstance(validation, DataLoader) else batch_size
+    held_out = None if validation is None else source(validation, at_once, place)
+    total = steps or (epochs or 0) * train.batches  # one of them is given
 
     if seed is not None:
         torch.manual_seed(seed)
@@ -185,7 +187,7 @@ def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
     total = 0.0
     (objective,) = descent.objectives
     with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
-        for batch in held_out.epoch(0, shuffle=False):
+        for batch in _others(held_out):
             rng = get_rng_state(descent.device)
             with pyro.validation_enabled(False):
                 loss = descent.evaluate(objective, batch)
@@ -205,7 +207,12 @@ def _check(descent: Descent, held_out: Source, seed: int) -> None:
             f"Try validation=None, and metrics after the fit."
         )
     with modes(descent.modules(), training=False), own_rng(seed, descent.device):
-        descent.check(next(held_out.epoch(0, shuffle=False)), _tensors(held_out))
+        descent.check(next(_others(held_out)), _tensors(held_out))
+
+
+def _others(held_out: Source) -> Iterator[Batch]:
+    """Held-out batches: no rows that a guide could have parameters for."""
+    return (batch._replace(rows=None) for batch in held_out.epoch(0, shuffle=False))
 
 
 def _tensors(data: Source) -> tuple[Tensor, ...] | None:

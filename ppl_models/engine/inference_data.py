@@ -101,12 +101,12 @@ def from_pyro_mcmc(
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
     chains, number = next(iter(samples.values())).shape[:2]
     flat = {name: values.flatten(0, 1) for name, values in samples.items()}
-    current = 0
+    draw = 0
 
     # The draws as a program, and the model on the arguments of its run: no rows are passed.
     def guide(*_: Tensor, size: int | None = None) -> None:
         for name, values in flat.items():
-            pyro.sample(name, pyro.distributions.Delta(values[current]).to_event())
+            pyro.sample(name, pyro.distributions.Delta(values[draw]).to_event())
 
     def program(*_: Tensor, size: int | None = None) -> Any:
         return model(*mcmc._args, **mcmc._kwargs)
@@ -114,9 +114,10 @@ def from_pyro_mcmc(
     with sampling(program, guide, (torch.zeros(1),), seed) as joint:
         joint.by_row = joint.tiled = False
         groups = _Groups(joint, dims or {})
-        for current in range(chains * number):
+        while draw < chains * number:
             draws = joint.draw(slice(0, 1), 1)
             groups.add(draws, {"log_p": draws.log_p.sum(1)})
+            draw += 1
     arrays = groups.arrays(chains)
     diverging = np.zeros((chains, number), dtype=bool)
     for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):

@@ -31,9 +31,7 @@ def reported_sites(trace: poutine.Trace) -> dict[str, dict]:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and _kind(site["fn"]) != "Unit"
+        if site["type"] == "sample" and not site_is_subsample(site) and _kind(site["fn"]) != "Unit"
     }
 
 
@@ -72,9 +70,7 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
     """Raises unless the guide samples the latents of the model that are not enumerated."""
     wanted = set(latent_sites(model)) - enumerated_sites(model)
     given = {
-        name
-        for name, site in latent_sites(guide).items()
-        if not site["infer"].get("is_auxiliary")
+        name for name, site in latent_sites(guide).items() if not site["infer"].get("is_auxiliary")
     }
     if missing := sorted(wanted - given):
         raise ValueError(
@@ -218,5 +214,3 @@ def _kind(fn: TorchDistributionMixin) -> str:
 
 def _names(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-

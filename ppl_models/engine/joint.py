@@ -102,7 +102,7 @@ def sampling(
     There are no gradients, the modules are in evaluation mode, and with a seed the draws come from
     a generator of their own.
     """
-    programs = [Program(model, "model"), Program(no_latents if guide is None else guide, "guide")]
+    programs = Program(model, "model"), Program(no_latents if guide is None else guide, "guide")
     modules = [module for program in programs for module in program.modules().values()]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -110,11 +110,11 @@ def sampling(
         if seed is not None:
             device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
             stack.enter_context(own_rng(seed, torch.device(device)))
-        yield Joint(*programs, data)
+        yield Joint(programs[0], programs[1], data)
 
 
 class Unobserved(Messenger):
-    """`poutine.uncondition`, but for `pyro.deterministic` and `pyro.factor`: those stay as they are."""
+    """`poutine.uncondition`, but `pyro.deterministic` and `pyro.factor` stay as they are."""
 
     def _pyro_sample(self, message: dict) -> None:
         if message["is_observed"] and inspection.is_datum(message):

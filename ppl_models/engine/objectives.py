@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_elbo import Trace_ELBO, _compute_log_r
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from torch import Tensor, nn
 
 from ppl_models.engine import inspection
@@ -27,9 +28,7 @@ class Objective(Protocol):
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         """Returns the loss of a minibatch of `size` rows in all, in nats per row."""
 
-    def prepare(
-        self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None
-    ) -> None:
+    def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
         """Checks a first batch before anything is trained, and creates lazy parameters.
 
         `data` are all the rows, where they are in memory.
@@ -99,19 +98,15 @@ class EvidenceLowerBound:
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         size = len(batch[0]) if size is None else size
-        if self.estimator is None:
-            self._choose_estimator(batch, size)
-        programs = self.model, self.guide
-        if torch.is_grad_enabled():
-            total = self.estimator.differentiable_loss(*programs, *batch, size=size)
-        else:
-            number = self.estimator.loss(*programs, *batch, size=size)
+        estimator = self.estimator or self._choose_estimator(batch, size)
+        if torch.is_grad_enabled() or isinstance(estimator, (DirectELBO, DirectEnumELBO)):
+            total = estimator.differentiable_loss(self.model, self.guide, *batch, size=size)
+        else:  # some of Pyro's own refuse to give a loss without a gradient
+            number = estimator.loss(self.model, self.guide, *batch, size=size)
             total = torch.tensor(number, dtype=torch.float64)
         return total / (size if self.model.takes_size else len(batch[0]))
 
-    def prepare(
-        self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None
-    ) -> None:
+    def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
         for program in (self.model, self.guide):
             program.check_arguments(len(batch))
         with torch.no_grad(), pyro.validation_enabled(False):
@@ -150,13 +145,15 @@ class EvidenceLowerBound:
             model = poutine.trace(poutine.replay(self.model, guide)).get_trace(*batch, size=size)
         return model, guide
 
-    def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> None:
+    def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
         with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
         inspection.check_sites(model, guide)
         enumerated = inspection.enumerated_sites(model) or inspection.enumerated_sites(guide)
         depth = inspection.plate_depth(model, guide)
-        self.estimator = TraceEnum_ELBO(max_plate_nesting=depth) if enumerated else DirectELBO()
+        kind = DirectEnumELBO if enumerated else DirectELBO
+        self.estimator = kind(max_plate_nesting=depth)
+        return self.estimator
 
 
 class DirectELBO(Trace_ELBO):
@@ -171,17 +168,23 @@ class DirectELBO(Trace_ELBO):
         total: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             bound = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
-            if any(isinstance(s["score_parts"].score_function, Tensor) for s in _sites(guide_trace)):
+            if any(
+                isinstance(s["score_parts"].score_function, Tensor) for s in _sites(guide_trace)
+            ):
                 surrogate = _surrogate(model_trace, guide_trace)
                 bound = bound.detach() + surrogate - surrogate.detach()
             total = total + bound
         return -total / self.num_particles
 
-    @torch.no_grad()
-    def loss(
+
+class DirectEnumELBO(TraceEnum_ELBO):
+    """Pyro's `TraceEnum_ELBO`, also for programs without parameters."""
+
+    def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
-        return self.differentiable_loss(model, guide, *args, **kwargs).item()
+    ) -> Tensor:
+        traces = self._get_traces(model, guide, args, kwargs)
+        return -sum(_compute_dice_elbo(*pair) for pair in traces) / self.num_particles
 
 
 def _surrogate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:

@@ -41,9 +41,7 @@ class Program:
 
     def __init__(self, program: Callable[..., Any], name: str) -> None:
         if isinstance(program, type) or not callable(program):
-            kind = (
-                f"the class {program.__name__}" if isinstance(program, type) else repr(program)
-            )
+            kind = f"the class {program.__name__}" if isinstance(program, type) else repr(program)
             raise TypeError(
                 f"{name}: expected a Pyro program (a function or a module), got {kind}. "
                 f"Try an object, as in VAE(num_features=64, num_latents=8)."
@@ -106,10 +104,10 @@ class Program:
             for name, parameter in self.owner.named_parameters():
                 seen.add(id(parameter))
                 yield name, parameter
-        for name, parameter in self.found.items():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield name, parameter
+        for name, tensor in self.found.items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
 
 
 class _Scope(Messenger):
@@ -174,7 +172,7 @@ def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(program, functools.partial):
         first = next(iter(program.args), None)
         method = getattr(type(first), getattr(program.func, "__name__", ""), None)
-        if isinstance(first, nn.Module) and _unhandled(method) is program.func:
+        if isinstance(first, nn.Module) and method and _unhandled(method) is program.func:
             return types.MethodType(program.func, first)  # a handler decorates the method
         return _inner(program.func)
     if inspect.isfunction(program) and hasattr(program, "__wrapped__"):

@@ -32,9 +32,24 @@ class Rows(Messenger):
         self.rows, self.size = rows, size
 
     def _pyro_sample(self, message: dict) -> None:
-        if self.rows is not None and message["name"] == "data" and site_is_subsample(message):
-            if message["fn"].size == self.size:
-                message["value"] = self.rows
+        if self.rows is None or message["name"] != "data" or not site_is_subsample(message):
+            return
+        plate, given = message["fn"], message["value"]
+        count = (plate.subsample_size or plate.size) if given is None else len(given)
+        # A plate of another size, or one that draws rows of its own, is not of this batch.
+        if (plate.size, count) == (self.size, len(self.rows)):
+            message["value"] = self.rows
+
+    def _pyro_param(self, message: dict) -> None:
+        placed = message["kwargs"].get("event_dim") is not None
+        plates = {frame.name: frame for frame in message["cond_indep_stack"]}
+        if self.rows is None and placed and "data" in plates:
+            raise ValueError(
+                f"parameter {message['name']!r}: it has an entry for each row, in the plate "
+                f"'data', and it is not known which rows these are. Try the tensors or the "
+                f"Dataset instead of a DataLoader, the rows that it was fitted to instead of "
+                f"others, or an amortised guide, which takes any."
+            )
 
 
 def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
@@ -63,12 +78,11 @@ def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
                 f"{handler.size} in all. Try the rows it was fitted to, a model with an argument "
                 f"`size` (`with data_plate(x, size):`), or an amortised guide, which takes any."
             )
-        if count > size or (count < size and (handler is None or handler.rows is None)):
+        if count > size or (handler is None and count < size):
             raise ValueError(
                 f"{kind}: it has parameters for each of {size} rows, and was called with {count} "
                 f"rows that it cannot place. Try the rows it was fitted to, or an amortised "
-                f"guide, which takes any. (A DataLoader hides which rows it gives: pass `fit` the "
-                f"tensors or the Dataset.)"
+                f"guide, which takes any."
             )
         for part in guide.modules():
             joint = isinstance(part, AutoContinuous) and "data" in part._prototype_frames
