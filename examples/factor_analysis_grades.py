@@ -89,9 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  student {n}, {who} ({scores})")
         print(f"    {mean[n]:+.2f} ± {sd[n]:.2f}, 89% interval {low[n]:+.2f} to {high[n]:+.2f}")
     inside = int(((low < ability) & (ability < high)).sum())
-    print(
-        f"{inside} of the {len(marks)} intervals hold the true ability: {inside / len(marks):.0%}\n"
-    )
+    print(f"{inside} of {len(marks)} intervals hold the true ability ({inside / len(marks):.0%})\n")
 
     dims = {"z": ["factor"], "x": ["subject"]}
     coords = {"factor": ["ability"], "subject": SUBJECTS}

@@ -291,6 +291,14 @@ def test_a_checkpoint_does_not_change_the_training(tmp_path):
     assert path.exists()
 
 
+def test_validation_may_be_a_loader_of_its_own():
+    loader = DataLoader(TensorDataset(binary(9)), batch_size=4)
+    _, run = trained(binary(), validation=loader)
+    _, expected = trained(binary(), validation=binary(9), batch_size=5)
+    assert len(run.history["validation"]) == 2
+    assert run.history["validation"] == pytest.approx(expected.history["validation"], rel=0.2)
+
+
 def test_validation_draws_the_same_each_time():
     """Without movement it is one number, whatever dropout and guides would draw."""
 

@@ -795,11 +795,23 @@ def test_autonormal_refuses_rows_that_it_cannot_place():
         quiet(objective, torch.zeros(30, 5), epochs=1, batch_size=5)
 
 
-def test_autonormal_refuses_a_loader_that_hides_its_rows():
+@pytest.mark.parametrize("batch_size", [5, 22])
+@pytest.mark.parametrize("guide", [autonormal, param_of_each_row, param_in_forward])
+def test_a_loader_that_hides_its_rows_is_refused(guide, batch_size):
     model, x = frozen()
-    loader = DataLoader(TensorDataset(x), batch_size=5, shuffle=True)
+    guide, _ = guide(model)
+    loader = DataLoader(TensorDataset(x), batch_size=batch_size, shuffle=True)
     with pytest.raises(ValueError, match=r"not known which rows.*instead of a DataLoader"):
-        quiet(elbo(model, AutoNormal(model)), loader, epochs=1)
+        quiet(elbo(model, guide), loader, epochs=1)
+
+
+@pytest.mark.parametrize("guide", [autonormal, param_of_each_row])
+def test_validation_rows_are_other_rows(guide):
+    """As many as were fitted, and yet not those that the guide has parameters for."""
+    model, x = frozen()
+    guide, _ = guide(model)
+    with pytest.raises(ValueError, match=r"not known which rows.*instead of others"):
+        quiet(elbo(model, guide), x, epochs=1, batch_size=5, validation=x.clone())
 
 
 def test_all_latents_in_one_vector_need_the_whole_data():

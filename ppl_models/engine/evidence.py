@@ -82,10 +82,9 @@ class Evidence:
             )
         text += f", {self.kind}"
         if self.kind == "lower bound":
-            text += (
-                f" ({self.num_samples} importance samples, "
-                f"Monte Carlo error {self.monte_carlo_error:.3f})"
-            )
+            scale = self.num_rows / len(self.value)  # 1, or that of the number before
+            error = self.monte_carlo_error * scale
+            text += f" ({self.num_samples} importance samples, Monte Carlo error {error:.3f})"
         if self.num_features is not None:
             text += f", {self.bits_per_dim:.4f} bits/dim"
         return text

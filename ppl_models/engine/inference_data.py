@@ -134,6 +134,7 @@ class _Groups:
         self.joint, self.names = joint, names
         self.event_dims: dict[str, Sequence[str]] = {}
         self.dims: dict[tuple[str, str], list[str]] = {}
+        self.discrete: set[tuple[str, str]] = set()
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
 
@@ -194,6 +195,8 @@ class _Groups:
             raise ValueError(
                 f"dims: site {name!r} has {event_dim} event dimension(s), got names {list(given)}."
             )
+        if value is site["value"] and site["fn"].support.is_discrete:
+            self.discrete.add((group, name))
         stacked = draws.unstack(site, value, event_dim)
         dims = plates + events[:event_dim]
         self._append(group, name, dims, draws.rows.start, stacked)
@@ -215,6 +218,8 @@ class _Groups:
                 whole = np.concatenate(arrays, axis=1 + dims.index("data"))
             else:
                 whole = arrays[0]
+            if (group, name) in self.discrete and np.array_equal(whole, whole.round()):
+                whole = whole.astype(int)  # Pyro's counts are floats; ArviZ goes by the type
             if group == "observed_data":
                 groups.setdefault(group, {})[name] = dims, whole[0]
             else:
@@ -253,9 +258,9 @@ def _to_arviz(
     if constant:
         groups["constant_data"] = constant
     datasets = {group: _dataset(arrays, coords) for group, arrays in groups.items()}
-    if issubclass(arviz.InferenceData, xarray.DataTree):  # ArviZ 1.x
-        return xarray.DataTree.from_dict(datasets)
-    return arviz.InferenceData(**datasets)
+    if "InferenceData" in vars(arviz):  # ArviZ 0.x; 1.x warns of the name
+        return arviz.InferenceData(**datasets)
+    return xarray.DataTree.from_dict(datasets)
 
 
 def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> xarray.Dataset:
