@@ -7,9 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import linear_gaussian, mixture, mixture_evidence
+from pyro.infer.autoguide import AutoMultivariateNormal
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import AmortizedNormal, ExactPosterior
-from ppl_models import VAE, data_plate, log_evidence
+from ppl_models import VAE, data_plate, elbo, fit, log_evidence
 from ppl_models.likelihoods import Categorical
 
 
@@ -115,9 +117,10 @@ def test_shared_latents_have_one_evidence():
     assert "of all 5 rows" in str(evidence)
 
 
-def test_guides_with_parameters_for_each_row():
+@pytest.mark.parametrize("rows", [1, 2, 4, 6])
+def test_guides_with_parameters_for_each_row(rows):
     """Draws are not tiled then: row n keeps its own parameters."""
-    model, x = linear_gaussian(rows=6)
+    model, x = linear_gaussian(rows)
     exact = model.posterior(x)
 
     def guide(x, size=None):
@@ -127,6 +130,17 @@ def test_guides_with_parameters_for_each_row():
 
     evidence = log_evidence(model, guide, x, num_samples=4, method="importance")
     torch.testing.assert_close(evidence.value, model.evidence().log_prob(x).detach())
+
+
+def test_a_guide_over_all_rows_together_has_one_weight():
+    """Rows are independent in the model, not in the guide: no row has a weight of its own."""
+    model, x = linear_gaussian(rows=3)
+    guide = AutoMultivariateNormal(model)
+    fit(elbo(model, guide), x, epochs=400, lr=0.05, seed=0, schedule=CosineAnnealingLR)
+    evidence = log_evidence(model, guide, x, num_samples=2000, method="importance", seed=0)
+    assert evidence.value.shape == (1,)
+    exact = model.evidence().log_prob(x).sum().item()
+    assert evidence.value.item() == pytest.approx(exact, abs=0.05)
 
 
 def test_bits_per_dim_of_discrete_data_only():

@@ -182,9 +182,10 @@ def check_tensors(tensors: tuple[Tensor, ...]) -> None:
         if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
             bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
             rows = bad.nonzero().flatten().tolist()
+            noun = "row" if len(rows) == 1 else "rows"
             listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
             raise ValueError(
-                f"data[{i}]: {len(rows)} of {len(x)} rows hold NaN or infinity (row {listed}). "
+                f"data[{i}]: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed}). "
                 f"Try leaving them out: x[x.isfinite().all(1)]."
             )
 

@@ -20,8 +20,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"device: expected 'auto', 'cpu', 'cuda' or 'mps', got {device!r}."
         ) from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: got {str(device)!r}, but CUDA is not available. Try 'auto'.")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, True):
+        raise ValueError(f"device: got {str(device)!r}, which is not available. Try 'auto'.")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen

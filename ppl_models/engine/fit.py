@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ def fit(
     with bar, modes(descent.modules(), training=True):
         while descent.step_number < total and not state.stopped:
             for batch in train.epoch(mix(state.order_seed, state.epoch), start=state.batch):
-                state.record(descent.step(batch))
+                with _placed(state.epoch, path):
+                    state.record(descent.step(batch))
                 bar.update()
                 if descent.step_number == total:
                     break
@@ -179,6 +181,16 @@ def fit(
     for module in descent.modules():
         module.eval()
     return Run(state.history, descent.step_number, time.perf_counter() - began)
+
+
+@contextmanager
+def _placed(epoch: int, path: Path | None) -> Iterator[None]:
+    """Adds the epoch, and what is not lost, to the error of a loss that is not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        kept = f" The last good checkpoint is kept in {path}." if path and path.exists() else ""
+        raise FloatingPointError(f"epoch {epoch + 1}, {error}{kept}") from None
 
 
 @torch.no_grad()

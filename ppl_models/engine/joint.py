@@ -151,17 +151,21 @@ class Joint:
     def _look(self) -> None:
         """Runs both once, to learn their structure."""
         amortised = not isinstance(self.guide.inner, AutoGuide)
-        head = tuple(x[:2] for x in self.data) if amortised else self.data
+        # A few rows, and not as many as there are: parameters for each row do not fit them.
+        few = _tile(self.data, slice(0, 2), 3 if self.num_rows == 4 else 2)
         try:
-            model, guide = self._structure(head)
-        except (RuntimeError, ValueError):  # parameters for each row, or data of a fixed length
+            model, guide = self._structure(few if amortised else self.data)
+        except (RuntimeError, ValueError):
+            if not amortised:
+                raise
             amortised = False
             model, guide = self._structure(self.data)
         inspection.check_sites(model, guide)
         self.latent = inspection.latent_sites(model)
         self.observed = inspection.observed_sites(model)
         self.enumerated = inspection.enumerated_sites(model)
-        sites = [*self.latent.values(), *self.observed.values()]
+        drawn = inspection.latent_sites(guide)
+        sites = [*self.latent.values(), *self.observed.values(), *drawn.values()]
         self.by_row = bool(sites) and all(inspection.in_data_plate(site) for site in sites)
         self.tiled = self.by_row and amortised
         self.free_dim = -1 - inspection.plate_depth(model, guide)
@@ -192,7 +196,7 @@ class Joint:
 
     def draw(self, rows: slice, count: int) -> Draws:
         """Draws `count` times the latents of some rows from the guide."""
-        batch = tuple(x[rows].repeat(count, *[1] * (x.dim() - 1)) for x in self.data)
+        batch = _tile(self.data, rows, count)
         size = len(batch[0])
 
         def run(program: Callable[..., Any]) -> Any:
@@ -267,6 +271,11 @@ def check_count(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+
+
+def _tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...]:
+    """Repeats some rows, all of them `count` times."""
+    return tuple(x[rows].repeat(count, *[1] * (x.dim() - 1)) for x in data)
 
 
 def _row_dim(site: dict) -> int | None:

@@ -147,7 +147,7 @@ class State:
             for name, loss in zip(names, row, strict=True):
                 if loss - loss != 0:
                     raise FloatingPointError(
-                        f"{name}: the loss is {loss} at step {number} (epoch {self.epoch + 1}). "
+                        f"{name}: the loss is {loss} at step {number}. "
                         f"Try a smaller lr, clip=1.0, or device='cpu', which names the site."
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + loss
