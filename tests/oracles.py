@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_models import FactorAnalysis, data_plate
 
@@ -51,3 +51,20 @@ def mixture(x=None, size=None):
 
 def mixture_evidence(x: Tensor) -> Tensor:
     return (WEIGHTS.log() + dist.Normal(LOCS, 1.0).log_prob(x[:, None])).logsumexp(1)
+
+
+def binary(rows: int = 22, seed: int = 3) -> Tensor:
+    """Rows of four zeros and ones, the same at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.bernoulli(torch.full((rows, 4), 0.3), generator=generator)
+
+
+def state(*modules: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    pairs = [(f"{i}.{k}", v) for i, m in enumerate(modules) for k, v in m.state_dict().items()]
+    return {name: value.clone() for name, value in pairs}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two states are equal, bit for bit."""
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from oracles import binary, same, state
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -30,20 +31,6 @@ def dropout_vae() -> tuple[VAE, AmortizedNormal]:
             nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4)
         )
         return VAE(4, 2, decoder=decoder), AmortizedNormal(4, 2, encoder=encoder)
-
-
-def binary(rows: int = 22, seed: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.bernoulli(torch.full((rows, 4), 0.3), generator=generator)
-
-
-def state(*modules: nn.Module) -> dict[str, Tensor]:
-    pairs = [(f"{i}.{k}", v) for i, m in enumerate(modules) for k, v in m.state_dict().items()]
-    return {name: value.clone() for name, value in pairs}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def trained(data: Any, **options: Any) -> tuple[dict[str, Tensor], Any]:

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from oracles import same
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import (
@@ -327,10 +328,6 @@ def prepared(case: Case) -> Any:
     batch = case.data if isinstance(case.data, tuple) else (case.data,)
     objective.prepare(*batch, size=len(batch[0]))
     return objective
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # --- parameters -----------------------------------------------------------------------------

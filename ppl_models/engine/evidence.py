@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
 from ppl_models.engine.joint import Joint, check_count, sampling
 from ppl_models.engine.modules import check_devices
@@ -189,7 +190,7 @@ def _num_discrete(joint: Joint) -> int | None:
     """The number of features of a row, where all are discrete."""
     total = 0
     for site in joint.observed.values():
-        if not site["fn"].support.is_discrete:
+        if not inspection.is_discrete(site):
             return None
         total += site["value"].numel() // len(site["value"])
     return total or None

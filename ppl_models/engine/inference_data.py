@@ -162,7 +162,7 @@ class _Groups:
     def _log_likelihood(
         self, draws: Draws, latents: poutine.Trace, observed: dict[str, dict]
     ) -> dict[str, Tensor]:
-        summed_out = self.joint.summed_out(draws.model, draws.guide)
+        summed_out = draws.summed_out
         if summed_out is None:
             return {name: site["log_prob"] for name, site in observed.items()}
         inside = summed_out.names - self.joint.enumerated
@@ -189,13 +189,13 @@ class _Groups:
         batch_dim = value.dim() - event_dim
         frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
         plates = [frames.get(i - batch_dim, f"{name}_batch_{i}") for i in range(batch_dim)]
-        given = self.names.get(name) or self.event_dims[name]
+        given = self.names.get(name) or self.event_dims.get(name, ())
         events = [*given, *(f"{name}_dim_{i}" for i in range(len(given), event_dim))]
         if len(events) > event_dim and event_dim:
             raise ValueError(
                 f"dims: site {name!r} has {event_dim} event dimension(s), got names {list(given)}."
             )
-        if value is site["value"] and site["fn"].support.is_discrete:
+        if value is site["value"] and inspection.is_discrete(site):
             self.discrete.add((group, name))
         stacked = draws.unstack(site, value, event_dim)
         dims = plates + events[:event_dim]

@@ -49,6 +49,14 @@ def is_datum(site: dict) -> bool:
     return not site["infer"].get("_deterministic") and _kind(site["fn"]) != "Unit"
 
 
+def is_discrete(site: dict) -> bool:
+    """Whether a site is known to take discrete values."""
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except NotImplementedError:
+        return False
+
+
 def enumerated_sites(trace: poutine.Trace) -> set[str]:
     """The names of the latent sites marked for enumeration."""
     return {name for name, site in latent_sites(trace).items() if site["infer"].get("enumerate")}

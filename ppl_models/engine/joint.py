@@ -48,6 +48,7 @@ class Draws:
         log_q: That of the guide.
         run: Calls a program on these rows.
         free_dim: The first dimension that is free for enumeration.
+        summed_out: What is left of the enumerated sites, where there are some.
     """
 
     model: poutine.Trace
@@ -59,6 +60,7 @@ class Draws:
     log_q: Tensor
     run: Call
     free_dim: int
+    summed_out: "SummedOut | None"
 
     def unstack(self, site: dict, value: Tensor, event_dim: int) -> Tensor:
         """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""
@@ -209,8 +211,11 @@ class Joint:
         model.compute_log_prob()
         shape = (count, -1) if self.by_row else (1, 1)
         log_q = self._total(guide, size).reshape(shape)
-        log_p = self._total(model, size, self.summed_out(model, guide)).reshape(shape)
-        return Draws(model, guide, rows, count, self.tiled, log_p, log_q, run, self.free_dim)
+        summed_out = self._sum_out(model, guide)
+        log_p = self._total(model, size, summed_out).reshape(shape)
+        return Draws(
+            model, guide, rows, count, self.tiled, log_p, log_q, run, self.free_dim, summed_out
+        )
 
     def _enumerating(self, guide: poutine.Trace) -> Callable[..., Any]:
         """The model on the latents of a guide, with the marked sites in parallel."""
@@ -219,7 +224,7 @@ class Joint:
             model = EnumMessenger(first_available_dim=self.free_dim)(model)
         return poutine.replay(model, trace=guide)
 
-    def summed_out(self, model: poutine.Trace, guide: poutine.Trace) -> "SummedOut | None":
+    def _sum_out(self, model: poutine.Trace, guide: poutine.Trace) -> "SummedOut | None":
         r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
         if not self.enumerated:
             return None
