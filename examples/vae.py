@@ -97,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     posterior = from_pyro_svi(
         vae, guide, test[:20], num_samples=500, dims={"z": ["latent"]}, seed=args.seed
     )
-    print("\nthe latent vector of the first test row, its posterior under the guide:")
-    print(az.summary(posterior["posterior"].isel(data=[0]), var_names=["z"], kind="stats"))
+    print("\nthe latent vector of the first test row (its first entries), under the guide:")
+    first = posterior["posterior"].isel(data=[0], latent=slice(8))
+    print(az.summary(first, var_names=["z"], kind="stats"))
 
     written = [args.outdir / f"vae-{args.data}-posterior.nc"]
     posterior.to_netcdf(written[0])
@@ -129,8 +130,10 @@ def curve(history: dict[str, list[float]]) -> Figure:
     for name, label in (("loss", "training rows"), ("validation", "test rows")):
         axes.plot(range(1, len(history[name]) + 1), history[name], label=label)
     low = min(history["loss"] + history["validation"])
+    early = history["loss"][len(history["loss"]) // 15]  # the first epochs would hide the rest
     axes.set(xlabel="epoch", ylabel="negative ELBO (nats per row)", title="Training")
-    axes.set_ylim(low - 0.5, low + 12)
+    if early > low:
+        axes.set_ylim(low - 0.03 * (early - low), early)
     axes.legend()
     return figure
 
@@ -155,17 +158,22 @@ def reconstructions(vae: VAE, guide: AmortizedNormal, rows: Tensor) -> Figure:
 
 def latents(means: Tensor, labels: Tensor | None) -> Figure:
     plane = PCA(2).fit_transform(means.cpu().numpy())
+    size = 10 if len(plane) < 1000 else 1
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="first principal component", ylabel="second principal component")
     axes.set_title("Posterior means of the test rows")
     if labels is None:
-        axes.scatter(*plane.T, s=4)
+        axes.scatter(*plane.T, s=size)
         return figure
     for digit in labels.unique().tolist():
         chosen = plane[(labels == digit).numpy()]
-        axes.scatter(*chosen.T, s=10, color=matplotlib.colormaps["tab10"](digit), label=str(digit))
-    axes.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+        axes.scatter(
+            *chosen.T, s=size, color=matplotlib.colormaps["tab10"](digit), label=str(digit)
+        )
+    axes.legend(
+        title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=6 / size**0.5
+    )
     return figure
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -112,7 +113,9 @@ def sampling(
         if seed is not None:
             device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
             stack.enter_context(own_rng(seed, torch.device(device)))
-        yield Joint(programs[0], programs[1], data)
+        joint = Joint(programs[0], programs[1], data)
+        stack.enter_context(pyro.validation_enabled(False))  # a first run has been checked
+        yield joint
 
 
 class Unobserved(Messenger):
