@@ -47,7 +47,7 @@ class AmortizedNormal(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.site = site
-        self.encoder = encoder or MLP(num_features, 2 * num_latents)
+        self.encoder = MLP(num_features, 2 * num_latents) if encoder is None else encoder
 
     def forward(self, x: Tensor, size: int | None = None) -> Tensor:
         with data_plate(x, size):

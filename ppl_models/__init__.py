@@ -1,6 +1,7 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
 from ppl_models.engine.checkpoint import load, save
+from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.descend import descend
 from ppl_models.engine.evidence import Evidence, log_evidence
 from ppl_models.engine.fit import Run, fit
@@ -12,11 +13,13 @@ from ppl_models.vae import VAE
 
 __all__ = [
     "VAE",
+    "Batch",
     "Evidence",
     "FactorAnalysis",
     "Objective",
     "ProbabilisticPCA",
     "Run",
+    "Transformed",
     "data_plate",
     "descend",
     "elbo",

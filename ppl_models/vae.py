@@ -54,7 +54,8 @@ class VAE(nn.Module):
         self.num_features = num_features
         self.num_latents = num_latents
         self.likelihood = likelihood
-        self.decoder = decoder or MLP(num_latents, num_features * likelihood.num_outputs)
+        num_outputs = num_features * likelihood.num_outputs
+        self.decoder = MLP(num_latents, num_outputs) if decoder is None else decoder
         self.register_buffer("prior_loc", torch.zeros(num_latents), persistent=False)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:

@@ -106,7 +106,8 @@ class Loaded:
 
     def __init__(self, loader: DataLoader, device: torch.device) -> None:
         self.loader, self.device = loader, device
-        self.size = _length(loader.dataset)
+        _length(loader.dataset)
+        self.size = _length(loader.sampler) if loader.batch_size else _length(loader.dataset)
         self.batch_size = loader.batch_size or self.size
         self.batches = len(loader)
         if self.batches == 0:
@@ -121,8 +122,11 @@ class Loaded:
         # The loader draws its order from torch at its first batch: from this epoch's seed.
         state = get_rng_state(self.device)
         torch.manual_seed(seed)
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(seed)
+        inner = getattr(self.loader.batch_sampler, "sampler", None)
+        for owner in (self.loader, self.loader.sampler, inner):
+            generator = getattr(owner, "generator", None)
+            if generator is not None:
+                generator.manual_seed(seed)
         batches = iter(self.loader)
         skipped = [next(batches) for _ in range(start or 1)]
         set_rng_state(state, self.device)

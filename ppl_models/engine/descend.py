@@ -1,6 +1,7 @@
 """One step of descent: the loop under `fit`, for those who drive it themselves."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ class Descent:
         set_rng_state(rng, self.device)  # what was drawn so far does not count
         self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
         self.parameters = [_trained(objective) for objective in self.objectives]
+        self._warn_of_untrained()
         self.optimizers = [self.optimizer(p, lr=self.lr) for p in self.parameters]
         for optimizer in self.optimizers:
             if not isinstance(optimizer, torch.optim.Optimizer):
@@ -116,13 +118,13 @@ class Descent:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
         for objective in self.objectives:
             check_devices(objective.modules(), batch.values)
-            with Rows(batch.rows, batch.size):
+            with Rows(batch.rows, batch.size, len(batch.values[0])):
                 objective.prepare(*batch.values, size=batch.size, data=data)
 
     def evaluate(self, objective: Objective, batch: Batch) -> Tensor:
         """The loss of an objective on a batch, in nats per row."""
         with (
-            Rows(batch.rows, batch.size),
+            Rows(batch.rows, batch.size, len(batch.values[0])),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp),
             told(batch.values),
         ):
@@ -163,7 +165,7 @@ class Descent:
                 )
                 break
         else:
-            with Rows(batch.rows, batch.size):
+            with Rows(batch.rows, batch.size, len(batch.values[0])):
                 cause = objective.blame(*batch.values, size=batch.size)
         return (
             f"{objective.name}: the loss is {loss.item()} {when}; {cause}. "
@@ -183,6 +185,18 @@ class Descent:
                     raise FloatingPointError(
                         f"{objective.name}: the parameter {name} is not finite after step "
                         f"{self.step_number}. Try a smaller lr, or clip=1.0."
+                    )
+
+    def _warn_of_untrained(self) -> None:
+        trained = {id(p) for parameters in self.parameters for p in parameters}
+        for objective in self.objectives:
+            for name, module in objective.modules().items():
+                if any(p.requires_grad and id(p) not in trained for p in module.parameters()):
+                    warnings.warn(
+                        f"{objective.name}: the program runs {name}, some of whose parameters are "
+                        f"not trained. Try pyro.module('{name.split('.')[-1]}', ...) in the "
+                        f"program, or .requires_grad_(False) if that is meant.",
+                        stacklevel=3,
                     )
 
     @property
@@ -247,4 +261,12 @@ def _takes_steps(schedule: Schedule) -> bool:
         for p in inspect.signature(schedule).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    return len(required) >= 2
+    if len(required) < 2:
+        return False
+    kind, name = getattr(schedule, "func", schedule), required[1].name
+    if inspect.isclass(kind) and name not in ("T_max", "total_steps", "steps"):
+        raise TypeError(
+            f"schedule: {kind.__name__} needs {name}, which is not the number of steps. "
+            f"Try functools.partial({kind.__name__}, {name}=...)."
+        )
+    return True

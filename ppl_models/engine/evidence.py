@@ -20,8 +20,9 @@ from torch import Tensor
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
 from ppl_models.engine.joint import Joint, check_count, sampling
-from ppl_models.engine.modules import check_devices
+from ppl_models.engine.modules import check_devices, modes
 from ppl_models.engine.program import Program
+from ppl_models.engine.rng import own_rng
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,9 @@ def log_evidence(
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
-        batch_size: How many draws are evaluated at once: the memory this takes depends on it
-            alone.
+        batch_size: How many draws are evaluated at once: with latents of a row the memory that
+            this takes depends on it alone. With latents shared by all rows, and with guides that
+            have parameters for each row, one draw of the whole data is evaluated at a time.
         seed: Seeds draws of their own; by default they come from torch's generator.
 
     Raises:
@@ -140,6 +142,8 @@ def log_evidence(
                 f"method: no closed form is known for {type(model).__name__} with latent site(s) "
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
+        if not exact:
+            inspection.check_no_point(*joint.traces)
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
     return Evidence(
@@ -159,8 +163,10 @@ def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evide
         raise ValueError(f"data: expected one tensor of rows, got {len(data)}.")
     check_devices(Program(model, "model").modules(), data)
     check_tensors(data)
-    density = model.evidence()
-    value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
+    with own_rng(0, data[0].device), modes([model], training=False):
+        model(data[0][:2])  # for its checks
+        density = model.evidence()
+        value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(
         value,
         kind="exact",
@@ -192,5 +198,5 @@ def _num_discrete(joint: Joint) -> int | None:
     for site in joint.observed.values():
         if not inspection.is_discrete(site):
             return None
-        total += site["value"].numel() // len(site["value"])
+        total += site["value"].numel() // joint.probed
     return total or None

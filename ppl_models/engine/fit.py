@@ -69,7 +69,9 @@ def fit(
 
     Arguments:
         objective: What to descend, such as `elbo(model, guide)`.
-        data: A tensor of rows, a tuple of tensors, a `Dataset` or a `DataLoader`.
+        data: A tensor of rows, a tuple of tensors, a `Transformed`, a `Dataset` or a
+            `DataLoader`. Tensors are checked whole before the first step; of the last two only
+            the first batch can be.
         epochs: How often to go through the data, a resumed part included.
         steps: The number of steps in all, instead of `epochs`.
         batch_size: The rows of a minibatch; the last one may have fewer. Default: all.
@@ -80,8 +82,10 @@ def fit(
         device: Where to train: `"auto"`, `"cpu"`, `"cuda"`, `"mps"`. The modules and the data
             are moved there. Default: where they are.
         amp: Whether to run the networks in bfloat16 (autocast).
-        validation: Data whose loss is recorded after each epoch. It draws from a generator of
-            its own: training is the same with it and without.
+        validation: Data whose loss is recorded after each epoch, in nats per row of them; what
+            latents shared by all rows cost is divided by their number, so that with few rows it
+            weighs more than in training. It draws from a generator of its own: training is the
+            same with it and without.
         patience: Stop after so many epochs without a better validation loss, and return to the
             parameters of the best.
         clip: The largest norm of the gradient.
@@ -196,7 +200,7 @@ def _placed(epoch: int, path: Path | None) -> Iterator[None]:
 @torch.no_grad()
 def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
     """The loss of held-out data in nats per row, with the same draws each time."""
-    total = 0.0
+    total, rows = 0.0, 0
     (objective,) = descent.objectives
     with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
         for batch in _others(held_out):
@@ -208,7 +212,8 @@ def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
                 when = f"on the validation data after step {descent.step_number}"
                 raise FloatingPointError(descent.blame(objective, batch, loss, when))
             total += loss.item() * len(batch.values[0])
-    return total / held_out.size
+            rows += len(batch.values[0])
+    return total / rows
 
 
 def _check(descent: Descent, held_out: Source, seed: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_models.engine import inspection
 from ppl_models.engine.joint import Draws, Joint, check_count, sampling
+from ppl_models.engine.program import Program
 
 Names = Mapping[str, Sequence[str]]
 Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
@@ -36,7 +37,8 @@ def from_pyro_svi(
     r"""Returns the posterior of a guide as ArviZ reads it.
 
     Groups: `posterior` (the latents, and `pyro.deterministic` sites), `posterior_predictive`,
-    `log_likelihood` (nats; enumerated sites summed over), `prior`, `prior_predictive`,
+    `log_likelihood` (nats; enumerated sites summed over), `prior`, `prior_predictive` (not where
+    a prior cannot be sampled),
     `observed_data`, `constant_data` (what the model is given and does not observe) and
     `sample_stats`: `log_p` and `log_q`, the joint log-densities of model and guide over all
     latents and rows.
@@ -123,7 +125,8 @@ def from_pyro_mcmc(
     for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
         diverging[chain, where] = True
     arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
-    given = {f"argument_{i}": x for i, x in enumerate(mcmc._args)} | mcmc._kwargs
+    names = [*Program(model, "model").argument_names(), *(f"argument_{i}" for i in range(99))]
+    given = dict(zip(names, mcmc._args, strict=False)) | mcmc._kwargs
     return _to_arviz(arrays, given, coords or {})
 
 
@@ -142,9 +145,13 @@ class _Groups:
         """Adds what some draws of some rows say."""
         latents = draws.latents(self.joint.model)
         predictive = draws.predictive(self.joint.model, given=latents)
-        prior = draws.predictive(self.joint.model, given=None)
+        try:
+            prior = draws.predictive(self.joint.model, given=None)
+        except NotImplementedError:  # an improper prior, which cannot be sampled
+            prior = poutine.Trace()
         observed = inspection.observed_sites(draws.model)
-        for name, site in prior.nodes.items():  # elsewhere replaced by those of the guide's sites
+        named = prior if len(prior) else predictive
+        for name, site in named.nodes.items():  # in others replaced by those of the guide's sites
             self.event_dims[name] = site.get("infer", {}).get("event_dims", ())
         for name, site in inspection.reported_sites(predictive).items():
             group = "posterior_predictive" if name in observed else "posterior"

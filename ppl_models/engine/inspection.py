@@ -67,6 +67,17 @@ def in_data_plate(site: dict) -> bool:
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
+def random_sites(trace: poutine.Trace) -> list[dict]:
+    """The sites that contribute to the log-density of a trace, `pyro.factor` included."""
+    return [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    ]
+
+
 def plate_depth(*traces: poutine.Trace) -> int:
     """How many dimensions from the right are taken by plates."""
     sites = [s for trace in traces for s in trace.nodes.values() if s["type"] == "sample"]
@@ -168,6 +179,53 @@ def check_scaling(model: poutine.Trace, rows: int, size: int, takes_size: bool) 
         )
 
 
+def check_plates(
+    trace: poutine.Trace, program: str, rows: int, size: int, takes_size: bool
+) -> None:
+    """Raises where the plates of a program do not scale a minibatch to the whole data."""
+    if rows == size:
+        return
+    expected = size / rows if takes_size else 1.0
+    for name in [*latent_sites(trace), *observed_sites(trace)]:
+        site = trace.nodes[name]
+        scale = 1.0
+        for frame in site["cond_indep_stack"]:
+            scale *= (frame.full_size or frame.size) / frame.size
+        if (in_data_plate(site) or site["is_observed"]) and abs(scale / expected - 1) > 1e-6:
+            raise ValueError(
+                f"site {name!r} of the {program}: a batch of {rows} of {size} rows should count "
+                f"{expected:g} times, and its plates count it {scale:g} times. Try `with "
+                f"data_plate(x, size):` around it, in a program with an argument `size`, or "
+                f"batch_size=None."
+            )
+
+
+def check_unscaled(*traces: poutine.Trace) -> None:
+    """Raises where a density is scaled: by `poutine.scale`, or a plate that subsamples."""
+    for trace in traces:
+        for site in random_sites(trace):
+            if (scale := float(site["scale"])) != 1.0:
+                raise ValueError(
+                    f"site {site['name']!r}: its log-density counts {scale:g} times, by poutine.scale "
+                    f"or a plate that draws some of the rows, and the numbers would be none of the "
+                    f"model. Try a program over all rows, without a scale."
+                )
+
+
+def check_no_point(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises where the guide is a point, such as that of `AutoDelta`, which has no density."""
+    auxiliary = {n for n, s in latent_sites(guide).items() if s["infer"].get("is_auxiliary")}
+    if any(not name.endswith("_unconstrained") for name in auxiliary):
+        return  # one vector behind several sites: their points are its functions
+    for name, site in latent_sites(guide).items():
+        point = _kind(site["fn"]) == "Delta" and f"{name}_unconstrained" not in auxiliary
+        if point and name in model.nodes and not is_discrete(model.nodes[name]):
+            raise ValueError(
+                f"guide: its site {name!r} is a point, which has no density, so that there is no "
+                f"bound on the evidence. Try AutoNormal, or another guide that spreads."
+            )
+
+
 def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:
     """Names the first site whose parameters, value or log-density are not finite."""
     for trace, program in ((guide, "guide"), (model, "model")):
@@ -206,6 +264,8 @@ def told(batch: tuple[Tensor, ...]) -> Iterator[None]:
     except Exception as error:
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in batch)
         error.add_note(f"This came from the program, called with a batch of {shapes}.")
+        if isinstance(error, RuntimeError) and ("dtype" in str(error) or "Double" in str(error)):
+            error.add_note("Try x.float(), or model.double() and guide.double().")
         raise
 
 

@@ -24,13 +24,14 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
 from ppl_models.engine.modules import check_devices, modes
 from ppl_models.engine.program import Program, no_latents
 from ppl_models.engine.rng import own_rng
+from ppl_models.engine.rows import Rows
 
 Call = Callable[[Any], Any]
 
@@ -67,10 +68,10 @@ class Draws:
         """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""
         if not self.tiled:
             return value.unsqueeze(0)
-        axis = _row_dim(site)
-        if axis is None:  # the same for all rows and draws
+        dim = _row_dim(site)
+        axis = -1 if dim is None else value.dim() - event_dim + dim
+        if axis < 0:  # the same for all rows and draws
             return value.unsqueeze(0).expand(self.count, *value.shape)
-        axis += value.dim() - event_dim
         return value.unflatten(axis, (self.count, -1)).movedim(axis, 0)
 
     def latents(self, model: Program) -> poutine.Trace:
@@ -106,14 +107,18 @@ def sampling(
     a generator of their own.
     """
     programs = Program(model, "model"), Program(no_latents if guide is None else guide, "guide")
-    modules = [module for program in programs for module in program.modules().values()]
+
+    def modules() -> list[nn.Module]:
+        return [module for program in programs for module in program.modules().values()]
+
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(modes(modules, training=False))
+        stack.enter_context(modes(modules(), training=False))
         if seed is not None:
             device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
             stack.enter_context(own_rng(seed, torch.device(device)))
         joint = Joint(programs[0], programs[1], data)
+        stack.enter_context(modes(modules(), training=False))  # those that the run has shown
         stack.enter_context(pyro.validation_enabled(False))  # a first run has been checked
         yield joint
 
@@ -151,35 +156,52 @@ class Joint:
             check_devices(program.modules(), data)
         check_tensors(data)
         self.data, self.num_rows = data, len(data[0])
+        self.all_rows = slice(0, self.num_rows)
         self._look()
 
     def _look(self) -> None:
         """Runs both once, to learn their structure."""
         amortised = not isinstance(self.guide.inner, AutoGuide)
         # A few rows, and not as many as there are: parameters for each row do not fit them.
-        few = _tile(self.data, slice(0, 2), 3 if self.num_rows == 4 else 2)
+        rows, count = slice(0, 2), 3 if self.num_rows == 4 else 2
         try:
-            model, guide = self._structure(few if amortised else self.data)
+            model, guide = self._structure(*((rows, count) if amortised else (self.all_rows, 1)))
         except (RuntimeError, ValueError):
             if not amortised:
                 raise
             amortised = False
-            model, guide = self._structure(self.data)
+            model, guide = self._structure(self.all_rows, 1)
         inspection.check_sites(model, guide)
+        inspection.check_unscaled(model, guide)
+        self.traces = model, guide
         self.latent = inspection.latent_sites(model)
         self.observed = inspection.observed_sites(model)
         self.enumerated = inspection.enumerated_sites(model)
-        drawn = inspection.latent_sites(guide)
-        sites = [*self.latent.values(), *self.observed.values(), *drawn.values()]
+        sites = [*inspection.random_sites(model), *inspection.random_sites(guide)]
         self.by_row = bool(sites) and all(inspection.in_data_plate(site) for site in sites)
         self.tiled = self.by_row and amortised
         self.free_dim = -1 - inspection.plate_depth(model, guide)
 
-    def _structure(self, data: tuple[Tensor, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-        with inspection.told(data):
-            guide = poutine.trace(self.guide).get_trace(*data, size=len(data[0]))
-            replayed = poutine.replay(self.model, trace=guide)
-            return poutine.trace(replayed).get_trace(*data, size=len(data[0])), guide
+    def _structure(self, rows: slice, count: int) -> tuple[poutine.Trace, poutine.Trace]:
+        run, batch = self._on(rows, count)
+        with inspection.told(batch), self.guide.noticing(), self.model.noticing():
+            guide = run(poutine.trace(self.guide).get_trace)
+            model = run(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
+        self.probed = len(batch[0])
+        inspection.check_support(model, batch, self.data)
+        return model, guide
+
+    def _on(self, rows: slice, count: int) -> tuple[Call, tuple[Tensor, ...]]:
+        """Returns what runs a program on some rows, tiled, and the rows."""
+        batch = _tile(self.data, rows, count)
+        which = _tile((torch.arange(self.num_rows, device=batch[0].device),), rows, count)[0]
+        size = len(which)
+
+        def run(program: Callable[..., Any]) -> Any:
+            with Rows(which, size, size):
+                return program(*batch, size=size)
+
+        return run, batch
 
     def arguments(self) -> dict[str, Tensor]:
         """The data under the names of the model's arguments."""
@@ -190,7 +212,7 @@ class Joint:
         """Yields all draws of some rows after the other, at most `batch_size` at a time."""
         if not self.tiled:
             for _ in range(num_samples):
-                yield self.draw(slice(0, self.num_rows), 1)
+                yield self.draw(self.all_rows, 1)
             return
         width = min(self.num_rows, batch_size)
         for start in range(0, self.num_rows, width):
@@ -201,12 +223,8 @@ class Joint:
 
     def draw(self, rows: slice, count: int) -> Draws:
         """Draws `count` times the latents of some rows from the guide."""
-        batch = _tile(self.data, rows, count)
+        run, batch = self._on(rows, count)
         size = len(batch[0])
-
-        def run(program: Callable[..., Any]) -> Any:
-            return program(*batch, size=size)
-
         guide = run(poutine.trace(self.guide).get_trace)
         model = run(poutine.trace(self._enumerating(guide)).get_trace)
         guide, model = prune_subsample_sites(guide), prune_subsample_sites(model)
@@ -259,8 +277,11 @@ class Joint:
         if summed_out is not None:
             site = next(iter(self.observed.values()))
             terms += [(term, _row_dim(site)) for term in summed_out.terms]
-        total = torch.zeros(rows if self.by_row else 1, device=self.data[0].device)
+        # In float64: the sum over all rows of float32 numbers would lose digits.
+        place = self.data[0].device if self.data[0].device.type != "mps" else torch.device("cpu")
+        total = torch.zeros(rows if self.by_row else 1, device=place, dtype=torch.float64)
         for term, dim in terms:
+            term = term.to(place, torch.float64)
             if self.by_row:
                 term = term.movedim(dim, 0).flatten(1).sum(1) if term.dim() > 1 else term
             total = total + (term if self.by_row else term.sum())

@@ -113,7 +113,10 @@ class EvidenceLowerBound:
             traces = self._traces(batch, size)
         inspection.check_sites(*traces)
         inspection.check_support(traces[0], batch, data or batch)
-        inspection.check_scaling(traces[0], len(batch[0]), size, self.model.takes_size)
+        rows, scaled = len(batch[0]), self.model.takes_size
+        inspection.check_scaling(traces[0], rows, size, scaled)
+        for trace, name in zip(traces, ("model", "guide"), strict=True):
+            inspection.check_plates(trace, name, rows, size, scaled)
         if isinstance(self.estimator, Trace_ELBO):
             inspection.check_not_enumerated(traces[0], self.estimator)
         with torch.no_grad():
@@ -140,7 +143,7 @@ class EvidenceLowerBound:
 
     def _traces(self, batch: tuple[Tensor, ...], size: int) -> tuple[poutine.Trace, poutine.Trace]:
         """Runs the guide, and the model on what it sampled."""
-        with inspection.told(batch):
+        with inspection.told(batch), self.guide.noticing(), self.model.noticing():
             guide = poutine.trace(self.guide).get_trace(*batch, size=size)
             model = poutine.trace(poutine.replay(self.model, guide)).get_trace(*batch, size=size)
         return model, guide

@@ -14,6 +14,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ import pyro
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_models.engine.rows import follow_rows
 
@@ -51,6 +53,8 @@ class Program:
         self.inner = _inner(program)
         self.owner = _owner(self.inner)
         self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
+        self.noticed: list[nn.Module] = []  # that a function reaches on the way
+        self.running = False
         self._scope = _Scope(self)
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
@@ -78,10 +82,14 @@ class Program:
         return [p.name for p in parameters if p.kind in kinds and p.name != "size"]
 
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
-        with self._scope:
-            if self.takes_size:
-                return self.program(*batch, size=size)
-            return self.program(*batch)
+        self.running = True
+        try:
+            with self._scope:
+                if self.takes_size:
+                    return self.program(*batch, size=size)
+                return self.program(*batch)
+        finally:
+            self.running = False
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that the program runs: its owner, or those that a function refers to."""
@@ -92,7 +100,36 @@ class Program:
             values = {**outside.globals, **outside.nonlocals}
         else:
             values = getattr(getattr(self.inner, "__self__", self.inner), "__dict__", {})
-        return {k: v for k, v in values.items() if isinstance(v, nn.Module)}
+        named = {k: v for k, v in values.items() if isinstance(v, nn.Module)}
+        return named | {f"module_{i}": module for i, module in enumerate(self.noticed)}
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Finds the modules that a function reaches on the way, such as one in a list.
+
+        They are in evaluation mode meanwhile: this is for runs that look, and do not train.
+        """
+        if self.owner is not None:
+            yield
+            return
+        known = {id(m) for root in self.modules().values() for m in root.modules()}
+        called: dict[int, tuple[nn.Module, bool]] = {}
+
+        def note(module: nn.Module, _: Any) -> None:
+            if self.running and id(module) not in known and id(module) not in called:
+                called[id(module)] = module, module.training
+                module.training = False
+
+        hook = register_module_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
+            inside: set[int] = set()
+            for module, training in called.values():
+                module.training = training
+                inside |= {id(child) for child in module.modules() if child is not module}
+            self.noticed += [m for m, _ in called.values() if id(m) not in inside]
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters that the program owns or, once it has run, uses from the store.

@@ -5,34 +5,48 @@ for each row to the wrong rows, without any error; so the true indices are suppl
 to the plate named `"data"`.
 """
 
+from typing import Any
+
 import pyro
+import torch
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+_UNKNOWN = (
+    "there is an entry for each row, and it is not known which rows these are. Try the tensors or "
+    "the Dataset instead of a DataLoader, the rows that were fitted instead of others, or an "
+    "amortised guide, which takes any."
+)
+
 
 class Rows(Messenger):
     """A handler that tells the plate `"data"` of `size` rows which of them a batch holds.
 
+    Where they are not known, whatever belongs to single rows is refused.
+
     Arguments:
         rows: The indices, with shape `(B,)`, or None where they are not known.
         size: The number of rows in all.
+        count: The number of rows in the batch, `B`.
 
     Example:
-        >>> import torch
-        >>> with Rows(torch.tensor([5, 2]), size=10):
+        >>> with Rows(torch.tensor([5, 2]), size=10, count=2):
         ...     print(pyro.plate("data", 10, subsample_size=2).indices)
         tensor([5, 2])
     """
 
-    def __init__(self, rows: Tensor | None, size: int) -> None:
+    def __init__(self, rows: Tensor | None, size: int, count: int) -> None:
         super().__init__()
-        self.rows, self.size = rows, size
+        self.known = rows is not None
+        # Unknown rows are numbered beyond the last one, so that no index finds a parameter.
+        self.rows = torch.arange(size, size + count) if rows is None else rows
+        self.size = size
 
     def _pyro_sample(self, message: dict) -> None:
-        if self.rows is None or message["name"] != "data" or not site_is_subsample(message):
+        if message["name"] != "data" or not site_is_subsample(message):
             return
         plate, given = message["fn"], message["value"]
         count = (plate.subsample_size or plate.size) if given is None else len(given)
@@ -43,13 +57,13 @@ class Rows(Messenger):
     def _pyro_param(self, message: dict) -> None:
         placed = message["kwargs"].get("event_dim") is not None
         plates = {frame.name: frame for frame in message["cond_indep_stack"]}
-        if self.rows is None and placed and "data" in plates:
-            raise ValueError(
-                f"parameter {message['name']!r}: it has an entry for each row, in the plate "
-                f"'data', and it is not known which rows these are. Try the tensors or the "
-                f"Dataset instead of a DataLoader, the rows that it was fitted to instead of "
-                f"others, or an amortised guide, which takes any."
-            )
+        if not self.known and placed and "data" in plates:
+            raise ValueError(f"parameter {message['name']!r}: {_UNKNOWN}")
+
+    def __exit__(self, kind: type | None, error: BaseException | None, *rest: Any) -> None:
+        super().__exit__(kind, error, *rest)
+        if not self.known and isinstance(error, IndexError):
+            raise ValueError(f"an index of the plate 'data': {_UNKNOWN}") from error
 
 
 def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
