@@ -205,6 +205,8 @@ class _Groups:
         if value is site["value"] and inspection.is_discrete(site):
             self.discrete.add((group, name))
         stacked = draws.unstack(site, value, event_dim)
+        if group == "observed_data":
+            stacked = stacked[:1]  # the same for all draws
         dims = plates + events[:event_dim]
         self._append(group, name, dims, draws.rows.start, stacked)
 

@@ -206,9 +206,9 @@ def check_unscaled(*traces: poutine.Trace) -> None:
         for site in random_sites(trace):
             if (scale := float(site["scale"])) != 1.0:
                 raise ValueError(
-                    f"site {site['name']!r}: its log-density counts {scale:g} times, by poutine.scale "
-                    f"or a plate that draws some of the rows, and the numbers would be none of the "
-                    f"model. Try a program over all rows, without a scale."
+                    f"site {site['name']!r}: its log-density counts {scale:g} times, by "
+                    f"poutine.scale or a plate that draws some of the rows, and the numbers would "
+                    f"be none of the model. Try a program over all rows, without a scale."
                 )
 
 

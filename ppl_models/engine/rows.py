@@ -41,8 +41,8 @@ class Rows(Messenger):
     def __init__(self, rows: Tensor | None, size: int, count: int) -> None:
         super().__init__()
         self.known = rows is not None
-        # Unknown rows are numbered beyond the last one, so that no index finds a parameter.
-        self.rows = torch.arange(size, size + count) if rows is None else rows
+        # Unknown rows have numbers beyond all bounds, so that no index finds a parameter.
+        self.rows = torch.arange(count) + 2**40 if rows is None else rows
         self.size = size
 
     def _pyro_sample(self, message: dict) -> None:
