@@ -54,7 +54,10 @@ class AmortizedNormal(nn.Module):
             return pyro.sample(self.site, self.posterior(x))
 
     def posterior(self, x: Tensor) -> dist.Independent:
-        r"""Returns :math:`q_\phi(z \mid x)`, under the name that exact models use."""
+        r"""Returns :math:`q_\phi(z \mid x)`, under the name that exact models use.
+
+        For `x` of shape `(B, D)` it has batch shape `(B,)` and event shape `(K,)`.
+        """
         check_rows(x, self.num_features, "AmortizedNormal")
         outputs = self.encoder(x).to(x.dtype)  # (B, 2 * K)
         loc, log_scale = outputs.chunk(2, dim=-1)  # (B, K) each

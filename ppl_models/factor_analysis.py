@@ -57,14 +57,15 @@ class FactorAnalysis(nn.Module):
             return pyro.sample("x", dist.Normal(mean, self.log_scale.exp()).to_event(1), obs=x)
 
     def evidence(self) -> dist.LowRankMultivariateNormal:
-        r"""Returns :math:`p(x) = \mathcal{N}(\mu, W W^\top + \Psi)`."""
+        r"""Returns :math:`p(x) = \mathcal{N}(\mu, W W^\top + \Psi)`, over rows of shape `(D,)`."""
         variance = (2 * self.log_scale).exp().expand_as(self.loc)  # (D,)
         return dist.LowRankMultivariateNormal(self.loc, self.loadings, variance)
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         r"""Returns :math:`p(z \mid x) = \mathcal{N}(M^{-1} W^\top \Psi^{-1} (x - \mu), M^{-1})`.
 
-        :math:`M = I + W^\top \Psi^{-1} W` is the precision, the same for every row.
+        :math:`M = I + W^\top \Psi^{-1} W` is the precision, the same for every row. For `x` of
+        shape `(B, D)` the distribution has batch shape `(B,)` and event shape `(K,)`.
         """
         check_rows(x, len(self.loc), type(self).__name__)
         scale = self.log_scale.exp().expand_as(self.loc)  # (D,)

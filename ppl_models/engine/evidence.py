@@ -61,7 +61,11 @@ class Evidence:
 
     @property
     def monte_carlo_error(self) -> float:
-        """The standard deviation of the mean over other draws from the guide."""
+        """The standard deviation of the mean over other draws, as far as these draws tell.
+
+        By the delta method. Where a few draws carry most of the weight of a row, these draws do
+        not show the ones that are missing, and it is understated: compare two seeds.
+        """
         return self.row_variance.sum().sqrt().item() / self.num_rows
 
     @property
