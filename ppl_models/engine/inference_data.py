@@ -17,7 +17,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_models.engine import inspection
-from ppl_models.engine.joint import Draws, Joint, check_count, sampling
+from ppl_models.engine.draws import Draws
+from ppl_models.engine.joint import Joint, check_count, sampling
 from ppl_models.engine.program import Program
 
 Names = Mapping[str, Sequence[str]]
@@ -125,8 +126,7 @@ def from_pyro_mcmc(
     for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
         diverging[chain, where] = True
     arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
-    names = [*Program(model, "model").argument_names(), *(f"argument_{i}" for i in range(99))]
-    given = dict(zip(names, mcmc._args, strict=False)) | mcmc._kwargs
+    given = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
     return _to_arviz(arrays, given, coords or {})
 
 

@@ -10,88 +10,26 @@ Shapes: `S` draws, `N` rows.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.discrete import infer_discrete
 from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
+from ppl_models.engine.draws import Call, Draws, SummedOut, row_dim
 from ppl_models.engine.modules import check_devices, modes
 from ppl_models.engine.program import Program, no_latents
 from ppl_models.engine.rng import own_rng
 from ppl_models.engine.rows import Rows
-
-Call = Callable[[Any], Any]
-
-
-@dataclass
-class Draws:
-    """Some draws of some rows.
-
-    Attributes:
-        model: The trace of the model. Enumerated sites are summed over in `log_p`.
-        guide: The trace of the guide.
-        rows: Which rows.
-        count: How many draws of each row, `K`.
-        tiled: Whether the draws are tiled as rows.
-        log_p: The joint log-density of model, `(K, R)`, or `(K, 1)` of the whole data.
-        log_q: That of the guide.
-        run: Calls a program on these rows.
-        free_dim: The first dimension that is free for enumeration.
-        summed_out: What is left of the enumerated sites, where there are some.
-    """
-
-    model: poutine.Trace
-    guide: poutine.Trace
-    rows: slice
-    count: int
-    tiled: bool
-    log_p: Tensor
-    log_q: Tensor
-    run: Call
-    free_dim: int
-    summed_out: "SummedOut | None"
-
-    def unstack(self, site: dict, value: Tensor, event_dim: int) -> Tensor:
-        """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""
-        if not self.tiled:
-            return value.unsqueeze(0)
-        dim = _row_dim(site)
-        axis = -1 if dim is None else value.dim() - event_dim + dim
-        if axis < 0:  # the same for all rows and draws
-            return value.unsqueeze(0).expand(self.count, *value.shape)
-        return value.unflatten(axis, (self.count, -1)).movedim(axis, 0)
-
-    def latents(self, model: Program) -> poutine.Trace:
-        """The trace of the latents, with draws of the enumerated ones given the others."""
-        if not inspection.enumerated_sites(self.model):
-            return self.guide
-        replayed = poutine.replay(model, trace=self.guide)
-        sampled = infer_discrete(replayed, first_available_dim=self.free_dim)
-        trace = self.run(poutine.trace(sampled).get_trace)
-        latents = poutine.Trace()
-        for name, site in inspection.latent_sites(trace).items():
-            latents.add_node(name, **site)
-        return latents
-
-    def predictive(self, model: Program, given: poutine.Trace | None) -> poutine.Trace:
-        """A trace of the model without its data: fresh rows given latents, or from the prior."""
-        program: Callable[..., Any] = Unobserved()(model)
-        if given is not None:
-            program = poutine.replay(program, trace=given)
-        return self.run(poutine.trace(program).get_trace)
 
 
 @contextmanager
@@ -121,14 +59,6 @@ def sampling(
         stack.enter_context(modes(modules(), training=False))  # those that the run has shown
         stack.enter_context(pyro.validation_enabled(False))  # a first run has been checked
         yield joint
-
-
-class Unobserved(Messenger):
-    """`poutine.uncondition`, but `pyro.deterministic` and `pyro.factor` stay as they are."""
-
-    def _pyro_sample(self, message: dict) -> None:
-        if message["is_observed"] and inspection.is_datum(message):
-            message.update(is_observed=False, value=None, done=False)
 
 
 class Joint:
@@ -205,8 +135,7 @@ class Joint:
 
     def arguments(self) -> dict[str, Tensor]:
         """The data under the names of the model's arguments."""
-        names = [*self.model.argument_names(), *(f"argument_{i}" for i in range(len(self.data)))]
-        return dict(zip(names, self.data, strict=False))
+        return self.model.name_arguments(self.data)
 
     def draws(self, num_samples: int, batch_size: int) -> Iterator[Draws]:
         """Yields all draws of some rows after the other, at most `batch_size` at a time."""
@@ -245,7 +174,7 @@ class Joint:
             model = EnumMessenger(first_available_dim=self.free_dim)(model)
         return poutine.replay(model, trace=guide)
 
-    def _sum_out(self, model: poutine.Trace, guide: poutine.Trace) -> "SummedOut | None":
+    def _sum_out(self, model: poutine.Trace, guide: poutine.Trace) -> SummedOut | None:
         r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
         if not self.enumerated:
             return None
@@ -266,17 +195,17 @@ class Joint:
         return SummedOut(names, terms)
 
     def _total(
-        self, trace: poutine.Trace, rows: int, summed_out: "SummedOut | None" = None
+        self, trace: poutine.Trace, rows: int, summed_out: SummedOut | None = None
     ) -> Tensor:
         """The log-density of a trace: one number a row, or one in all."""
         terms = [
-            (site["log_prob"], _row_dim(site))
+            (site["log_prob"], row_dim(site))
             for name, site in trace.nodes.items()
             if site["type"] == "sample" and (summed_out is None or name not in summed_out.names)
         ]
         if summed_out is not None:
             site = next(iter(self.observed.values()))
-            terms += [(term, _row_dim(site)) for term in summed_out.terms]
+            terms += [(term, row_dim(site)) for term in summed_out.terms]
         # In float64: the sum over all rows of float32 numbers would lose digits.
         place = self.data[0].device if self.data[0].device.type != "mps" else torch.device("cpu")
         total = torch.zeros(rows if self.by_row else 1, device=place, dtype=torch.float64)
@@ -286,13 +215,6 @@ class Joint:
                 term = term.movedim(dim, 0).flatten(1).sum(1) if term.dim() > 1 else term
             total = total + (term if self.by_row else term.sum())
         return total
-
-
-class SummedOut(NamedTuple):
-    """What is left of sites after the sum over enumerated ones."""
-
-    names: set[str]
-    terms: list[Tensor]  # with plates as dimensions
 
 
 def check_count(**counts: int) -> None:
@@ -305,8 +227,3 @@ def check_count(**counts: int) -> None:
 def _tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...]:
     """Repeats some rows, all of them `count` times."""
     return tuple(x[rows].repeat(count, *[1] * (x.dim() - 1)) for x in data)
-
-
-def _row_dim(site: dict) -> int | None:
-    dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name == "data"]
-    return dims[0] if dims else None

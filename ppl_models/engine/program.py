@@ -75,11 +75,13 @@ class Program:
                 f"takes them."
             ) from None
 
-    def argument_names(self) -> list[str]:
-        """The names of the arguments that data are passed to, as far as they have some."""
+    def name_arguments(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        """Positional arguments under the names that the program gives them, if it does."""
         parameters = self._signature.parameters.values()
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [p.name for p in parameters if p.kind in kinds and p.name != "size"]
+        names = [p.name for p in parameters if p.kind in kinds and p.name != "size"]
+        names += [f"argument_{i}" for i in range(len(names), len(values))]
+        return dict(zip(names, values, strict=False))
 
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
