@@ -3,11 +3,13 @@
 from ppl_models.engine.checkpoint import load, save
 from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.descend import descend
+from ppl_models.engine.em import fit_em
 from ppl_models.engine.evidence import Evidence, log_evidence
 from ppl_models.engine.fit import Run, fit
 from ppl_models.engine.inference_data import from_pyro_mcmc, from_pyro_svi
 from ppl_models.engine.objectives import Objective, elbo
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
+from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.plates import data_plate
 from ppl_models.vae import VAE
 
@@ -16,6 +18,7 @@ __all__ = [
     "Batch",
     "Evidence",
     "FactorAnalysis",
+    "GaussianMixture",
     "Objective",
     "ProbabilisticPCA",
     "Run",
@@ -24,6 +27,7 @@ __all__ = [
     "descend",
     "elbo",
     "fit",
+    "fit_em",
     "from_pyro_mcmc",
     "from_pyro_svi",
     "load",

@@ -137,7 +137,9 @@ class Loaded:
 Source = InMemory | ByIndex | Loaded
 
 
-def source(data: Any, batch_size: int | None, device: torch.device | None) -> Source:
+def source(
+    data: Any, batch_size: int | None, device: torch.device | None, missing: bool = False
+) -> Source:
     """Returns the minibatches of tensors, a `Dataset` or a `DataLoader`, after checking them."""
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(
@@ -158,7 +160,7 @@ def source(data: Any, batch_size: int | None, device: torch.device | None) -> So
     if isinstance(tensors, Tensor):
         tensors = (tensors,)
     if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
-        check_tensors(tensors)
+        check_tensors(tensors, missing)
         memory = InMemory(tensors, batch_size, transform)
         return memory if device is None else memory.to(device)
     if isinstance(data, Dataset):
@@ -169,8 +171,11 @@ def source(data: Any, batch_size: int | None, device: torch.device | None) -> So
     )
 
 
-def check_tensors(tensors: tuple[Tensor, ...]) -> None:
-    """Raises where tensors are empty, of different lengths, or not finite."""
+def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False) -> None:
+    """Raises where tensors are empty, of different lengths, or not finite.
+
+    With `missing`, NaN stands for what was not observed, and is let through.
+    """
     for i, x in enumerate(tensors):
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(
@@ -183,14 +188,18 @@ def check_tensors(tensors: tuple[Tensor, ...]) -> None:
             f"Try data=(x, y) with one label for each row."
         )
     for i, x in enumerate(tensors):
-        if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
+        if not x.is_floating_point():
+            continue
+        finite = ~x.isinf() if missing else x.isfinite()
+        if not finite.all():
             bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
             rows = bad.nonzero().flatten().tolist()
             noun = "row" if len(rows) == 1 else "rows"
             listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
             raise ValueError(
                 f"data[{i}]: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed}). "
-                f"Try leaving them out: x[x.isfinite().all(1)]."
+                f"Try leaving them out, x[x.isfinite().all(1)], or a model with "
+                f"missing='marginalise' where NaN stands for what was not observed."
             )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
 from ppl_models.engine.joint import Joint, check_count, sampling
-from ppl_models.engine.modules import check_devices, modes
+from ppl_models.engine.modules import allows_missing, check_devices, modes
 from ppl_models.engine.program import Program
 from ppl_models.engine.rng import own_rng
 
@@ -166,7 +166,7 @@ def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evide
     if len(data) != 1:
         raise ValueError(f"data: expected one tensor of rows, got {len(data)}.")
     check_devices(Program(model, "model").modules(), data)
-    check_tensors(data)
+    check_tensors(data, allows_missing([model]))
     with own_rng(0, data[0].device), modes([model], training=False):
         model(data[0][:2])  # for its checks
         density = model.evidence()

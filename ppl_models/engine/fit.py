@@ -18,7 +18,7 @@ from ppl_models.engine import checkpoint as files
 from ppl_models.engine.data import Batch, InMemory, Source, source
 from ppl_models.engine.descend import Descent, Optimizer, Schedule
 from ppl_models.engine.device import choose_device
-from ppl_models.engine.modules import modes
+from ppl_models.engine.modules import allows_missing, modes
 from ppl_models.engine.objectives import Objective
 from ppl_models.engine.rng import get_rng_state, mix, own_rng, set_rng_state
 from ppl_models.engine.state import State
@@ -121,17 +121,17 @@ def fit(
     )
     began = time.perf_counter()
     place = None if device is None else choose_device(device)
-    train = source(data, batch_size, place)
+    descent = Descent(objective, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp)
+    missing = allows_missing(descent.modules())
+    train = source(data, batch_size, place, missing)
     at_once = None if isinstance(validation, DataLoader) else batch_size
-    held_out = None if validation is None else source(validation, at_once, place)
+    held_out = None if validation is None else source(validation, at_once, place, missing)
     total = steps or (epochs or 0) * train.batches  # one of them is given
 
     if seed is not None:
         torch.manual_seed(seed)
     order_seed = int(torch.randint(2**31, ())) if seed is None else seed
-    descent = Descent(
-        objective, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, steps=total, amp=amp
-    )
+    descent.steps = total
     if place is not None:
         for module in descent.modules():
             module.to(place)

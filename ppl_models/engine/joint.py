@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
 from ppl_models.engine.draws import Call, Draws, SummedOut, row_dim
-from ppl_models.engine.modules import check_devices, modes
+from ppl_models.engine.modules import allows_missing, check_devices, modes
 from ppl_models.engine.program import Program, no_latents
 from ppl_models.engine.rng import own_rng
 from ppl_models.engine.rows import Rows
@@ -84,7 +84,7 @@ class Joint:
         for program in (self.model, self.guide):
             program.check_arguments(len(data))
             check_devices(program.modules(), data)
-        check_tensors(data)
+        check_tensors(data, allows_missing(model.modules().values()))
         self.data, self.num_rows = data, len(data[0])
         self.all_rows = slice(0, self.num_rows)
         self._look()

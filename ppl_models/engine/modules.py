@@ -20,6 +20,11 @@ def modes(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def allows_missing(modules: Iterable[object]) -> bool:
+    """Whether NaN stands for what was not observed: `module.missing == "marginalise"`."""
+    return any(getattr(module, "missing", None) == "marginalise" for module in modules)
+
+
 def check_devices(modules: dict[str, nn.Module], data: tuple[Tensor, ...]) -> None:
     """Raises where the model and the data are on different devices."""
     there = {x.device for x in data}

@@ -1,0 +1,231 @@
+r"""Expectation maximisation: steps that never lower the evidence, until they no longer raise it."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ppl_models.engine.data import InMemory, Source, check_tensors, source
+from ppl_models.engine.fit import Run
+from ppl_models.engine.modules import allows_missing, check_devices
+
+MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
+SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, relative to 1 nat
+
+
+class HasEMStep(Protocol):
+    """A module that knows the steps of EM."""
+
+    def initialise(self, x: Tensor) -> None:
+        """Chooses where to start. Raises where the rows `x` cannot be fitted."""
+
+    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+        """Moves the parameters, and returns the objective *before*, in nats per row.
+
+        `x` are all the rows, or batches of them that can be gone through more than once. The
+        objective is the log evidence (with a penalty, where the model has one).
+
+        A module whose step serves several restarts at once has `stack(restarts)`, which returns a
+        copy whose parameters have a leading dimension, and so has its objective.
+
+        Where something must be said of a fit, `caveat()` says it, and returns None elsewhere.
+        """
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fit_em(
+    model: Any,
+    data: Any,
+    *,
+    initialise: bool = True,
+    restarts: int = 1,
+    max_steps: int = 1000,
+    tolerance: float = 1e-6,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Run:
+    r"""Fits a model by expectation maximisation.
+
+    .. math::
+        \theta_{t+1} = \arg\max_\theta \;
+        \mathbb{E}_{p(z \mid x, \theta_t)} \left[ \log p(x, z \mid \theta) \right]
+
+    Each step goes through all rows; no step raises the loss, the mean of minus the log evidence.
+    The model is left with the parameters of the last loss in the history.
+
+    Arguments:
+        model: A module with `em_step(x)` and `initialise(x)`.
+        data: A tensor of rows, or a `Dataset` or `DataLoader` that streams them in batches.
+        initialise: Whether to choose a start; else it is where the model is.
+        restarts: The number of starts, of which the best end is kept.
+        max_steps: The largest number of steps.
+        tolerance: Stop when a step raises the evidence by less, in nats per row.
+        batch_size: The rows of a batch of a `Dataset`. Default: all.
+        seed: Seeds torch's generator, for the starts.
+        progress: Whether to show a progress bar (on a terminal).
+
+    Returns:
+        A `Run`: `history["loss"]` are the losses of the best restart in nats per row, `steps`
+        their number.
+
+    Raises:
+        ValueError: If an argument or the data do not fit.
+        RuntimeError: If a step lowers the evidence, which no step of EM does.
+
+    References:
+        | Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster et al., 1977)
+        | https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
+
+    Example:
+        >>> from ppl_models import GaussianMixture, fit_em
+        >>> x = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 9])
+        >>> run = fit_em(GaussianMixture(2, num_components=2), x, restarts=3, seed=0)
+        >>> run.history["loss"][-1] <= run.history["loss"][0]
+        True
+    """
+    _check_arguments(model, initialise, restarts, max_steps, tolerance)
+    began = time.perf_counter()
+    missing = allows_missing([model])
+    rows = source(data, batch_size, None, missing=missing)
+    if seed is not None:
+        torch.manual_seed(seed)
+    x = _Batches(rows, missing) if not isinstance(rows, InMemory) else _whole(rows)
+    start = _some(rows) if isinstance(x, _Batches) else x
+    check_devices({"model": model}, (start,))
+
+    if restarts == 1:
+        candidates = [model]
+    elif hasattr(model, "stack"):
+        candidates = [model.stack(restarts)]
+    else:
+        candidates = [copy.deepcopy(model) for _ in range(restarts)]
+    ends = []
+    with tqdm(desc="EM", disable=None if progress else True) as bar:
+        for candidate in candidates:
+            if initialise:
+                candidate.initialise(start)
+            ends.append(_climb(candidate, x, max_steps, tolerance, bar))
+    values, state = max(ends, key=lambda end: end[0][-1])
+    model.load_state_dict(state)
+
+    if len(values) > 1 and not values[-1] - values[-2] < tolerance:
+        warnings.warn(
+            f"fit_em: still rising by {values[-1] - values[-2]:.1e} nats per row at step "
+            f"{len(values)}. Try max_steps={10 * max_steps}, or a larger tolerance.",
+            stacklevel=2,
+        )
+    caveat = model.caveat() if hasattr(model, "caveat") else None
+    if caveat:
+        warnings.warn(caveat, stacklevel=2)
+    history = {"loss": [-value for value in values]}
+    return Run(history, len(values), time.perf_counter() - began)
+
+
+@torch.no_grad()
+def _climb(
+    model: Any, x: Any, max_steps: int, tolerance: float, bar: tqdm
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Steps until all restarts have converged; the objectives of the best, and its parameters.
+
+    The parameters are those of the last objective, which is known only once a step has gone
+    through the rows; so the parameters before each step are kept.
+    """
+    slack = SLACK.get(next(model.parameters()).dtype, 1e-2)
+    values: list[Tensor] = []
+    before: dict[str, Tensor] = {}
+    while True:
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        value = model.em_step(x)
+        if not torch.isfinite(value).all():
+            model.load_state_dict(before or state)
+            raise FloatingPointError(
+                f"EM step {len(values) + 1}: the objective of {type(model).__name__} is "
+                f"{value.tolist()}. The parameters are those before it. Try standardised data."
+            )
+        if values:
+            gain = value - values[-1]
+            if (gain < -slack * (1 + value.abs())).any():
+                model.load_state_dict(before)
+                raise RuntimeError(
+                    f"EM step {len(values)} lowered the objective of {type(model).__name__} by "
+                    f"{-gain.min():.1e} nats per row, which no step of EM does: see its em_step. "
+                    f"The parameters are those before it."
+                )
+            # What rounding took back is not accepted.
+            state = {k: _choose(gain < 0, before[k], state[k]) for k in state}
+            value = torch.maximum(value, values[-1])
+        values.append(value)
+        bar.update()
+        bar.set_postfix(loss=f"{-value.max().item():.4f}", refresh=False)
+        if (len(values) > 1 and (gain < tolerance).all()) or len(values) == max_steps:
+            break
+        before = state
+    stacked = values[-1].ndim == 1
+    best = int(values[-1].argmax()) if stacked else ...
+    final = {k: v[best] for k, v in state.items()} if stacked else state
+    return [value[best].item() for value in values], final
+
+
+def _choose(back: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    return torch.where(back.reshape(back.shape + (1,) * (new.ndim - back.ndim)), old, new)
+
+
+class _Batches:
+    """Rows that are streamed: each time it is gone through, all of them once."""
+
+    def __init__(self, rows: Source, missing: bool) -> None:
+        self.rows, self.missing, self.checked = rows, missing, False
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.rows.epoch(0, shuffle=False):
+            if not self.checked:
+                check_tensors(batch.values, self.missing)
+            yield batch.values[0]
+        self.checked = True
+
+
+def _whole(rows: InMemory) -> Tensor:
+    if len(rows.tensors) != 1 or rows.transform is not None:
+        raise ValueError(
+            f"data: EM goes through one tensor of rows again and again; got {len(rows.tensors)} "
+            f"tensors{'' if rows.transform is None else ' and a transform'}. Try fit."
+        )
+    return rows.tensors[0]
+
+
+def _some(rows: Any) -> Tensor:
+    """Rows to choose a start from, where the data are streamed."""
+    found, count = [], 0
+    for batch in rows.epoch(0):
+        found.append(batch.values[0])
+        count += len(found[-1])
+        if count >= MANY:
+            break
+    return torch.cat(found)
+
+
+def _check_arguments(
+    model: Any, initialise: bool, restarts: int, max_steps: int, tolerance: float
+) -> None:
+    if not hasattr(model, "em_step"):
+        raise TypeError(
+            f"fit_em: {type(model).__name__} has no em_step(x). Try fit(elbo(model, guide), x)."
+        )
+    for name, value in {"restarts": restarts, "max_steps": max_steps}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+    if not math.isfinite(tolerance) or tolerance < 0:
+        raise ValueError(f"tolerance: expected nats per row, 0 or more, got {tolerance!r}.")
+    if restarts > 1 and not initialise:
+        raise ValueError(
+            f"restarts: expected 1 where initialise=False: all {restarts} would start alike."
+        )

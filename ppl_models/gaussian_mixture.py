@@ -1,0 +1,362 @@
+r"""Mixtures of Gaussians by maximum likelihood.
+
+.. math::
+    z_n &\sim \mathrm{Categorical}(\pi) \\
+    x_n \mid z_n = k &\sim \mathcal{N}(\mu_k, \Sigma_k)
+
+No direction of a component has a variance less than a floor: else a component that closes in on a
+single row would have an evidence without bound. Under that constraint the maximisation step is
+exact (the eigenvalues of a covariance that lie below the floor are raised to it), so that EM never
+lowers the evidence.
+
+Shapes: `B` rows, `D` features, `K` components; `R` restarts, where they are stacked.
+
+References:
+    | Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster et al., 1977)
+    | https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
+    | A Constrained Formulation of Maximum-Likelihood Estimation for Normal Mixture Distributions
+    | (Hathaway, 1985) https://doi.org/10.1214/aos/1176349557
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_models.expectation import (
+    Statistics,
+    expectation,
+    expectation_of_missing,
+    from_labels,
+)
+from ppl_models.kmeans import kmeans
+from ppl_models.missing import (
+    MarginalMultivariateNormal,
+    MarginalNormal,
+    check_missing,
+    complete,
+)
+from ppl_models.plates import check_rows, data_plate
+
+COVARIANCES = ("full", "tied", "diag", "spherical")
+MANY = 20_000  # rows that are enough to choose a start
+
+
+class GaussianMixture(nn.Module):
+    r"""A mixture of Gaussians, its component the enumerated site `z`.
+
+    Fitted by `fit_em(model, x)`, or by gradient, `fit(elbo(model), x)`, to the same optimum.
+
+    Arguments:
+        num_features: The length of a row, `D`.
+        num_components: `K`.
+        covariance: `"full"`, `"tied"` (one for all components), `"diag"` or `"spherical"`.
+        min_scale: The smallest standard deviation of a component in any direction, in the units
+            of the data. By gradient it bounds that of each feature, given those before it.
+        missing: `"error"`, or `"marginalise"`: entries that are NaN are missing, and everything
+            is exact for the entries that are not.
+
+    Example:
+        >>> model = GaussianMixture(num_features=2, num_components=3)
+        >>> x = model(size=7)
+        >>> model.evidence().log_prob(x).shape, model.posterior(x).probs.shape
+        (torch.Size([7]), torch.Size([7, 3]))
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_components: int,
+        covariance: str = "full",
+        min_scale: float = 1e-3,
+        missing: str = "error",
+    ) -> None:
+        for name, value in (("num_features", num_features), ("num_components", num_components)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+        if covariance not in COVARIANCES:
+            raise ValueError(f"covariance: expected one of {COVARIANCES}, got {covariance!r}.")
+        if not (min_scale > 0 and math.isfinite(min_scale)):
+            raise ValueError(f"min_scale: expected a positive number, got {min_scale!r}. Try 1e-3.")
+        check_missing(missing)
+        super().__init__()
+        self.covariance, self.min_scale, self.missing = covariance, min_scale, missing
+        shape = {
+            "full": (num_components, num_features),
+            "tied": (num_features,),
+            "diag": (num_components, num_features),
+            "spherical": (num_components, 1),
+        }[covariance]
+        self.logits = nn.Parameter(torch.zeros(num_components))  # log pi, but for a constant, (K,)
+        self.locs = nn.Parameter(torch.randn(num_components, num_features))  # mu, (K, D)
+        self.log_scale = nn.Parameter(torch.zeros(shape))  # of the diagonal of L: Sigma = L L^T
+        if covariance in ("full", "tied"):
+            self.lower = nn.Parameter(torch.zeros(*shape, num_features))  # L below its diagonal
+
+    @property
+    def scale(self) -> Tensor:
+        """The Cholesky factors of the covariances, (K, D, D), or (D, D) if tied; if diagonal the
+        standard deviations, (K, D), if spherical (K, 1)."""
+        # In logarithms, so that the gradient of a tiny scale is not lost.
+        scale = self.log_scale.clamp(min=math.log(self.min_scale)).exp()
+        if self.covariance in ("diag", "spherical"):
+            return scale
+        return self.lower.tril(-1) + torch.diag_embed(scale)
+
+    @property
+    def weights(self) -> Tensor:
+        """The probabilities of the components, pi, (K,)."""
+        return self.logits.softmax(-1)
+
+    @property
+    def covariances(self) -> Tensor:
+        """The covariances of the components, Sigma, (K, D, D)."""
+        scale = self.scale
+        if self.covariance in ("diag", "spherical"):
+            return torch.diag_embed(scale.expand_as(self.locs) ** 2)
+        return (scale @ scale.mT).expand(*self.locs.shape, self.locs.shape[-1])
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        check_rows(x, self.locs.shape[1], "GaussianMixture")
+        weights = dist.Categorical(logits=self.logits)
+        with data_plate(x, size):
+            z = pyro.sample("z", weights, infer={"enumerate": "parallel"})  # (B,) or (K, 1)
+            return pyro.sample("x", self._component(z), obs=x)
+
+    def _component(self, z: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | z); of all components where `z` is None."""
+        locs = self.locs if z is None else self.locs[z]
+        scale = self.scale if z is None or self.covariance == "tied" else self.scale[z]
+        skips = self.missing == "marginalise"
+        if self.covariance in ("diag", "spherical"):
+            kind = MarginalNormal if skips else dist.Normal
+            return kind(locs, scale.expand_as(locs)).to_event(1)
+        many = MarginalMultivariateNormal if skips else dist.MultivariateNormal
+        return many(locs, scale_tril=scale)
+
+    def evidence(self) -> dist.MixtureSameFamily:
+        r"""Returns :math:`p(x) = \sum_k \pi_k \mathcal{N}(\mu_k, \Sigma_k)`, over rows `(D,)`."""
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), self._component())
+
+    def posterior(self, x: Tensor) -> dist.Categorical:
+        r"""Returns the responsibilities :math:`p(z \mid x)`, with batch shape `(B,)`."""
+        check_rows(x, self.locs.shape[1], "GaussianMixture")
+        joint = self.logits.log_softmax(0) + self._component().log_prob(x[:, None])  # (B, K)
+        return dist.Categorical(logits=joint)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of free parameters."""
+        components, features = self.locs.shape
+        free = {
+            "full": components * features * (features + 1) // 2,
+            "tied": features * (features + 1) // 2,
+            "diag": components * features,
+            "spherical": components,
+        }[self.covariance]
+        return components - 1 + components * features + free
+
+    @torch.no_grad()
+    def bic(self, x: Tensor) -> float:
+        r"""Returns :math:`-2 \log p(x_{1:N}) + P \log N` for `P` parameters; less is better.
+
+        | Estimating the Dimension of a Model (Schwarz, 1978)
+        | https://doi.org/10.1214/aos/1176344136
+        """
+        return -2 * self._total(x) + self.num_parameters * math.log(len(x))
+
+    @torch.no_grad()
+    def aic(self, x: Tensor) -> float:
+        r"""Returns :math:`-2 \log p(x_{1:N}) + 2 P` for `P` parameters; less is better."""
+        return -2 * self._total(x) + 2 * self.num_parameters
+
+    def _total(self, x: Tensor) -> float:
+        check_rows(x, self.locs.shape[1], "GaussianMixture")
+        density = self.evidence()
+        return sum(density.log_prob(part).double().sum().item() for part in x.split(10_000))
+
+    @torch.no_grad()
+    def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+        """Returns rows whose missing entries are drawn given the others, with shape `(S, B, D)`.
+
+        Arguments:
+            x: Rows with NaN where entries are missing, `(B, D)`.
+            num_samples: The number of draws, `S`. Default: the posterior mean, `(B, D)`.
+        """
+        self._check_opted("impute")
+        filled = []
+        for part in x.split(1024):
+            weights = self.posterior(part).probs  # (B, K)
+            locs, factors = self.locs, self._factors()
+            given = complete(part, locs, factors)
+            if num_samples is None:
+                drawn = (weights[..., None] * given.mean).sum(1)[None]  # (1, B, M)
+            else:
+                z = dist.Categorical(weights).sample((num_samples,))  # (S, B)
+                pick = torch.arange(len(part), device=x.device)
+                noise = given.mean.new_empty(*z.shape, given.mean.shape[2], 1).normal_()
+                upper = given.factor[pick, z].mT  # (S, B, M, M)
+                spread = torch.linalg.solve_triangular(upper, noise, upper=True)[..., 0]
+                drawn = given.mean[pick, z] + spread
+            whole = part.expand(len(drawn), -1, -1).clone()
+            places = given.places.expand(len(drawn), -1, -1)
+            kept = whole.gather(2, places)
+            filled.append(whole.scatter(2, places, torch.where(given.present, drawn, kept)))
+        result = torch.cat(filled, 1)
+        return result[0] if num_samples is None else result
+
+    def _check_opted(self, where: str) -> None:
+        if self.missing != "marginalise":
+            raise ValueError(
+                f"GaussianMixture.{where}: NaN means missing only with missing='marginalise'; "
+                f"got missing={self.missing!r}."
+            )
+
+    def _factors(self) -> Tensor:
+        """Cholesky factors for each component, (K, D, D)."""
+        scale = self.scale
+        if self.covariance in ("diag", "spherical"):
+            return torch.diag_embed(scale.expand_as(self.locs))
+        return scale.expand(*self.locs.shape, self.locs.shape[-1])
+
+    def stack(self, restarts: int) -> "GaussianMixture":
+        """Returns a copy that EM can take to several optima at once: parameters of `(R, *)`."""
+        model = copy.deepcopy(self)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.expand(restarts, *parameter.shape).clone()
+        return model
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Starts from the clusters of k-means; missing entries count as their column's mean.
+
+        Raises:
+            ValueError: If `x` has fewer (distinct) rows than components, or a constant column.
+        """
+        self._check_fit(x)
+        rows = x if len(x) <= MANY else x[torch.randperm(len(x), device=x.device)[:MANY]]
+        rows = rows.double()
+        rows = rows.where(~rows.isnan(), rows.nanmean(0))
+        restarts = len(self.logits) if self.logits.ndim == 2 else 1
+        labels = kmeans(rows, self.locs.shape[-2], restarts)
+        center = rows.mean(0)
+        sums = from_labels(rows, center, labels, self.locs.shape[-2], self.covariance)
+        self._maximise(sums, center)
+
+    def _check_fit(self, x: Tensor) -> None:
+        components, features = self.locs.shape[-2:]
+        check_rows(x, features, "GaussianMixture")
+        if x.isinf().any() or (self.missing == "error" and x.isnan().any()):
+            raise ValueError(
+                "GaussianMixture: expected finite rows, got NaN or infinity. "
+                "Try missing='marginalise' if NaN stands for what was not observed."
+            )
+        if len(x) < max(2, components):
+            raise ValueError(
+                f"GaussianMixture: expected at least {max(2, components)} rows for {components} "
+                f"components, got {len(x)}. Try fewer components."
+            )
+        empty = x.isnan().all(0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"GaussianMixture: nothing was observed of column(s) {empty}.")
+        low, high = x.nan_to_num(nan=math.inf).amin(0), x.nan_to_num(nan=-math.inf).amax(0)
+        constant = (low == high).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"GaussianMixture: column(s) {constant} are constant, and say nothing of the "
+                f"components. Try leaving them out: x[:, x.amin(0) < x.amax(0)]."
+            )
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+        """Takes one step of EM; returns the mean log evidence before it, in nats per row.
+
+        Arguments:
+            x: Rows, with shape `(N, D)`, or batches of them.
+        """
+        stacked = self.logits.ndim == 2
+        logits, locs, scale = self.logits.double(), self.locs.double(), self.scale.double()
+        if self.covariance == "tied":
+            scale = scale.unsqueeze(-3)
+        if not stacked:
+            logits, locs, scale = logits[None], locs[None], scale[None]
+        log_weights = logits.log_softmax(1)
+        # After a step it is the mean of the rows.
+        center = (log_weights.exp()[..., None] * locs).sum(1).mean(0)
+        batches = (x,) if isinstance(x, Tensor) else x
+        step = expectation if self.missing == "error" else expectation_of_missing
+        sums = step(batches, center, log_weights, locs, scale, self.covariance)
+        self._maximise(sums, center)
+        evidence = sums.evidence / sums.rows
+        return evidence if stacked else evidence[0]
+
+    def _maximise(self, sums: Statistics, center: Tensor) -> None:
+        """Sets the parameters to the best for the expected sums over the rows."""
+        count = sums.counts[..., None].clamp(min=1e-300)  # (R, K, 1)
+        mean = sums.first / count  # (R, K, D)
+        weights = (sums.counts + 1e-15) / (sums.counts + 1e-15).sum(1, keepdim=True)
+        floor = self.min_scale**2
+        lives = sums.counts > 1e-10 * sums.rows  # a component without rows stays where it is
+        self._assign(self.logits, weights.log())
+        self._assign(self.locs, mean + center, lives)
+        if self.covariance == "diag":
+            variance = sums.second / count - mean**2  # (R, K, D)
+            self._assign(self.log_scale, variance.clamp(min=floor).log() / 2, lives)
+            return
+        if self.covariance == "spherical":
+            variance = sums.second[..., None] / count - (mean**2).sum(2, keepdim=True)
+            variance = variance / mean.shape[2]  # (R, K, 1)
+            self._assign(self.log_scale, variance.clamp(min=floor).log() / 2, lives)
+            return
+        if self.covariance == "full":
+            outer = mean[..., None] * mean[..., None, :]
+            covariance = sums.second / count[..., None] - outer  # (R, K, D, D)
+        else:
+            between = torch.einsum("rk,rkd,rke->rde", sums.counts, mean, mean)
+            covariance = (sums.second - between) / sums.rows  # (R, D, D)
+        factor = _factor(covariance, floor)
+        changes = lives if self.covariance == "full" else None
+        self._assign(self.log_scale, factor.diagonal(dim1=-2, dim2=-1).log(), changes)
+        self._assign(self.lower, factor.tril(-1), changes)
+
+    def _assign(self, parameter: Tensor, value: Tensor, where: Tensor | None = None) -> None:
+        value = value.reshape(parameter.shape)
+        if where is not None:
+            where = where.reshape(parameter.shape[: self.logits.ndim])
+            where = where[(...,) + (None,) * (parameter.ndim - where.ndim)]
+            value = torch.where(where, value, parameter)
+        parameter.copy_(value)
+
+    def caveat(self) -> str | None:
+        """What must be said of a fit: which components the floor keeps from collapsing."""
+        variances = torch.linalg.eigvalsh(self.covariances.double())  # (K, D)
+        at_floor = variances[:, 0] <= self.min_scale**2 * (1 + 1e-3)
+        if not at_floor.any():
+            return None
+        return (
+            f"GaussianMixture: component(s) {at_floor.nonzero().flatten().tolist()} have no more "
+            f"variance in some direction than the floor, min_scale ** 2 = {self.min_scale**2:.1e}, "
+            f"on which the evidence depends. Try fewer components, a covariance with fewer "
+            f"parameters (now {self.covariance!r}), or a larger min_scale."
+        )
+
+
+def _factor(covariance: Tensor, floor: float) -> Tensor:
+    """The Cholesky factor of a covariance whose eigenvalues are raised to the floor."""
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    if torch.linalg.cholesky_ex(covariance - floor * identity).info.any():
+        values, vectors = torch.linalg.eigh(covariance)
+        raised = (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT
+        needed = (values[..., :1] < floor)[..., None]
+        covariance = torch.where(needed, raised, covariance)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if info.any():
+        raise ValueError(
+            "GaussianMixture: a covariance is singular to rounding. Try standardised data, "
+            "(x - x.mean(0)) / x.std(0), or a larger min_scale."
+        )
+    return factor

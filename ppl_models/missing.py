@@ -1,0 +1,138 @@
+r"""Gaussians over rows of which some entries are missing: NaN stands for what was not observed.
+
+.. math::
+    \log p(x_o) = \log \int \mathcal{N}(x \mid \mu, \Sigma) \, dx_m
+    = \log \mathcal{N}(x_o \mid \mu_o, \Sigma_{oo})
+
+where :math:`o` are the observed entries of a row and :math:`m` the missing ones. Exact where
+whether an entry is missing does not depend on its value, given the observed ones.
+
+Shapes: `B` rows, `D` features, `M` missing entries in a row, at most.
+
+References:
+    | Inference and Missing Data (Rubin, 1976)
+    | https://doi.org/10.1093/biomet/63.3.581
+"""
+
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+MAX_NUMBERS = 2**23  # in the matrices of rows that are worked on at once: 64 MiB
+
+
+def check_missing(missing: str) -> None:
+    """Raises unless `missing` says what to do with NaN."""
+    if missing not in ("error", "marginalise"):
+        raise ValueError(f"missing: expected 'error' or 'marginalise', got {missing!r}.")
+
+
+class _RealOrMissing(constraints.Constraint):
+    def check(self, value: Tensor) -> Tensor:
+        return ~value.isinf()
+
+
+real_or_missing = _RealOrMissing()
+
+
+class MarginalNormal(dist.Normal):
+    r"""Normals of which the entries that are NaN count nothing.
+
+    Example:
+        >>> density = MarginalNormal(torch.zeros(2), 1.0).to_event(1)
+        >>> density.log_prob(torch.tensor([0.0, float("nan")]))
+        tensor(-0.9189)
+    """
+
+    support = real_or_missing
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        missing = value.isnan()
+        # The gradient of a NaN that is masked afterwards would still be NaN.
+        return super().log_prob(value.where(~missing, self.loc)).where(~missing, 0.0)
+
+
+class MarginalMultivariateNormal(dist.MultivariateNormal):
+    r"""A multivariate normal whose density is that of the entries that are not NaN.
+
+    Example:
+        >>> density = MarginalMultivariateNormal(torch.zeros(2), torch.eye(2) * 4)
+        >>> density.log_prob(torch.tensor([2.0, float("nan")]))
+        tensor(-2.1121)
+    """
+
+    support = constraints.independent(real_or_missing, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if not value.isnan().any():
+            return super().log_prob(value)
+        shape = torch.broadcast_shapes(value.shape, self.loc.shape)
+        numbers = shape.numel() * shape[-1]
+        if value.ndim > 1 and len(value) == shape[0] > 1 and numbers > MAX_NUMBERS:
+            rows = max(1, MAX_NUMBERS * len(value) // numbers)
+            whole = self.expand(shape[:-1])
+            parts = zip(*(t.split(rows) for t in (value, whole.loc, whole.scale_tril)), strict=True)
+            return torch.cat([type(self)(m, scale_tril=f).log_prob(v) for v, m, f in parts])
+        observed = (~value.isnan()).to(self.loc.dtype)  # 1 or 0, (*, D)
+        difference = (value.nan_to_num() - self.loc) * observed
+        # The covariance of what was observed; what was not has unit variance, and adds nothing.
+        pairs = observed[..., None, :] * observed[..., None]
+        covariance = self.covariance_matrix * pairs + torch.diag_embed(1 - observed)
+        factor = torch.linalg.cholesky(covariance)  # (*, D, D)
+        whitened = torch.linalg.solve_triangular(factor, difference[..., None], upper=False)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = 0.5 * observed.sum(-1) * torch.tensor(2 * torch.pi).to(self.loc).log()
+        return -0.5 * whitened[..., 0].square().sum(-1) - log_det - constant
+
+
+class Completion(NamedTuple):
+    """What Gaussians say of the missing entries of rows, given the observed ones."""
+
+    log_prob: Tensor  # of the observed entries, (B, K)
+    places: Tensor  # which entries are missing, those that are not first, (B, M)
+    present: Tensor  # whether there is an entry there, (B, M)
+    mean: Tensor  # of the missing entries, (B, K, M)
+    factor: Tensor  # the Cholesky factor of their precision, (B, K, M, M)
+
+
+def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
+    r"""Returns the conditionals of the missing entries of rows under `K` Gaussians.
+
+    With the precision :math:`P = \Sigma^{-1}`,
+
+    .. math::
+        x_m \mid x_o \sim \mathcal{N}(\mu_m - P_{mm}^{-1} P_{mo} (x_o - \mu_o), P_{mm}^{-1})
+
+    Arguments:
+        x: Rows with NaN where entries are missing, `(B, D)`.
+        locs: `(K, D)`.
+        scale_tril: Cholesky factors of the covariances, `(K, D, D)`.
+    """
+    missing = x.isnan()  # (B, D)
+    most = int(missing.sum(1).max())
+    places = missing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[
+        :, :most
+    ]  # (B, M)
+    present = missing.gather(1, places)  # (B, M)
+    precision = torch.cholesky_inverse(scale_tril)  # P, (K, D, D)
+
+    difference = (x.nan_to_num()[:, None] - locs) * ~missing[:, None]  # (B, K, D)
+    pulled = torch.einsum("bkd,kde->bke", difference, precision)  # P_{.o} (x_o - mu_o)
+    at = places[:, None].expand(-1, len(locs), -1)  # (B, K, M)
+    pull = pulled.gather(2, at) * present[:, None]
+
+    pairs = present[:, :, None] & present[:, None]  # (B, M, M)
+    block = precision[:, places[:, :, None], places[:, None]].transpose(0, 1)  # P_mm, (B, K, M, M)
+    block = block * pairs[:, None] + torch.diag_embed((~present).to(x.dtype))[:, None]
+    factor = torch.linalg.cholesky(block)
+    shift = torch.cholesky_solve(pull[..., None], factor)[..., 0]  # (B, K, M)
+    mean = (locs[:, places].transpose(0, 1) - shift) * present[:, None]
+
+    square = (difference * pulled).sum(2) - (pull * shift).sum(2)
+    log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(1)  # of Sigma^(1/2), (K,)
+    log_det = log_det + factor.diagonal(dim1=-2, dim2=-1).log().sum(2)  # of Sigma_oo^(1/2)
+    constant = 0.5 * (~missing).sum(1, keepdim=True) * torch.tensor(2 * torch.pi).to(x).log()
+    return Completion(-0.5 * square - log_det - constant, places, present, mean, factor)
