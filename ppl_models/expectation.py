@@ -9,13 +9,16 @@ The logarithm of weight times density is linear in products of features,
 and what the maximisation step needs are the sums :math:`\sum_n r_{nk} \, \phi(x_n)`, where
 :math:`r_{nk}` are the responsibilities. With diagonal covariances :math:`x^2` stands for the
 products, with spherical ones :math:`\lVert x \rVert^2`; with a tied covariance the products are
-the same for all components, and only their sum over the rows matters. Rows are centred first, as
-the products of numbers far from zero have no digits left for their differences.
+the same for all components, and only their sum over the rows matters.
+
+The products of numbers far from zero have no digits left for their differences. So rows are
+counted from the mean of all, and where components are so narrow and so far from it that even this
+would cost digits, from the mean of each component, at `K` times the work.
 
 Shapes: `R` restarts, `K` components, `D` features, `P` products, `C` rows of a chunk.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,77 +28,109 @@ from ppl_models.missing import complete
 
 CHUNK = 2048  # rows: their products stay in the cache
 MISSING_CHUNK = 256  # rows: each has matrices of its own
+FAR = 1e7  # squared distance in standard deviations, beyond which 1e-16 of it is felt
 
 
 class Statistics(NamedTuple):
-    """Sums over rows, in float64; entries `x` are counted from the center."""
+    """Sums over rows, in float64, with entries `x` counted from the center."""
 
     evidence: Tensor  # sum of log p(x_n), (R,)
     counts: Tensor  # sum of r_nk, (R, K)
     first: Tensor  # sum of r_nk x_n, (R, K, D)
     second: Tensor  # of products: full (R, K, D, D), tied (R, D, D), diag (R, K, D), or (R, K)
+    center: Tensor  # (D,), or one for each component, (R, K, D)
     rows: int
 
 
 def expectation(
-    batches: Iterable[Tensor],
-    center: Tensor,
-    log_weights: Tensor,
-    locs: Tensor,
-    scale: Tensor,
-    covariance: str,
+    batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
 ) -> Statistics:
     """Returns the expected sums of complete rows.
 
     Arguments:
         batches: Rows, with shape `(B, D)` each.
-        center: A point amid the rows, `(D,)`.
         log_weights: Normalised, `(R, K)`.
         locs: `(R, K, D)`.
         scale: Cholesky factors `(R, K, D, D)` if full and `(R, 1, D, D)` if tied, standard
             deviations `(R, K, D)` if diagonal and `(R, K, 1)` if spherical.
         covariance: `"full"`, `"tied"`, `"diag"` or `"spherical"`.
     """
-    theta = _coefficients(locs - center, scale, covariance)  # (R, K, P), less the weights
+    # After a step of EM this is the mean of the rows.
+    center = (log_weights.exp()[..., None] * locs).sum(1).mean(0)
+    if _farthest(locs - center, scale, covariance) > FAR:
+        return _one_by_one(batches, log_weights, locs, scale, covariance)
+    theta = _coefficients(locs - center, scale, covariance)  # (R, K, P)
     theta[..., -1] += log_weights
     restarts, components, products = theta.shape
     flat = theta.flatten(0, 1)  # (R K, P)
-    sums = flat.new_zeros(flat.shape)
+    sums = torch.zeros_like(flat)
     evidence = flat.new_zeros(restarts)
-    features = len(center)
-    scatter = flat.new_zeros(features, features)
+    scatter = flat.new_zeros(len(center), len(center)) if covariance == "tied" else None
     rows = 0
     buffers = flat.new_empty(products, CHUNK), flat.new_empty(len(flat), CHUNK)
-    for batch in batches:
-        for chunk in batch.split(CHUNK):
-            x = chunk.to(flat.dtype).sub(center).T.contiguous()  # (D, C)
-            phi_out, joint_out = buffers if len(chunk) == CHUNK else (None, None)
-            phi = _products(x, covariance, out=phi_out)  # (P, C)
-            joint = torch.mm(flat, phi, out=joint_out)  # (R K, C)
-            evidence += _normalise(joint.view(restarts, components, -1))
-            torch.addmm(sums, joint, phi.T, out=sums)
-            if covariance == "tied":
-                scatter += x @ x.T
-            rows += len(chunk)
-    return _unpacked(evidence, sums.view_as(theta), scatter, scale, covariance, rows)
+    for chunk in _chunks(batches, CHUNK):
+        x = chunk.to(flat.dtype).sub(center).T.contiguous()  # (D, C)
+        phi_out, joint_out = buffers if len(chunk) == CHUNK else (None, None)
+        phi = _products(x, covariance, out=phi_out)  # (P, C)
+        joint = torch.mm(flat, phi, out=joint_out)  # (R K, C)
+        evidence += _normalise(joint.view(restarts, components, -1))
+        torch.addmm(sums, joint, phi.T, out=sums)
+        if scatter is not None:
+            scatter += x @ x.T
+        rows += len(chunk)
+    if scatter is not None:
+        precision = torch.cholesky_inverse(scale[:, 0])  # (R, D, D)
+        evidence -= 0.5 * (precision * scatter).sum((1, 2))
+    return _unpacked(evidence, sums.view_as(theta), scatter, center, covariance, rows)
 
 
-def from_labels(x: Tensor, center: Tensor, labels: Tensor, num: int, covariance: str) -> Statistics:
+def _farthest(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
+    """The largest squared distance of a component from zero, in its standard deviations."""
+    if covariance in ("diag", "spherical"):
+        return (locs / scale).square().amax()
+    return (torch.cholesky_inverse(scale).diagonal(dim1=-2, dim2=-1) * locs**2).amax()
+
+
+def _one_by_one(
+    batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
+) -> Statistics:
+    """The expected sums with rows counted from each component."""
+    kind = covariance
+    if covariance == "tied":
+        kind, scale = "full", scale.expand(*locs.shape, locs.shape[-1])
+    theta = _coefficients(torch.zeros_like(locs), scale, kind)  # (R, K, P)
+    theta[..., -1] += log_weights
+    sums = torch.zeros_like(theta)
+    evidence, rows = theta.new_zeros(len(theta)), 0
+    each = [(r, k) for r in range(locs.shape[0]) for k in range(locs.shape[1])]
+    for chunk in _chunks(batches, CHUNK):
+        x = chunk.to(theta.dtype).T  # (D, C)
+        joint = theta.new_empty(*theta.shape[:2], len(chunk))  # (R, K, C)
+        for at in each:
+            joint[at] = theta[at] @ _products(x - locs[at][:, None], kind)
+        evidence += _normalise(joint)
+        for at in each:
+            sums[at] += _products(x - locs[at][:, None], kind) @ joint[at]
+        rows += len(chunk)
+    result = _unpacked(evidence, sums, None, locs, kind, rows)
+    if covariance == "tied":
+        result = result._replace(second=result.second.sum(1))
+    return result
+
+
+def from_labels(x: Tensor, labels: Tensor, num: int, covariance: str) -> Statistics:
     """Returns the sums where each row belongs to one component; `labels` are `(R, N)`."""
+    center = x.mean(0)
     y = (x - center).T.contiguous()  # (D, N)
     phi = _products(y, covariance)  # (P, N)
     members = torch.nn.functional.one_hot(labels, num).to(x.dtype).mT  # (R, K, N)
     evidence = x.new_zeros(len(labels))  # not known
-    return _unpacked(evidence, members @ phi.T, y @ y.T, None, covariance, len(x))
+    scatter = y @ y.T if covariance == "tied" else None
+    return _unpacked(evidence, members @ phi.T, scatter, center, covariance, len(x))
 
 
 def expectation_of_missing(
-    batches: Iterable[Tensor],
-    center: Tensor,
-    log_weights: Tensor,
-    locs: Tensor,
-    scale: Tensor,
-    covariance: str,
+    batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
 ) -> Statistics:
     """Returns the expected sums of rows with missing entries; takes what `expectation` does.
 
@@ -104,40 +139,45 @@ def expectation_of_missing(
     restarts, components, features = locs.shape
     if covariance in ("diag", "spherical"):
         scale = torch.diag_embed(scale.expand_as(locs))
-    flat = scale.expand(*locs.shape, features).flatten(0, 1)  # (R K, D, D)
-    evidence, counts = flat.new_zeros(restarts), flat.new_zeros(len(flat))
-    first, second = flat.new_zeros(len(flat), features), torch.zeros_like(flat)
+    factors = scale.expand(*locs.shape, features).flatten(0, 1)  # (R K, D, D)
+    means = locs.flatten(0, 1)  # (R K, D)
+    evidence, counts = means.new_zeros(restarts), means.new_zeros(len(means))
+    first, second = torch.zeros_like(means), torch.zeros_like(factors)
     rows = 0
-    for batch in batches:
-        for chunk in batch.split(MISSING_CHUNK):
-            x = chunk.to(locs.dtype) - center  # (C, D)
-            given = complete(x, (locs - center).flatten(0, 1), flat)
-            joint = given.log_prob.T.reshape(restarts, components, -1) + log_weights[..., None]
-            evidence += _normalise(joint)  # now responsibilities, (R, K, C)
-            weights = joint.flatten(0, 1)  # (R K, C)
+    for chunk in _chunks(batches, MISSING_CHUNK):
+        x = chunk.to(locs.dtype)  # (C, D)
+        given = complete(x, means, factors)
+        joint = given.log_prob.T.reshape(restarts, components, -1) + log_weights[..., None]
+        evidence += _normalise(joint)  # now responsibilities, (R, K, C)
+        weights = joint.flatten(0, 1)  # (R K, C)
 
-            places = given.places[:, None].expand(-1, len(flat), -1)  # (C, R K, M)
-            filled = x.nan_to_num()[:, None].expand(-1, len(flat), -1)
-            filled = filled.scatter_add(2, places, given.mean).transpose(0, 1)  # (R K, C, D)
-            weighted = filled * weights[..., None]
-            counts += weights.sum(1)
-            first += weighted.sum(1)
-            second += weighted.mT @ filled
+        observed = (x[:, None] - means).nan_to_num()  # (C, R K, D)
+        places = given.places[:, None].expand(-1, len(means), -1)  # (C, R K, M)
+        filled = observed.scatter_add(2, places, given.shift).transpose(0, 1)  # (R K, C, D)
+        weighted = filled * weights[..., None]
+        counts += weights.sum(1)
+        first += weighted.sum(1)
+        second += weighted.mT @ filled
 
-            spread = torch.cholesky_inverse(given.factor)  # (C, R K, M, M)
-            spread *= weights.T[..., None, None] * given.present[:, None, :, None]
-            cells = given.places[:, :, None] * features + given.places[:, None]  # (C, M, M)
-            spread = spread.transpose(0, 1).flatten(1)  # (R K, C M M)
-            second.view(len(flat), -1).index_add_(1, cells.flatten(), spread)
-            rows += len(chunk)
-    shape = (restarts, components)
-    second = second.view(*shape, features, features)
+        spread = torch.cholesky_inverse(given.factor)  # (C, R K, M, M)
+        spread *= weights.T[..., None, None] * given.present[:, None, :, None]
+        cells = given.places[:, :, None] * features + given.places[:, None]  # (C, M, M)
+        spread = spread.transpose(0, 1).flatten(1)  # (R K, C M M)
+        second.view(len(means), -1).index_add_(1, cells.flatten(), spread)
+        rows += len(chunk)
+    counts, first = counts.view(restarts, components), first.view_as(locs)
+    second = second.view(restarts, components, features, features)
     if covariance == "tied":
         second = second.sum(1)
     elif covariance != "full":
         second = second.diagonal(dim1=-2, dim2=-1)
         second = second if covariance == "diag" else second.sum(2)
-    return Statistics(evidence, counts.view(shape), first.view(*shape, -1), second, rows)
+    return Statistics(evidence, counts, first, second, locs, rows)
+
+
+def _chunks(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    for batch in batches:
+        yield from batch.split(rows)
 
 
 def _products(x: Tensor, covariance: str, out: Tensor | None = None) -> Tensor:
@@ -193,23 +233,20 @@ def _normalise(joint: Tensor) -> Tensor:
 def _unpacked(
     evidence: Tensor,
     sums: Tensor,
-    scatter: Tensor,
-    scale: Tensor | None,
+    scatter: Tensor | None,
+    center: Tensor,
     covariance: str,
     rows: int,
 ) -> Statistics:
-    features = len(scatter)
-    products, first, count = sums.split([sums.shape[2] - features - 1, features, 1], 2)
-    if covariance == "full":
+    features = center.shape[-1]
+    products, first, counts = sums.split([sums.shape[2] - features - 1, features, 1], 2)
+    if scatter is not None:
+        second = scatter.expand(len(sums), -1, -1)
+    elif covariance == "full":
         i, j = torch.triu_indices(features, features, device=sums.device)
         second = sums.new_empty(*sums.shape[:2], features, features)
         second[..., i, j] = products
         second[..., j, i] = products
-    elif covariance == "tied":
-        second = scatter.expand(len(sums), -1, -1)
-        if scale is not None:
-            precision = torch.cholesky_inverse(scale[:, 0])  # (R, D, D)
-            evidence = evidence - 0.5 * (precision * scatter).sum((1, 2))
     else:
         second = products if covariance == "diag" else products[..., 0]
-    return Statistics(evidence, count[..., 0], first, second, rows)
+    return Statistics(evidence, counts[..., 0], first, second, center, rows)

@@ -94,7 +94,7 @@ class Completion(NamedTuple):
     log_prob: Tensor  # of the observed entries, (B, K)
     places: Tensor  # which entries are missing, those that are not first, (B, M)
     present: Tensor  # whether there is an entry there, (B, M)
-    mean: Tensor  # of the missing entries, (B, K, M)
+    shift: Tensor  # the mean of the missing entries less that of all rows, (B, K, M)
     factor: Tensor  # the Cholesky factor of their precision, (B, K, M, M)
 
 
@@ -128,11 +128,10 @@ def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
     block = precision[:, places[:, :, None], places[:, None]].transpose(0, 1)  # P_mm, (B, K, M, M)
     block = block * pairs[:, None] + torch.diag_embed((~present).to(x.dtype))[:, None]
     factor = torch.linalg.cholesky(block)
-    shift = torch.cholesky_solve(pull[..., None], factor)[..., 0]  # (B, K, M)
-    mean = (locs[:, places].transpose(0, 1) - shift) * present[:, None]
+    shift = -torch.cholesky_solve(pull[..., None], factor)[..., 0]  # (B, K, M)
 
-    square = (difference * pulled).sum(2) - (pull * shift).sum(2)
+    square = (difference * pulled).sum(2) + (pull * shift).sum(2)
     log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(1)  # of Sigma^(1/2), (K,)
     log_det = log_det + factor.diagonal(dim1=-2, dim2=-1).log().sum(2)  # of Sigma_oo^(1/2)
     constant = 0.5 * (~missing).sum(1, keepdim=True) * torch.tensor(2 * torch.pi).to(x).log()
-    return Completion(-0.5 * square - log_det - constant, places, present, mean, factor)
+    return Completion(-0.5 * square - log_det - constant, places, present, shift, factor)

@@ -68,7 +68,7 @@ def fit_em(
         initialise: Whether to choose a start; else it is where the model is.
         restarts: The number of starts, of which the best end is kept.
         max_steps: The largest number of steps.
-        tolerance: Stop when a step raises the evidence by less, in nats per row.
+        tolerance: Stop when a step raises the evidence by no more, in nats per row.
         batch_size: The rows of a batch of a `Dataset`. Default: all.
         seed: Seeds torch's generator, for the starts.
         progress: Whether to show a progress bar (on a terminal).
@@ -99,7 +99,7 @@ def fit_em(
     if seed is not None:
         torch.manual_seed(seed)
     x = _Batches(rows, missing) if not isinstance(rows, InMemory) else _whole(rows)
-    start = _some(rows) if isinstance(x, _Batches) else x
+    start = _some(rows, missing) if isinstance(x, _Batches) else x
     check_devices({"model": model}, (start,))
 
     if restarts == 1:
@@ -117,7 +117,7 @@ def fit_em(
     values, state = max(ends, key=lambda end: end[0][-1])
     model.load_state_dict(state)
 
-    if len(values) > 1 and not values[-1] - values[-2] < tolerance:
+    if len(values) > 1 and not values[-1] - values[-2] <= tolerance:
         warnings.warn(
             f"fit_em: still rising by {values[-1] - values[-2]:.1e} nats per row at step "
             f"{len(values)}. Try max_steps={10 * max_steps}, or a larger tolerance.",
@@ -166,7 +166,7 @@ def _climb(
         values.append(value)
         bar.update()
         bar.set_postfix(loss=f"{-value.max().item():.4f}", refresh=False)
-        if (len(values) > 1 and (gain < tolerance).all()) or len(values) == max_steps:
+        if (len(values) > 1 and (gain <= tolerance).all()) or len(values) == max_steps:
             break
         before = state
     stacked = values[-1].ndim == 1
@@ -202,10 +202,11 @@ def _whole(rows: InMemory) -> Tensor:
     return rows.tensors[0]
 
 
-def _some(rows: Any) -> Tensor:
+def _some(rows: Source, missing: bool) -> Tensor:
     """Rows to choose a start from, where the data are streamed."""
     found, count = [], 0
     for batch in rows.epoch(0):
+        check_tensors(batch.values, missing)
         found.append(batch.values[0])
         count += len(found[-1])
         if count >= MANY:

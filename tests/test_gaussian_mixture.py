@@ -1,0 +1,317 @@
+"""Mixtures of Gaussians: closed forms, enumeration, scikit-learn, and three ways to one optimum."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture as Peer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from ppl_models import GaussianMixture, elbo, expectation, fit, fit_em, log_evidence
+
+KINDS = ["full", "tied", "diag", "spherical"]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def iris() -> torch.Tensor:
+    return torch.from_numpy(load_iris().data)
+
+
+def scattered(kind: str, features: int = 3, components: int = 2) -> GaussianMixture:
+    """A mixture with nothing special about it."""
+    model = GaussianMixture(features, components, kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def rough_start(model: GaussianMixture, x: torch.Tensor, restarts: int = 1) -> GaussianMixture:
+    """Starts at rows drawn at random: far from any optimum."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        rows = torch.stack(
+            [torch.randperm(len(x))[: model.locs.shape[-2]] for _ in range(restarts)]
+        )
+        model.locs.copy_(x[rows].view_as(model.locs))
+    return model
+
+
+def dense_joint(model, x):
+    """log p(x, z) with dense covariances: slow, and plainly right."""
+    scale, (components, features) = model.scale, model.locs.shape
+    columns = []
+    for k in range(components):
+        covariance = {
+            "full": lambda k: scale[k] @ scale[k].T,
+            "tied": lambda k: scale @ scale.T,
+            "diag": lambda k: (scale[k] ** 2).diag(),
+            "spherical": lambda k: scale[k] ** 2 * torch.eye(features),
+        }[model.covariance](k)
+        torch.testing.assert_close(model.covariances[k], covariance)
+        density = torch.distributions.MultivariateNormal(model.locs[k], covariance)
+        columns.append(model.weights[k].log() + density.log_prob(x))
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evidence_posterior_and_enumeration(kind):
+    model, x = scattered(kind), torch.randn(7, 3)
+    joint = dense_joint(model, x)
+    torch.testing.assert_close(model.evidence().log_prob(x), joint.logsumexp(1))
+    torch.testing.assert_close(model.posterior(x).probs, joint.softmax(1))
+    loss = elbo(model).loss(x, size=70)  # a minibatch
+    torch.testing.assert_close(loss, -joint.logsumexp(1).mean(), atol=1e-10, rtol=0)
+    assert log_evidence(model, None, x).kind == "exact"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_have_the_moments_of_the_mixture(kind):
+    model = scattered(kind)
+    x = model(size=200_000).detach()
+    mean = (model.weights[:, None] * model.locs).sum(0)
+    spread = model.locs - mean
+    covariance = torch.einsum("k,kij->ij", model.weights, model.covariances)
+    covariance = covariance + torch.einsum("k,ki,kj->ij", model.weights, spread, spread)
+    torch.testing.assert_close(x.mean(0), mean.detach(), atol=0.03, rtol=0)
+    torch.testing.assert_close(torch.cov(x.T), covariance.detach(), atol=0.1, rtol=0)
+
+
+def peer(model, **options):
+    """scikit-learn's mixture at the same parameters."""
+    covariances = model.covariances.detach()
+    precisions = covariances.inverse()
+    shape = {
+        "full": precisions,
+        "tied": precisions[0],
+        "diag": precisions.diagonal(dim1=1, dim2=2),
+        "spherical": precisions[:, 0, 0],
+    }[model.covariance]
+    return Peer(
+        len(model.logits),
+        covariance_type=model.covariance,
+        weights_init=(model.weights / model.weights.sum()).detach().numpy(),
+        means_init=model.locs.detach().clone().numpy(),
+        precisions_init=shape.numpy(),
+        reg_covar=0,
+        **options,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Best performing initialization did not converge")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_of_em_is_that_of_scikit_learn(kind):
+    x = iris()
+    model = rough_start(GaussianMixture(4, 3, kind, min_scale=1e-6), x)
+    theirs = peer(model, max_iter=15, tol=0).fit(x.numpy()).lower_bounds_
+    ours = [model.em_step(x).item() for _ in range(15)]
+    assert ours == pytest.approx(theirs, abs=1e-10)
+    assert ours == sorted(ours)
+    assert ours[-1] - ours[0] > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_worse_than_scikit_learn_from_its_own_starts(kind):
+    x, model = iris(), GaussianMixture(4, 3, kind)
+    run = fit_em(model, x, restarts=5, seed=0)
+    theirs = Peer(3, covariance_type=kind, n_init=5, random_state=0, tol=1e-6, max_iter=1000)
+    assert -run.history["loss"][-1] >= theirs.fit(x.numpy()).score(x.numpy()) - 1e-8
+    assert -run.history["loss"][-1] == pytest.approx(log_evidence(model, None, x).mean, abs=1e-10)
+    assert model.bic(x) <= theirs.bic(x.numpy()) + 1e-5
+    assert model.aic(x) <= theirs.aic(x.numpy()) + 1e-5
+    assert model.num_parameters == theirs._n_parameters()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {"steps": 300, "lr": 0.1}) for kind in KINDS),
+        ("full", {"epochs": 150, "batch_size": 50, "lr": 0.05}),
+        ("tied", {"epochs": 150, "batch_size": 50, "lr": 0.05}),
+    ],
+)
+def test_gradient_and_minibatches_reach_the_optimum_of_em(kind, options):
+    x, em, model = iris(), GaussianMixture(4, 2, kind), GaussianMixture(4, 2, kind)
+    fit_em(em, x, tolerance=1e-9, seed=0)
+    rough_start(model, x)
+    with torch.no_grad():  # apart, so that there is one optimum to go to
+        model.locs.copy_(x.mean(0) + torch.tensor([[-1.0], [1.0]]) * x.std(0))
+    fit(elbo(model), x, schedule=CosineAnnealingLR, seed=0, **options)
+    expected = log_evidence(em, None, x).mean
+    assert log_evidence(model, None, x).mean == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_zero_where_em_ends(kind):
+    x, model = iris(), GaussianMixture(4, 2, kind)
+    fit_em(model, x, tolerance=0.0, max_steps=2000, seed=0)
+    elbo(model).loss(x).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restarts_side_by_side_are_restarts_one_by_one(kind):
+    x, model = iris(), GaussianMixture(4, 3, kind)
+    stacked = rough_start(model.stack(4), x, restarts=4)
+    singles = []
+    for r in range(4):
+        single = GaussianMixture(4, 3, kind)
+        single.load_state_dict({name: value[r] for name, value in stacked.state_dict().items()})
+        singles.append(single)
+    for _ in range(5):
+        together = stacked.em_step(x)
+        apart = torch.stack([single.em_step(x) for single in singles])
+        torch.testing.assert_close(together, apart, atol=1e-10, rtol=0)
+    assert len(set(together.tolist())) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_narrow_components_far_apart_keep_their_digits(kind, monkeypatch):
+    near = torch.randn(500, 3)
+    near[:250] += 4
+    results = []
+    for far in (expectation.FAR, 0.0):  # both ways to count rows
+        monkeypatch.setattr(expectation, "FAR", far)
+        model = GaussianMixture(3, 2, kind)
+        torch.manual_seed(0)
+        model.initialise(near)
+        results.append([model.em_step(near).item() for _ in range(5)])
+    assert results[0] == pytest.approx(results[1], abs=1e-12)
+
+    monkeypatch.undo()
+    x = torch.randn(400, 3) * 1e-3
+    x[:200] += 1e6
+    model = GaussianMixture(3, 2, kind, min_scale=1e-5)
+    run = fit_em(model, x, seed=0)
+    expected = -math.log(2) - 3 * (0.5 * math.log(2 * math.pi) + 0.5 + math.log(1e-3))
+    assert -run.history["loss"][-1] == pytest.approx(expected, abs=0.1)
+    assert -run.history["loss"][-1] == pytest.approx(log_evidence(model, None, x).mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_batches_are_the_whole(kind):
+    x = iris()
+    whole, streamed = GaussianMixture(4, 3, kind), GaussianMixture(4, 3, kind)
+    whole.initialise(x)
+    streamed.load_state_dict(whole.state_dict())
+    for _ in range(3):
+        batches = [x[:1], x[1:70], x[70:]]
+        torch.testing.assert_close(whole.em_step(x), streamed.em_step(batches))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_collapse_ends_at_the_floor_and_is_told(kind):
+    """Three rows in one place, and a component that closes in on them."""
+    x = torch.cat([torch.randn(60, 2), torch.full((3, 2), 8.0)])
+    model = GaussianMixture(2, 2, kind, min_scale=0.01)
+    if kind == "tied":  # which cannot collapse
+        fit_em(model, x, restarts=5, seed=0)
+        assert model.caveat() is None
+        return
+    with pytest.warns(UserWarning, match=r"component\(s\) \[[01]\] have no more variance"):
+        run = fit_em(model, x, restarts=5, seed=0)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert run.history["loss"] == sorted(run.history["loss"], reverse=True)
+    smallest = torch.linalg.eigvalsh(model.covariances).min().item()
+    assert smallest == pytest.approx(1e-4, rel=1e-6)
+
+    # By gradient too the evidence stays below what the floor allows.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = fit(elbo(model), x, steps=50, lr=0.5)
+    assert math.isfinite(run.history["loss"][-1])
+
+
+def test_the_floor_is_the_best_covariance_above_it():
+    """No other covariance whose eigenvalues are above the floor has a higher likelihood."""
+    a = torch.randn(4, 4)
+    sample = a @ a.T / 8 + torch.diag(torch.tensor([0.0, 0.0, 1.0, 2.0]))
+    values = torch.linalg.eigvalsh(sample)
+    floor = values[1].item() * 1.5  # between the second and the third
+
+    def likelihood(covariance):
+        return -torch.logdet(covariance) - (torch.linalg.inv(covariance) @ sample).trace()
+
+    from ppl_models.gaussian_mixture import _factor
+
+    factor = _factor(sample[None, None], floor)[0, 0]
+    best = factor @ factor.T
+    assert torch.linalg.eigvalsh(best).min() == pytest.approx(floor)
+    for _ in range(300):
+        other = best + 0.1 * (lambda b: b @ b.T - 0.5 * torch.eye(4))(torch.randn(4, 4))
+        vals, vecs = torch.linalg.eigh((other + other.T) / 2)
+        other = (vecs * vals.clamp(min=floor)) @ vecs.T
+        assert likelihood(other) <= likelihood(best) + 1e-10
+
+
+def test_a_component_without_rows_stays_where_it_is():
+    x = torch.randn(50, 2)
+    model = GaussianMixture(2, 3)
+    with torch.no_grad():
+        model.locs.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [1e4, 1e4]]))
+    before = model.locs[2].clone()
+    for _ in range(3):
+        assert model.em_step(x).isfinite()
+    assert torch.equal(model.locs[2], before)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_float32_is_fitted_in_float64_inside():
+    x = iris()
+    double, single = GaussianMixture(4, 3), GaussianMixture(4, 3).float()
+    double.initialise(x)
+    single.load_state_dict(double.state_dict())
+    fit_em(double, x, initialise=False)
+    fit_em(single, x.float(), initialise=False)
+    ours = log_evidence(single, None, x.float()).mean
+    assert ours == pytest.approx(log_evidence(double, None, x).mean, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_components": 0}, "num_components: expected a positive"),
+        ({"num_features": 0}, "num_features: expected a positive"),
+        ({"covariance": "round"}, "covariance: expected one of"),
+        ({"min_scale": 0.0}, "min_scale: expected a positive"),
+        ({"missing": "ignore"}, "missing: expected 'error' or 'marginalise'"),
+    ],
+)
+def test_refused_when_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(**{"num_features": 2, "num_components": 2, **options})
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(1, 2), "at least 3 rows for 3 components"),
+        (torch.randn(2, 2), "at least 3 rows for 3 components"),
+        (torch.ones(10, 2).index_fill_(0, torch.tensor([0]), 2.0), "3 distinct rows"),
+        (torch.stack([torch.randn(10), torch.ones(10)], 1), r"column\(s\) \[1\] are constant"),
+        (torch.tensor([[NAN, 1.0]] + [[0.0, 2.0]] * 9), "missing='marginalise'"),
+        (torch.randn(10, 3), "rows of 2 features"),
+        (torch.ones(10, 2, dtype=torch.long), "floating-point"),
+        (torch.randn(0, 2), "at least one row"),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_refused_before_the_fit(x, message, kind):
+    model = GaussianMixture(2, 3, kind)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises((ValueError, TypeError), match=message):
+        fit_em(model, x)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
