@@ -34,6 +34,7 @@ from ppl_models.expectation import (
     from_labels,
 )
 from ppl_models.kmeans import kmeans
+from ppl_models.maximisation import maximisation
 from ppl_models.missing import (
     MarginalMultivariateNormal,
     MarginalNormal,
@@ -308,32 +309,16 @@ class GaussianMixture(nn.Module):
 
     def _maximise(self, sums: Statistics) -> None:
         """Sets the parameters to the best for the expected sums over the rows."""
-        count = sums.counts[..., None].clamp(min=1e-300)  # (R, K, 1)
-        mean = sums.first / count  # (R, K, D)
-        weights = (sums.counts + 1e-15) / (sums.counts + 1e-15).sum(1, keepdim=True)
-        floor = self.min_scale**2
+        best = maximisation(sums, self.covariance, floor=self.min_scale**2)
         lives = sums.counts > 1e-10 * sums.rows  # a component without rows stays where it is
-        self._assign(self.logits, weights.log())
-        self._assign(self.locs, mean + sums.center, lives)
-        if self.covariance == "diag":
-            variance = sums.second / count - mean**2  # (R, K, D)
-            self._assign(self.log_scale, variance.clamp(min=floor).log() / 2, lives)
-            return
-        if self.covariance == "spherical":
-            variance = sums.second[..., None] / count - (mean**2).sum(2, keepdim=True)
-            variance = variance / mean.shape[2]  # (R, K, 1)
-            self._assign(self.log_scale, variance.clamp(min=floor).log() / 2, lives)
-            return
-        if self.covariance == "full":
-            outer = mean[..., None] * mean[..., None, :]
-            covariance = sums.second / count[..., None] - outer  # (R, K, D, D)
+        own = None if self.covariance == "tied" else lives
+        self._assign(self.logits, best.log_weights)
+        self._assign(self.locs, best.locs, lives)
+        if self.covariance in ("diag", "spherical"):
+            self._assign(self.log_scale, best.scale.log(), own)
         else:
-            between = torch.einsum("rk,rkd,rke->rde", sums.counts, mean, mean)
-            covariance = (sums.second - between) / sums.rows  # (R, D, D)
-        factor = _factor(covariance, floor)
-        changes = lives if self.covariance == "full" else None
-        self._assign(self.log_scale, factor.diagonal(dim1=-2, dim2=-1).log(), changes)
-        self._assign(self.lower, factor.tril(-1), changes)
+            self._assign(self.log_scale, best.scale.diagonal(dim1=-2, dim2=-1).log(), own)
+            self._assign(self.lower, best.scale.tril(-1), own)
 
     def _assign(self, parameter: Tensor, value: Tensor, where: Tensor | None = None) -> None:
         value = value.reshape(parameter.shape)
@@ -355,20 +340,3 @@ class GaussianMixture(nn.Module):
             f"on which the evidence depends. Try fewer components, a covariance with fewer "
             f"parameters (now {self.covariance!r}), or a larger min_scale."
         )
-
-
-def _factor(covariance: Tensor, floor: float) -> Tensor:
-    """The Cholesky factor of a covariance whose eigenvalues are raised to the floor."""
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    if torch.linalg.cholesky_ex(covariance - floor * identity).info.any():
-        values, vectors = torch.linalg.eigh(covariance)
-        raised = (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT
-        needed = (values[..., :1] < floor)[..., None]
-        covariance = torch.where(needed, raised, covariance)
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    if info.any():
-        raise ValueError(
-            "GaussianMixture: a covariance is singular to rounding. Try standardised data, "
-            "(x - x.mean(0)) / x.std(0), or a larger min_scale."
-        )
-    return factor

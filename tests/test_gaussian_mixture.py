@@ -10,6 +10,7 @@ from sklearn.mixture import GaussianMixture as Peer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import GaussianMixture, elbo, expectation, fit, fit_em, log_evidence
+from ppl_models.maximisation import factor
 
 KINDS = ["full", "tied", "diag", "spherical"]
 
@@ -242,10 +243,8 @@ def test_the_floor_is_the_best_covariance_above_it():
     def likelihood(covariance):
         return -torch.logdet(covariance) - (torch.linalg.inv(covariance) @ sample).trace()
 
-    from ppl_models.gaussian_mixture import _factor
-
-    factor = _factor(sample[None, None], floor)[0, 0]
-    best = factor @ factor.T
+    lower = factor(sample[None, None], floor)[0, 0]
+    best = lower @ lower.T
     assert torch.linalg.eigvalsh(best).min() == pytest.approx(floor)
     for _ in range(300):
         other = best + 0.1 * (lambda b: b @ b.T - 0.5 * torch.eye(4))(torch.randn(4, 4))

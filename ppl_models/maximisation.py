@@ -1,0 +1,78 @@
+r"""The maximisation step of Gaussian mixtures, with a floor under the covariances.
+
+With the sums :math:`N_k = \sum_n r_{nk}` over the responsibilities,
+
+.. math::
+    \pi_k = \frac{N_k}{N}, \qquad \mu_k = \frac{1}{N_k} \sum_n r_{nk} x_n, \qquad
+    S_k = \frac{1}{N_k} \sum_n r_{nk} (x_n - \mu_k)(x_n - \mu_k)^\top
+
+and :math:`\Sigma_k` is :math:`S_k` with the eigenvalues below the floor raised to it: the best of
+all covariances without a smaller eigenvalue. So the step is exact under that constraint.
+
+Shapes: `R` restarts, `K` components, `D` features.
+
+References:
+    | Constrained Monotone EM Algorithms for Finite Mixture of Multivariate Gaussians
+    | (Ingrassia & Rocci, 2007) https://doi.org/10.1016/j.csda.2006.10.011
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_models.expectation import Statistics
+
+
+class Maximum(NamedTuple):
+    """The parameters that are best for some sums."""
+
+    log_weights: Tensor  # (R, K)
+    locs: Tensor  # (R, K, D)
+    scale: Tensor  # Cholesky factors: full (R, K, D, D), tied (R, D, D); else (R, K, D or 1)
+
+
+def maximisation(sums: Statistics, covariance: str, floor: float) -> Maximum:
+    """Returns the maximum-likelihood parameters for expected sums.
+
+    Arguments:
+        sums: What the expectation step gives.
+        covariance: `"full"`, `"tied"`, `"diag"` or `"spherical"`.
+        floor: The smallest variance in any direction.
+
+    Raises:
+        ValueError: If a covariance is singular to rounding, the floor notwithstanding.
+    """
+    tiny = 10 * torch.finfo(sums.counts.dtype).tiny
+    counts = sums.counts[..., None].clamp(min=tiny)  # (R, K, 1)
+    mean = sums.first / counts  # from the center, (R, K, D)
+    log_weights = (sums.counts + 1e-15).log().log_softmax(1)
+    if covariance == "full":
+        outer = mean[..., None] * mean[..., None, :]
+        scale = factor(sums.second / counts[..., None] - outer, floor)
+    elif covariance == "tied":
+        between = torch.einsum("rk,rkd,rke->rde", sums.counts, mean, mean)
+        scale = factor((sums.second - between) / sums.rows, floor)
+    elif covariance == "diag":
+        scale = (sums.second / counts - mean**2).clamp(min=floor).sqrt()
+    else:
+        total = sums.second[..., None] / counts - (mean**2).sum(2, keepdim=True)
+        scale = (total / mean.shape[2]).clamp(min=floor).sqrt()
+    return Maximum(log_weights, mean + sums.center, scale)
+
+
+def factor(covariance: Tensor, floor: float) -> Tensor:
+    """Returns the Cholesky factor of a covariance whose eigenvalues are raised to the floor."""
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    if torch.linalg.cholesky_ex(covariance - floor * identity).info.any():
+        values, vectors = torch.linalg.eigh(covariance)
+        raised = (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT
+        needed = (values[..., :1] < floor)[..., None]
+        covariance = torch.where(needed, raised, covariance)
+    result, info = torch.linalg.cholesky_ex(covariance)
+    if info.any():
+        raise ValueError(
+            "GaussianMixture: a covariance is singular to rounding. Try standardised data, "
+            "(x - x.mean(0)) / x.std(0), or a larger min_scale."
+        )
+    return result
