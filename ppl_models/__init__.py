@@ -1,5 +1,6 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
+from ppl_models.bins import bin_edges
 from ppl_models.engine.checkpoint import load, save
 from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.descend import descend
@@ -10,6 +11,7 @@ from ppl_models.engine.inference_data import from_pyro_mcmc, from_pyro_svi
 from ppl_models.engine.objectives import Objective, elbo
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.gaussian_mixture import GaussianMixture
+from ppl_models.histogram import HistogramDensity
 from ppl_models.plates import data_plate
 from ppl_models.vae import VAE
 
@@ -19,10 +21,12 @@ __all__ = [
     "Evidence",
     "FactorAnalysis",
     "GaussianMixture",
+    "HistogramDensity",
     "Objective",
     "ProbabilisticPCA",
     "Run",
     "Transformed",
+    "bin_edges",
     "data_plate",
     "descend",
     "elbo",

@@ -160,8 +160,8 @@ def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:
 
 def _outside(fn: TorchDistributionMixin, values: Tensor) -> Tensor:
     """The numbers outside of the support of the elements of a row."""
-    inside = _base(fn).support.check(values)
-    return values[~inside] if inside.shape == values.shape else values
+    inside = _inside(_base(fn), values)
+    return values[~inside] if inside is not None and inside.shape == values.shape else values
 
 
 def _support(fn: TorchDistributionMixin) -> str:
