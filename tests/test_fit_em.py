@@ -79,7 +79,7 @@ class Hills(nn.Module):
         hill = 10.0 * (self.place > 5).double()
         height = 1 + hill / 10 - (self.place - hill) ** 2
         self.place.copy_(hill + (self.place - hill) / 2)
-        if (self.place - hill).abs() < 1e-4:
+        if (self.place - hill).abs() < 1e-5:
             self.place.copy_(hill + self.slip)
         return height
 
@@ -98,7 +98,7 @@ def test_the_best_of_several_starts_is_kept():
 
 
 def test_what_rounding_takes_back_is_not_accepted():
-    model = Hills(slip=3e-5)  # which costs 1e-9: too little to be an error
+    model = Hills(slip=4e-5)  # which costs 2e-9: too little to be an error
     run = fit_em(model, heads(), initialise=False, tolerance=0.0)
     losses = run.history["loss"]
     assert losses == sorted(losses, reverse=True)
