@@ -1,6 +1,7 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
 from ppl_models.bins import bin_edges
+from ppl_models.discriminant import GaussianDiscriminant
 from ppl_models.engine.checkpoint import load, save
 from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.descend import descend
@@ -13,6 +14,7 @@ from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.histogram import HistogramDensity
 from ppl_models.plates import data_plate
+from ppl_models.regression import LinearRegression, LogisticRegression, SoftmaxRegression
 from ppl_models.vae import VAE
 
 __all__ = [
@@ -20,11 +22,15 @@ __all__ = [
     "Batch",
     "Evidence",
     "FactorAnalysis",
+    "GaussianDiscriminant",
     "GaussianMixture",
     "HistogramDensity",
+    "LinearRegression",
+    "LogisticRegression",
     "Objective",
     "ProbabilisticPCA",
     "Run",
+    "SoftmaxRegression",
     "Transformed",
     "bin_edges",
     "data_plate",

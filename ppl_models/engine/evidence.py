@@ -135,8 +135,8 @@ def log_evidence(
     if method not in ("auto", "exact", "importance"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
-    closed_form = getattr(model, "evidence", None)
-    if closed_form is not None and method != "importance":
+    # `evidence()` is a density of rows; labels beside them are for the program.
+    if hasattr(model, "evidence") and method != "importance" and len(data) == 1:
         return _closed_form(model, data, batch_size)
 
     with sampling(model, guide, data, seed) as joint:
@@ -163,8 +163,6 @@ def log_evidence(
 @torch.no_grad()
 def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evidence:
     """The evidence of a model that knows it as a distribution over rows."""
-    if len(data) != 1:
-        raise ValueError(f"data: expected one tensor of rows, got {len(data)}.")
     check_devices(Program(model, "model").modules(), data)
     check_tensors(data, allows_missing([model]))
     with own_rng(0, data[0].device), modes([model], training=False):
