@@ -69,14 +69,13 @@ def expectation(
     rows = 0
     buffers = flat.new_empty(products, CHUNK), flat.new_empty(len(flat), CHUNK)
     for chunk in _chunks(batches, CHUNK):
-        x = chunk.to(flat.dtype).sub(center).T.contiguous()  # (D, C)
         phi_out, joint_out = buffers if len(chunk) == CHUNK else (None, None)
-        phi = _products(x, covariance, out=phi_out)  # (P, C)
+        phi = _products(chunk, center, covariance, out=phi_out)  # (P, C)
         joint = torch.mm(flat, phi, out=joint_out)  # (R K, C)
         evidence += _normalise(joint.view(restarts, components, -1))
         torch.addmm(sums, joint, phi.T, out=sums)
         if scatter is not None:
-            scatter += x @ x.T
+            scatter.addmm_(phi[:-1], phi[:-1].T)
         rows += len(chunk)
     if scatter is not None:
         precision = torch.cholesky_inverse(scale[:, 0])  # (R, D, D)
@@ -104,13 +103,12 @@ def _one_by_one(
     evidence, rows = theta.new_zeros(len(theta)), 0
     each = [(r, k) for r in range(locs.shape[0]) for k in range(locs.shape[1])]
     for chunk in _chunks(batches, CHUNK):
-        x = chunk.to(theta.dtype).T  # (D, C)
         joint = theta.new_empty(*theta.shape[:2], len(chunk))  # (R, K, C)
         for at in each:
-            joint[at] = theta[at] @ _products(x - locs[at][:, None], kind)
+            joint[at] = theta[at] @ _products(chunk, locs[at], kind)
         evidence += _normalise(joint)
         for at in each:
-            sums[at] += _products(x - locs[at][:, None], kind) @ joint[at]
+            sums[at] += _products(chunk, locs[at], kind) @ joint[at]
         rows += len(chunk)
     result = _unpacked(evidence, sums, None, locs, kind, rows)
     if covariance == "tied":
@@ -121,11 +119,10 @@ def _one_by_one(
 def from_labels(x: Tensor, labels: Tensor, num: int, covariance: str) -> Statistics:
     """Returns the sums where each row belongs to one component; `labels` are `(R, N)`."""
     center = x.mean(0)
-    y = (x - center).T.contiguous()  # (D, N)
-    phi = _products(y, covariance)  # (P, N)
+    phi = _products(x, center, covariance)  # (P, N)
     members = torch.nn.functional.one_hot(labels, num).to(x.dtype).mT  # (R, K, N)
     evidence = x.new_zeros(len(labels))  # not known
-    scatter = y @ y.T if covariance == "tied" else None
+    scatter = phi[:-1] @ phi[:-1].T if covariance == "tied" else None
     return _unpacked(evidence, members @ phi.T, scatter, center, covariance, len(x))
 
 
@@ -180,12 +177,13 @@ def _chunks(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
         yield from batch.split(rows)
 
 
-def _products(x: Tensor, covariance: str, out: Tensor | None = None) -> Tensor:
-    """phi, (P, C), of centred rows (D, C)."""
-    features, rows = x.shape
+def _products(rows: Tensor, center: Tensor, covariance: str, out: Tensor | None = None) -> Tensor:
+    """phi, (P, C), of rows (C, D)."""
+    features = len(center)
     squares = {"full": features * (features + 1) // 2, "diag": features, "spherical": 1, "tied": 0}
     start = squares[covariance]
-    phi = x.new_empty(start + features + 1, rows) if out is None else out
+    phi = center.new_empty(start + features + 1, len(rows)) if out is None else out
+    x = torch.sub(rows.T, center[:, None], out=phi[start:-1])  # (D, C)
     if covariance == "full":
         at = 0
         for i in range(features):
@@ -195,7 +193,6 @@ def _products(x: Tensor, covariance: str, out: Tensor | None = None) -> Tensor:
         torch.mul(x, x, out=phi[:features])
     elif covariance == "spherical":
         torch.sum(x * x, 0, out=phi[0])
-    phi[start:-1] = x
     phi[-1] = 1.0
     return phi
 
