@@ -3,6 +3,8 @@
 from ppl_models.bins import bin_edges
 from ppl_models.discriminant import GaussianDiscriminant
 from ppl_models.engine.checkpoint import load, save
+from ppl_models.engine.compare import compare
+from ppl_models.engine.comparison import Comparison
 from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.descend import descend
 from ppl_models.engine.em import fit_em
@@ -20,6 +22,7 @@ from ppl_models.vae import VAE
 __all__ = [
     "VAE",
     "Batch",
+    "Comparison",
     "Evidence",
     "FactorAnalysis",
     "GaussianDiscriminant",
@@ -33,6 +36,7 @@ __all__ = [
     "SoftmaxRegression",
     "Transformed",
     "bin_edges",
+    "compare",
     "data_plate",
     "descend",
     "elbo",

@@ -21,6 +21,7 @@ References:
 import copy
 import math
 from collections.abc import Iterable
+from numbers import Integral
 
 import pyro
 import pyro.distributions as dist
@@ -78,7 +79,7 @@ class GaussianMixture(nn.Module):
         missing: str = "error",
     ) -> None:
         for name, value in (("num_features", num_features), ("num_components", num_components)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
         if covariance not in COVARIANCES:
             raise ValueError(f"covariance: expected one of {COVARIANCES}, got {covariance!r}.")
@@ -147,8 +148,12 @@ class GaussianMixture(nn.Module):
     def posterior(self, x: Tensor) -> dist.Categorical:
         r"""Returns the responsibilities :math:`p(z \mid x)`, with batch shape `(B,)`."""
         check_rows(x, self.locs.shape[1], "GaussianMixture")
-        joint = self.logits.log_softmax(0) + self._component().log_prob(x[:, None])  # (B, K)
-        return dist.Categorical(logits=joint)
+        if self.missing == "marginalise" and x.isnan().any():  # at once for all components
+            parts = [complete(p, self.locs, self._factors()).log_prob for p in x.split(256)]
+            log_prob = torch.cat(parts)
+        else:
+            log_prob = self._component().log_prob(x[:, None])  # (B, K)
+        return dist.Categorical(logits=self.logits.log_softmax(0) + log_prob)
 
     @property
     def num_parameters(self) -> int:
@@ -189,9 +194,9 @@ class GaussianMixture(nn.Module):
             x: Rows with NaN where entries are missing, `(B, D)`.
             num_samples: The number of draws, `S`. Default: the posterior mean, `(B, D)`.
         """
-        self._check_opted("impute")
+        self._check_imputable(x, num_samples)
         filled = []
-        for part in x.split(1024):
+        for part in x.split(256):
             weights = self.posterior(part).probs  # (B, K)
             given = complete(part, self.locs, self._factors())
             mean = given.shift + self.locs[:, given.places].transpose(0, 1)  # (B, K, M)
@@ -211,12 +216,17 @@ class GaussianMixture(nn.Module):
         result = torch.cat(filled, 1)
         return result[0] if num_samples is None else result
 
-    def _check_opted(self, where: str) -> None:
+    def _check_imputable(self, x: Tensor, num_samples: int | None) -> None:
         if self.missing != "marginalise":
             raise ValueError(
-                f"GaussianMixture.{where}: NaN means missing only with missing='marginalise'; "
+                f"GaussianMixture.impute: NaN means missing only with missing='marginalise'; "
                 f"got missing={self.missing!r}."
             )
+        if num_samples is not None and not (isinstance(num_samples, Integral) and num_samples > 0):
+            raise ValueError(f"num_samples: expected a positive number, got {num_samples!r}.")
+        check_rows(x, self.locs.shape[1], "GaussianMixture.impute")
+        if x.isinf().any():
+            raise ValueError("GaussianMixture.impute: expected finite rows or NaN, got infinity.")
 
     def _factors(self) -> Tensor:
         """Cholesky factors for each component, (K, D, D)."""
@@ -329,14 +339,22 @@ class GaussianMixture(nn.Module):
         parameter.copy_(value)
 
     def caveat(self) -> str | None:
-        """What must be said of a fit: which components the floor keeps from collapsing."""
-        variances = torch.linalg.eigvalsh(self.covariances.double())  # (K, D)
-        at_floor = variances[:, 0] <= self.min_scale**2 * (1 + 1e-3)
-        if not at_floor.any():
+        """What must be said of a fit: which components the floor keeps from collapsing.
+
+        A floor that is not small beside the spread of the rows is there on purpose.
+        """
+        covariances, weights = self.covariances.double(), self.weights.double()
+        variances = torch.linalg.eigvalsh(covariances)  # (K, D)
+        center = weights @ self.locs.double()
+        spread = covariances.diagonal(dim1=1, dim2=2) + (self.locs - center) ** 2
+        floor = self.min_scale**2
+        at_floor = (variances[:, 0] <= floor * (1 + 1e-3)).nonzero().flatten().tolist()
+        if not at_floor or floor > 1e-4 * (weights @ spread).mean():
             return None
+        listed = ", ".join(map(str, at_floor[:5])) + (", ..." if len(at_floor) > 5 else "")
         return (
-            f"GaussianMixture: component(s) {at_floor.nonzero().flatten().tolist()} have no more "
-            f"variance in some direction than the floor, min_scale ** 2 = {self.min_scale**2:.1e}, "
-            f"on which the evidence depends. Try fewer components, a covariance with fewer "
-            f"parameters (now {self.covariance!r}), or a larger min_scale."
+            f"GaussianMixture: component(s) {listed} have no more variance in some direction than "
+            f"the floor, min_scale ** 2 = {floor:.1e}, on which the evidence depends. Try fewer "
+            f"components, a covariance with fewer parameters (now {self.covariance!r}), or a "
+            f"larger min_scale."
         )

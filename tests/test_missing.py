@@ -160,6 +160,19 @@ def test_complete_rows_are_imputed_by_themselves():
     assert torch.equal(model.impute(x, num_samples=3), x.expand(3, 5, 4))
 
 
+@pytest.mark.parametrize(
+    ("x", "num_samples", "message"),
+    [
+        (torch.randn(3, 4), 0, "num_samples: expected a positive"),
+        (torch.full((3, 4), torch.inf), None, "got infinity"),
+        (torch.randn(3, 5), None, "rows of 4 features"),
+    ],
+)
+def test_refused_imputations(x, num_samples, message):
+    with pytest.raises(ValueError, match=message):
+        scattered("full").impute(x, num_samples)
+
+
 def test_rows_in_parts_are_rows_at_once(monkeypatch):
     model, x = scattered("full"), with_holes(torch.randn(30, 4))
     expected = model.evidence().log_prob(x)

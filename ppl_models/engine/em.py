@@ -5,10 +5,11 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from numbers import Integral
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_models.engine.data import InMemory, Source, check_tensors, source
@@ -36,9 +37,6 @@ class HasEMStep(Protocol):
 
         Where something must be said of a fit, `caveat()` says it, and returns None elsewhere.
         """
-
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def fit_em(
@@ -197,7 +195,7 @@ def _whole(rows: InMemory) -> Tensor:
     if len(rows.tensors) != 1 or rows.transform is not None:
         raise ValueError(
             f"data: EM goes through one tensor of rows again and again; got {len(rows.tensors)} "
-            f"tensors{'' if rows.transform is None else ' and a transform'}. Try fit."
+            f"tensor(s){'' if rows.transform is None else ' and a transform'}. Try fit."
         )
     return rows.tensors[0]
 
@@ -222,7 +220,7 @@ def _check_arguments(
             f"fit_em: {type(model).__name__} has no em_step(x). Try fit(elbo(model, guide), x)."
         )
     for name, value in {"restarts": restarts, "max_steps": max_steps}.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
     if not math.isfinite(tolerance) or tolerance < 0:
         raise ValueError(f"tolerance: expected nats per row, 0 or more, got {tolerance!r}.")
