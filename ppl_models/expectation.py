@@ -18,6 +18,7 @@ would cost digits, from the mean of each component, at `K` times the work.
 Shapes: `R` restarts, `K` components, `D` features, `P` products, `C` rows of a chunk.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -200,7 +201,7 @@ def _products(rows: Tensor, center: Tensor, covariance: str, out: Tensor | None 
 def _coefficients(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
     """theta of log N, (R, K, P); with a tied covariance without the term quadratic in x."""
     features = locs.shape[2]
-    constant = -0.5 * features * torch.tensor(2 * torch.pi, dtype=locs.dtype).log()
+    constant = -0.5 * features * math.log(2 * math.pi)
     if covariance in ("diag", "spherical"):
         precision = scale**-2  # (R, K, D) or (R, K, 1)
         log_scale = scale.log().expand_as(locs).sum(2)

@@ -5,22 +5,53 @@ r"""Factor analysis and probabilistic PCA: linear Gaussian models.
     x_n \mid z_n &\sim \mathcal{N}(\mu + W z_n, \Psi)
 
 with :math:`\Psi = \mathrm{diag}(\sigma^2)` in factor analysis, where each feature has noise of
-its own, and :math:`\Psi = \sigma^2 I` in probabilistic PCA.
+its own, and :math:`\Psi = \sigma^2 I` in probabilistic PCA. Entries of a row that are missing
+(NaN, with `missing="marginalise"`) are integrated out, exactly.
 
-Shapes: `B` rows, `D` features, `K` factors.
+Shapes: `B` rows, `D` features, `K` factors, `S` draws.
 
 References:
     | EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982)
     | https://doi.org/10.1007/BF02293851
+    | The ECME Algorithm: A Simple Extension of EM and ECM (Liu & Rubin, 1994)
+    | https://doi.org/10.1093/biomet/81.4.633
     | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
     | https://doi.org/10.1111/1467-9868.00196
 """
 
+import warnings
+from collections.abc import Iterable
+from typing import Self
+
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from ppl_models.factor_em import expectation, maximisation
+from ppl_models.factor_likelihood import (
+    best_loadings,
+    best_noise,
+    mean_log_evidence,
+    start_noise,
+    with_signs,
+)
+from ppl_models.factor_moments import (
+    Moments,
+    check_batches,
+    check_columns,
+    check_finite,
+    check_rank,
+    moments,
+    one_thread,
+)
+from ppl_models.missing import (
+    MarginalLowRankMultivariateNormal,
+    MarginalNormal,
+    check_missing,
+    condition,
+)
 from ppl_models.plates import check_rows, data_plate
 
 
@@ -28,11 +59,19 @@ class FactorAnalysis(nn.Module):
     r"""Factor analysis, with latent site `z`.
 
     Its evidence and its posterior are both Gaussian, which makes it the model to check a
-    new guide against.
+    new guide against. Three ways lead to the same maximum of the likelihood:
+    `maximum_likelihood(x)`, the fastest; `fit_em(model, x)`, also for streams and with missing
+    entries; and `fit(elbo(model, ExactPosterior(model)), x)`.
+
+    The data determine the loadings but for a rotation, `W R` with any orthogonal `R`; what they do
+    determine is `W W^T`. Where the likelihood would take the noise of a feature to zero (a Heywood
+    case), the first two stop at `noise_floor`, and `caveat()` says so.
 
     Arguments:
         num_features: The length of a row, `D`.
         num_factors: The length of its latent vector, `K`.
+        missing: What NaN in a row means: `"error"`, or `"marginalise"` for an entry that was not
+            observed, and counts nothing.
 
     Example:
         >>> model = FactorAnalysis(num_features=5, num_factors=2)
@@ -41,8 +80,15 @@ class FactorAnalysis(nn.Module):
         (torch.Size([7]), torch.Size([7, 2]))
     """
 
-    def __init__(self, num_features: int, num_factors: int) -> None:
+    def __init__(self, num_features: int, num_factors: int, missing: str = "error") -> None:
         super().__init__()
+        if not 1 <= num_factors <= num_features:
+            raise ValueError(
+                f"{type(self).__name__}: expected 1 to {num_features} factors for {num_features} "
+                f"features, got num_factors={num_factors}."
+            )
+        check_missing(missing)
+        self.missing = missing
         self.loc = nn.Parameter(torch.zeros(num_features))  # mu, (D,)
         self.loadings = nn.Parameter(torch.randn(num_features, num_factors))  # W, (D, K)
         self.log_scale = nn.Parameter(torch.zeros(num_features))  # log sigma, (D,)
@@ -50,24 +96,37 @@ class FactorAnalysis(nn.Module):
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, len(self.loc), type(self).__name__)
         prior = dist.Normal(self.loadings.new_zeros(self.loadings.shape[1]), 1.0)
+        noise = MarginalNormal if self.missing == "marginalise" else dist.Normal
 
         with data_plate(x, size):
             z = pyro.sample("z", prior.to_event(1))  # (B, K)
             mean = self.loc + z @ self.loadings.T  # (B, D)
-            return pyro.sample("x", dist.Normal(mean, self.log_scale.exp()).to_event(1), obs=x)
+            return pyro.sample("x", noise(mean, self.log_scale.exp()).to_event(1), obs=x)
 
     def evidence(self) -> dist.LowRankMultivariateNormal:
-        r"""Returns :math:`p(x) = \mathcal{N}(\mu, W W^\top + \Psi)`, over rows of shape `(D,)`."""
-        variance = (2 * self.log_scale).exp().expand_as(self.loc)  # (D,)
-        return dist.LowRankMultivariateNormal(self.loc, self.loadings, variance)
+        r"""Returns :math:`p(x) = \mathcal{N}(\mu, W W^\top + \Psi)`, over rows of shape `(D,)`.
+
+        With `missing="marginalise"` its density is that of the entries that are not NaN.
+        """
+        kind = dist.LowRankMultivariateNormal
+        if self.missing == "marginalise":
+            kind = MarginalLowRankMultivariateNormal
+        return kind(self.loc, self.loadings, self._noise())
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         r"""Returns :math:`p(z \mid x) = \mathcal{N}(M^{-1} W^\top \Psi^{-1} (x - \mu), M^{-1})`.
 
-        :math:`M = I + W^\top \Psi^{-1} W` is the precision, the same for every row. For `x` of
-        shape `(B, D)` the distribution has batch shape `(B,)` and event shape `(K,)`.
+        :math:`M = I + W^\top \Psi^{-1} W` is the precision, the same for every row, unless entries
+        are missing: the sums go over those that are not. For `x` of shape `(B, D)` the
+        distribution has batch shape `(B,)` and event shape `(K,)`.
         """
         check_rows(x, len(self.loc), type(self).__name__)
+        if self.missing == "marginalise":
+            given = condition(x, self.loc, self.loadings, self._noise())
+            precision = given.factor @ given.factor.mT  # (B, K, K)
+            return dist.MultivariateNormal(given.mean, precision_matrix=precision)
+        if is_validation_enabled():  # not in `fit`, which looks at the data once
+            check_finite(x, False, type(self).__name__)
         scale = self.log_scale.exp().expand_as(self.loc)  # (D,)
         whitened = self.loadings / scale[:, None]  # Psi^(-1/2) W, (D, K)
         identity = torch.eye(whitened.shape[1], dtype=x.dtype, device=x.device)
@@ -76,15 +135,210 @@ class FactorAnalysis(nn.Module):
         mean = torch.linalg.solve(precision, moment.T).T  # (B, K)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
+    @torch.no_grad()
+    def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+        r"""Returns rows whose missing entries are filled in; those observed stay as they are.
+
+        Arguments:
+            x: Rows with NaN where entries are missing, `(B, D)`.
+            num_samples: None for the mean of :math:`p(x_m \mid x_o)`, with shape `(B, D)`; a
+                number `S` for that many draws from it, with shape `(S, B, D)`.
+
+        Raises:
+            ValueError: If entries are missing and the model was made with `missing="error"`.
+
+        Example:
+            >>> model = FactorAnalysis(num_features=3, num_factors=1, missing="marginalise")
+            >>> x = torch.tensor([[1.0, float("nan"), 2.0]])
+            >>> model.impute(x)[0, [0, 2]], model.impute(x, num_samples=10).shape
+            (tensor([1., 2.]), torch.Size([10, 1, 3]))
+        """
+        check_rows(x, len(self.loc), type(self).__name__)
+        check_finite(x, self.missing == "marginalise", type(self).__name__)
+        if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+            raise ValueError(
+                f"num_samples: expected None for the mean, or a positive number of draws, "
+                f"got {num_samples!r}."
+            )
+        posterior = self.posterior(x)
+        if num_samples is None:
+            return torch.where(x.isnan(), self.loc + posterior.mean @ self.loadings.T, x)
+        mean = self.loc + posterior.sample((num_samples,)) @ self.loadings.T  # (S, B, D)
+        draws = torch.normal(mean, self.log_scale.exp().expand_as(mean))
+        return torch.where(x.isnan(), draws, x)
+
+    @torch.no_grad()
+    def maximum_likelihood(self, x: Tensor | Iterable[Tensor]) -> Self:
+        r"""Sets the parameters to a maximum of the likelihood of `x`, and returns the model.
+
+        Given the noise, the mean and the loadings have a closed form, and the noise is found by
+        Newton's method (`ppl_models.factor_likelihood`); in probabilistic PCA it has one too.
+        Columns of the loadings come out orthogonal over the noise, strongest first, the largest
+        entry of each positive. Warns with `caveat()`, where there is one.
+
+        Arguments:
+            x: All the rows, or batches of them.
+
+        Raises:
+            TypeError: If the rows are not floating-point numbers.
+            ValueError: If `x` is not finite, has fewer than two rows, or lies in a subspace of
+                `K` dimensions: the likelihood then grows without bound. In factor analysis also
+                if a feature is constant.
+
+        Example:
+            >>> x = torch.randn(500, 1) @ torch.ones(1, 4) + torch.randn(500, 4)
+            >>> model = FactorAnalysis(num_features=4, num_factors=1).maximum_likelihood(x)
+            >>> (model.loadings @ model.loadings.T - 1).abs().max() < 0.4
+            tensor(True)
+        """
+        found = self._moments(x)
+        if (found.counts < found.rows).any():
+            raise ValueError(
+                f"{type(self).__name__}: maximum_likelihood takes complete rows, got "
+                f"{int((found.rows - found.counts).sum())} missing entries. Try fit_em(model, x)."
+            )
+        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        with one_thread(len(self.loc) ** 3):
+            self._set_best(found, self._best_noise(found))
+        if caveat := self.caveat():
+            warnings.warn(caveat, stacklevel=3)  # beyond the decorator
+        return self
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        r"""Chooses where `em_step` begins: the same for the same rows, so that restarts end alike.
+
+        The noise of a feature is what no other feature explains of it, and the loadings are the
+        best ones given that.
+
+        Raises:
+            TypeError: If the rows are not floating-point numbers.
+            ValueError: If `x` cannot be fitted; also if a feature was never observed.
+        """
+        found = self._moments(x)
+        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        with one_thread(len(self.loc) ** 3):
+            noise = start_noise(found.values, found.vectors, self.loadings.shape[1])
+            self._set_best(found, self._pool(noise.clamp(self.noise_floor, 1.0), found.counts))
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+        r"""Moves the parameters, and returns the mean log evidence *before*, in nats per row.
+
+        No step lowers the evidence. With complete rows it maximises the evidence over the mean
+        and the loadings, then the expected joint density over the noise (ECME); where entries may
+        be missing it is a step of EM (`ppl_models.factor_em`).
+
+        Arguments:
+            x: All the rows, or batches of them that can be gone through more than once.
+        """
+        if self.missing == "marginalise":
+            return self._step_with_missing(x)
+        found = self._moments(x)
+        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        with one_thread(len(self.loc) ** 3):
+            return self._step_of_moments(found)
+
+    def _step_of_moments(self, found: Moments) -> Tensor:
+        units = found.units
+        loc, loadings, noise = (value.cpu() for value in self._precise())
+        noise = noise / units**2
+        offset, scaled = (found.mean - loc) / units, loadings / units[:, None]
+        value = mean_log_evidence(found.root, offset, scaled, noise) - units.log().sum()
+        best = best_loadings(found.root, noise, loadings.shape[1])
+        left = self._pool(found.root.square().sum(0) - best.square().sum(1), found.counts)
+        self._set_best(found, self._floored(left, noise, torch.ones_like(noise)))
+        return value
+
+    def _step_with_missing(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+        loc, loadings, noise = self._precise()
+        batches = check_batches(x, len(self.loc), True, type(self).__name__)
+        sums = expectation(batches, loc, loadings, noise)
+        variance = self._pool(sums.variance(), sums.counts)
+        check_columns(sums.counts, variance <= 0, type(self).__name__)
+        loc, loadings, left = maximisation(sums, loc)
+        self._set(loc, loadings, self._floored(self._pool(left, sums.counts), noise, variance))
+        return sums.log_prob / sums.rows
+
+    @property
+    def noise_floor(self) -> float:
+        """The least noise of a fit, as a part of the variance of a feature.
+
+        With less, the rounding errors of the evidence would show.
+        """
+        return 1e-8 if self.loc.dtype == torch.float64 else 1e-5
+
+    def caveat(self) -> str | None:
+        """Returns a sentence on the features whose noise is at the floor, or None."""
+        noise = self._noise().detach()
+        total = noise + self.loadings.detach().square().sum(1)
+        at = (noise <= 1.01 * self.noise_floor * total).nonzero()[:, 0].tolist()
+        if not at:
+            return None
+        listed = ", ".join(map(str, at[:10])) + (", ..." if len(at) > 10 else "")
+        return (
+            f"{type(self).__name__}: the noise of {len(at)} of {len(noise)} features ({listed}) is "
+            f"at the floor of {self.noise_floor:.0e} of their variance (a Heywood case): the "
+            f"likelihood would take it to zero. Try fewer factors than {self.loadings.shape[1]}, "
+            f"or without features that others repeat."
+        )
+
+    def _noise(self) -> Tensor:
+        """The variance of the noise, (D,)."""
+        return (2 * self.log_scale).exp().expand_as(self.loc)
+
+    def _precise(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean, the loadings and the variance of the noise, in float64."""
+        return self.loc.double(), self.loadings.double(), self._noise().double()
+
+    def _pool(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Values of features as they are, or the mean of all where the noise is shared."""
+        if self.log_scale.ndim:
+            return values
+        return (values @ weights / weights.sum()).expand_as(values)
+
+    def _floored(self, left: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
+        """The noise of the largest expected density that is not below the floor."""
+        # Noise that is below it already may stay there: raising it would lower the evidence.
+        return left.maximum(torch.minimum(self.noise_floor * variance, noise))
+
+    def _moments(self, x: Tensor | Iterable[Tensor]) -> Moments:
+        lenient, shared = self.missing == "marginalise", self.log_scale.ndim == 0
+        where = type(self).__name__
+        return moments(x, len(self.loc), missing=lenient, shared=shared, where=where)
+
+    def _best_noise(self, found: Moments) -> Tensor:
+        """The noise of the largest likelihood, in units of the rows."""
+        factors = self.loadings.shape[1]
+        start = start_noise(found.values, found.vectors, factors)
+        return best_noise(found.root, factors, self.noise_floor, start)
+
+    def _set_best(self, found: Moments, noise: Tensor) -> None:
+        """Sets the noise, given in units of the rows, and what is best with it."""
+        loadings = best_loadings(found.root, noise, self.loadings.shape[1])
+        loadings = with_signs(found.units[:, None] * loadings)
+        self._set(found.mean, loadings, found.units**2 * noise)
+
+    def _set(self, loc: Tensor, loadings: Tensor, noise: Tensor) -> None:
+        self.loc.copy_(loc)
+        self.loadings.copy_(loadings)
+        self.log_scale.copy_(noise.log() / 2 if self.log_scale.ndim else noise[0].log() / 2)
+
 
 class ProbabilisticPCA(FactorAnalysis):
     r"""Factor analysis whose noise is the same for every feature, with latent site `z`.
 
-    Its maximum-likelihood loadings span the principal subspace and have a closed form.
+    Its maximum likelihood has a closed form. With the eigenvalues :math:`\lambda_d` and
+    eigenvectors :math:`u_d` of the covariance of the rows (over `N`, not `N - 1`), largest first:
+
+    .. math::
+        \mu = \bar{x}, \qquad \sigma^2 = \frac{1}{D - K} \sum_{d > K} \lambda_d, \qquad
+        w_k = \sqrt{\lambda_k - \sigma^2} \, u_k
 
     Arguments:
         num_features: The length of a row, `D`.
         num_factors: The length of its latent vector, `K`, less than `D`.
+        missing: What NaN in a row means: `"error"`, or `"marginalise"`.
 
     Example:
         >>> x = torch.randn(50, 6) * torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
@@ -93,50 +347,20 @@ class ProbabilisticPCA(FactorAnalysis):
         tensor(True)
     """
 
-    def __init__(self, num_features: int, num_factors: int) -> None:
+    def __init__(self, num_features: int, num_factors: int, missing: str = "error") -> None:
         if num_factors >= num_features:
             raise ValueError(
                 f"ProbabilisticPCA: expected fewer factors than features, "
                 f"got {num_factors} of {num_features}."
             )
-        super().__init__(num_features, num_factors)
+        super().__init__(num_features, num_factors, missing)
         self.log_scale = nn.Parameter(torch.zeros(()))  # log sigma
 
-    @torch.no_grad()
-    def maximum_likelihood(self, x: Tensor) -> "ProbabilisticPCA":
-        r"""Sets the parameters to the maximum of the likelihood of `x`, and returns the model.
+    @property
+    def noise_floor(self) -> float:
+        """The least noise of a fit, as a part of the variance of the features."""
+        return 1e-12  # the likelihood keeps shared noise from zero
 
-        With the eigenvalues :math:`\lambda_d` and eigenvectors :math:`u_d` of the covariance of
-        `x`, largest first:
-
-        .. math::
-            \mu = \bar{x}, \qquad \sigma^2 = \frac{1}{D - K} \sum_{d > K} \lambda_d, \qquad
-            w_k = \sqrt{\lambda_k - \sigma^2} \, u_k
-
-        Raises:
-            ValueError: If `x` is not finite, has fewer than two rows, or lies in a subspace of
-                `K` dimensions: the likelihood then grows without bound.
-        """
-        check_rows(x, len(self.loc), "ProbabilisticPCA")
-        if len(x) < 2 or not x.isfinite().all():
-            raise ValueError(
-                f"ProbabilisticPCA: expected at least two rows of finite numbers, got {len(x)} "
-                f"rows, {int((~x.isfinite()).any(1).sum())} of them not finite."
-            )
-        num_factors = self.loadings.shape[1]
-        data = x.double()
-        covariance = torch.cov(data.T, correction=0)  # (D, D)
-        values, vectors = torch.linalg.eigh(covariance)  # ascending
-        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-        noise = values[num_factors:].mean()  # sigma^2
-        if noise <= 1e-12 * values[0] or values[0] == 0:
-            raise ValueError(
-                f"ProbabilisticPCA: the rows lie in a subspace of {num_factors} dimensions, "
-                f"where the likelihood has no maximum. Try fewer factors than {num_factors}, "
-                f"or more rows than {len(x)}."
-            )
-        self.loc.copy_(data.mean(0))
-        scale = (values[:num_factors] - noise).sqrt()
-        self.loadings.copy_(vectors[:, :num_factors] * scale)
-        self.log_scale.copy_(noise.log() / 2)
-        return self
+    def _best_noise(self, found: Moments) -> Tensor:
+        rest = found.values[: len(self.loc) - self.loadings.shape[1]]
+        return rest.mean().expand_as(self.loc)

@@ -14,6 +14,7 @@ References:
     | https://doi.org/10.1093/biomet/63.3.581
 """
 
+import math
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -84,7 +85,7 @@ class MarginalMultivariateNormal(dist.MultivariateNormal):
         factor = torch.linalg.cholesky(covariance)  # (*, D, D)
         whitened = torch.linalg.solve_triangular(factor, difference[..., None], upper=False)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * observed.sum(-1) * torch.tensor(2 * torch.pi).to(self.loc).log()
+        constant = 0.5 * math.log(2 * math.pi) * observed.sum(-1)
         return -0.5 * whitened[..., 0].square().sum(-1) - log_det - constant
 
 
@@ -133,5 +134,71 @@ def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
     square = (difference * pulled).sum(2) + (pull * shift).sum(2)
     log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(1)  # of Sigma^(1/2), (K,)
     log_det = log_det + factor.diagonal(dim1=-2, dim2=-1).log().sum(2)  # of Sigma_oo^(1/2)
-    constant = 0.5 * (~missing).sum(1, keepdim=True) * torch.tensor(2 * torch.pi).to(x).log()
+    observed = (~missing).to(x.dtype).sum(1, keepdim=True)  # how many, (B, 1)
+    constant = 0.5 * math.log(2 * math.pi) * observed
     return Completion(-0.5 * square - log_det - constant, places, present, shift, factor)
+
+
+class MarginalLowRankMultivariateNormal(dist.LowRankMultivariateNormal):
+    r"""A multivariate normal of low rank whose density is that of the entries that are not NaN.
+
+    One covariance serves all rows.
+
+    Example:
+        >>> loadings, variance = torch.ones(2, 1), torch.ones(2)
+        >>> density = MarginalLowRankMultivariateNormal(torch.zeros(2), loadings, variance)
+        >>> density.log_prob(torch.tensor([1.0, float("nan")]))  # of N(0, 2)
+        tensor(-1.5155)
+    """
+
+    support = constraints.independent(real_or_missing, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if not value.isnan().any():
+            return super().log_prob(value)
+        difference = value - self.loc  # (*, D)
+        loadings, variance = self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag
+        rows = difference.reshape(-1, difference.shape[-1])  # (B, D)
+        parts = rows.split(max(1, MAX_NUMBERS // loadings.numel()))
+        found = [condition(part, torch.zeros_like(variance), loadings, variance) for part in parts]
+        return torch.cat([part.log_prob for part in found]).reshape(difference.shape[:-1])
+
+
+class Conditional(NamedTuple):
+    """What the observed entries of rows say of their factors."""
+
+    log_prob: Tensor  # of the observed entries, (B,)
+    mean: Tensor  # of the factors, (B, K)
+    factor: Tensor  # the Cholesky factor of their precision, (B, K, K)
+
+
+def condition(x: Tensor, loc: Tensor, loadings: Tensor, variance: Tensor) -> Conditional:
+    r"""Returns the factors of rows given their observed entries :math:`o`, in factor analysis.
+
+    .. math::
+        z \mid x_o \sim \mathcal{N} \Big( M^{-1} \sum_{d \in o} w_d \psi_d^{-1} (x_d - \mu_d), \;
+        M^{-1} \Big), \qquad M = I + \sum_{d \in o} \psi_d^{-1} w_d w_d^\top
+
+    Arguments:
+        x: Rows with NaN where entries are missing, `(B, D)`.
+        loc: The mean, `(D,)`.
+        loadings: `(D, K)`.
+        variance: Of the noise, `(D,)`.
+    """
+    missing = x.isnan()
+    observed = (~missing).to(loc.dtype)  # 1 or 0, (B, D)
+    scale = variance.sqrt()
+    whitened = loadings / scale[:, None]  # (D, K)
+    products = (whitened[:, :, None] * whitened[:, None]).flatten(1)  # (D, K K)
+    identity = torch.eye(whitened.shape[1], dtype=loc.dtype, device=loc.device)
+    precision = identity + (observed @ products).unflatten(1, identity.shape)  # M, (B, K, K)
+    factor = torch.linalg.cholesky(precision)
+
+    difference = torch.where(missing, 0.0, x - loc) / scale  # (B, D)
+    mean = torch.cholesky_solve((difference @ whitened)[..., None], factor)[..., 0]  # (B, K)
+    # Two sums of squares: the difference of large numbers that equals them would lose digits.
+    rest = difference - observed * (mean @ whitened.T)
+    square = rest.square().sum(1) + mean.square().sum(1)
+    log_det = observed @ variance.log() + 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    constant = observed.sum(1) * math.log(2 * math.pi)
+    return Conditional(-0.5 * (square + log_det + constant), mean, factor)

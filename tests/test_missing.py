@@ -13,11 +13,16 @@ KINDS = ["full", "tied", "diag", "spherical"]
 NAN = float("nan")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
+@pytest.fixture(autouse=True, params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def default_dtype(request):
+    """All is in float64 here, whatever torch's default, which must not creep in."""
+    torch.set_default_dtype(request.param)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
 
 
 def with_holes(x: torch.Tensor, share: float = 0.3) -> torch.Tensor:
@@ -27,11 +32,11 @@ def with_holes(x: torch.Tensor, share: float = 0.3) -> torch.Tensor:
 def clusters() -> torch.Tensor:
     """Three clusters of rows with holes."""
     locs = torch.tensor([[0.0, 0, 0, 0], [3, 3, 0, -3], [-3, 2, 3, 0]])
-    return with_holes(locs[torch.arange(300) % 3] + torch.randn(300, 4))
+    return with_holes(locs[torch.arange(300) % 3] + randn(300, 4))
 
 
 def scattered(kind: str, features: int = 4, components: int = 3) -> GaussianMixture:
-    model = GaussianMixture(features, components, kind, missing="marginalise")
+    model = GaussianMixture(features, components, kind, missing="marginalise").double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
@@ -51,7 +56,7 @@ def by_hand(model: GaussianMixture, row: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evidence_and_posterior_of_what_was_observed(kind):
-    model, x = scattered(kind), with_holes(torch.randn(50, 4))
+    model, x = scattered(kind), with_holes(randn(50, 4))
     x[0] = NAN  # nothing observed
     joint = torch.stack([by_hand(model, row) for row in x])
     torch.testing.assert_close(model.evidence().log_prob(x), joint.logsumexp(1), atol=1e-10, rtol=0)
@@ -66,22 +71,22 @@ def test_evidence_and_posterior_of_what_was_observed(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evidence_is_the_integral_over_what_is_missing(kind):
     model = scattered(kind, features=2)
-    whole = GaussianMixture(2, 3, kind)
+    whole = GaussianMixture(2, 3, kind).double()
     whole.load_state_dict(model.state_dict())
     density = whole.evidence()
 
     def p(missing):
-        return density.log_prob(torch.tensor([0.7, missing])).exp().item()
+        return density.log_prob(torch.tensor([0.7, missing], dtype=torch.float64)).exp().item()
 
     integral, _ = integrate.quad(p, -30, 30, epsabs=1e-13, epsrel=1e-13, limit=500)
-    got = model.evidence().log_prob(torch.tensor([[0.7, NAN]])).exp().item()
+    got = model.evidence().log_prob(torch.tensor([[0.7, NAN]], dtype=torch.float64)).exp().item()
     assert got == pytest.approx(integral, abs=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_complete_rows_are_as_without(kind):
-    model, x = scattered(kind), torch.randn(50, 4)
-    whole = GaussianMixture(4, 3, kind)
+    model, x = scattered(kind), randn(50, 4)
+    whole = GaussianMixture(4, 3, kind).double()
     whole.load_state_dict(model.state_dict())
     torch.testing.assert_close(model.evidence().log_prob(x), whole.evidence().log_prob(x))
     for _ in range(4):
@@ -92,7 +97,7 @@ def test_complete_rows_are_as_without(kind):
 
 def test_conditionals_of_missing_entries():
     """Against the blocks of the covariance, row by row."""
-    model, x = scattered("full"), with_holes(torch.randn(20, 4), 0.5)
+    model, x = scattered("full"), with_holes(randn(20, 4), 0.5)
     given = complete(x, model.locs, model.scale)
     for b, row in enumerate(x):
         m, o = row.isnan(), ~row.isnan()
@@ -115,7 +120,7 @@ def test_conditionals_of_missing_entries():
 @pytest.mark.parametrize("kind", KINDS)
 def test_em_never_lowers_the_evidence_of_what_was_observed(kind):
     x = clusters()
-    model = GaussianMixture(4, 3, kind, missing="marginalise")
+    model = GaussianMixture(4, 3, kind, missing="marginalise").double()
     run = fit_em(model, x, restarts=3, seed=0, tolerance=1e-9)
     losses = run.history["loss"]
     assert losses == sorted(losses, reverse=True)
@@ -128,7 +133,7 @@ def test_em_never_lowers_the_evidence_of_what_was_observed(kind):
 
 def test_gradient_climbs_to_where_em_does():
     x = with_holes(torch.from_numpy(load_iris().data))
-    em, model = (GaussianMixture(4, 1, missing="marginalise") for _ in range(2))
+    em, model = (GaussianMixture(4, 1, missing="marginalise").double() for _ in range(2))
     fit_em(em, x, tolerance=1e-10)
     with torch.no_grad():
         model.locs.copy_(x.nanmean(0))
@@ -138,11 +143,11 @@ def test_gradient_climbs_to_where_em_does():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_imputations_have_the_moments_of_the_conditional(kind):
-    model, row = scattered(kind), torch.tensor([[0.3, NAN, -0.5, NAN]])
+    model, row = scattered(kind), torch.tensor([[0.3, NAN, -0.5, NAN]]).double()
     draws = model.impute(row, num_samples=40_000)[:, 0]
     assert (draws[:, [0, 2]] == row[0, [0, 2]]).all()
     # p(x_m | x_o) on a grid of both missing entries
-    axis = torch.linspace(-8, 8, 161)
+    axis = torch.linspace(-8, 8, 161, dtype=torch.float64)
     grid = row.expand(161**2, 4).clone()
     grid[:, [1, 3]] = torch.cartesian_prod(axis, axis)
     weight = model.evidence().log_prob(grid).softmax(0)
@@ -155,7 +160,7 @@ def test_imputations_have_the_moments_of_the_conditional(kind):
 
 
 def test_complete_rows_are_imputed_by_themselves():
-    model, x = scattered("full"), torch.randn(5, 4)
+    model, x = scattered("full"), randn(5, 4)
     assert torch.equal(model.impute(x), x)
     assert torch.equal(model.impute(x, num_samples=3), x.expand(3, 5, 4))
 
@@ -163,9 +168,9 @@ def test_complete_rows_are_imputed_by_themselves():
 @pytest.mark.parametrize(
     ("x", "num_samples", "message"),
     [
-        (torch.randn(3, 4), 0, "num_samples: expected a positive"),
-        (torch.full((3, 4), torch.inf), None, "got infinity"),
-        (torch.randn(3, 5), None, "rows of 4 features"),
+        (torch.zeros(3, 4).double(), 0, "num_samples: expected a positive"),
+        (torch.full((3, 4), torch.inf).double(), None, "got infinity"),
+        (torch.zeros(3, 5).double(), None, "rows of 4 features"),
     ],
 )
 def test_refused_imputations(x, num_samples, message):
@@ -174,14 +179,14 @@ def test_refused_imputations(x, num_samples, message):
 
 
 def test_rows_in_parts_are_rows_at_once(monkeypatch):
-    model, x = scattered("full"), with_holes(torch.randn(30, 4))
+    model, x = scattered("full"), with_holes(randn(30, 4))
     expected = model.evidence().log_prob(x)
     monkeypatch.setattr(module, "MAX_NUMBERS", 100)
     torch.testing.assert_close(model.evidence().log_prob(x), expected)
 
 
 def test_posteriors_of_rows_with_holes_reach_arviz():
-    model, x = scattered("full"), with_holes(torch.randn(20, 4))
+    model, x = scattered("full"), with_holes(randn(20, 4))
     data = from_pyro_svi(model, None, x, num_samples=300, seed=0)
     share = torch.nn.functional.one_hot(
         torch.from_numpy(data["posterior"]["z"].values[0]).long(), 3
@@ -191,8 +196,8 @@ def test_posteriors_of_rows_with_holes_reach_arviz():
 
 
 def test_nan_is_refused_unless_it_means_missing():
-    x = with_holes(torch.randn(20, 4))
-    model = GaussianMixture(4, 2)
+    x = with_holes(randn(20, 4))
+    model = GaussianMixture(4, 2).double()
     for use in (
         lambda: fit_em(model, x),
         lambda: fit(elbo(model), x, steps=1),
@@ -201,7 +206,7 @@ def test_nan_is_refused_unless_it_means_missing():
     ):
         with pytest.raises(ValueError, match="missing='marginalise'"):
             use()
-    model = GaussianMixture(4, 2, missing="marginalise")
+    model = GaussianMixture(4, 2, missing="marginalise").double()
     with pytest.raises(ValueError, match=r"nothing was observed of column\(s\) \[1\]"):
         fit_em(model, x.index_fill(1, torch.tensor([1]), NAN))
     with pytest.raises(ValueError, match="hold NaN or infinity"):

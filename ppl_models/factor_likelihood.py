@@ -1,0 +1,186 @@
+r"""The likelihood of factor analysis as a function of the noise alone, and its maximum.
+
+Given the noise :math:`\Psi`, the best loadings have a closed form. With the eigenvalues
+:math:`\lambda_m` (largest first) and eigenvectors :math:`v_m` of
+:math:`\Psi^{-1/2} S \Psi^{-1/2}`, where :math:`S` is the covariance of the rows,
+
+.. math::
+    W &= \Psi^{1/2} \, [\sqrt{\lambda_k - 1} \, v_k]_{k \le K} \\
+    -\frac{1}{N} \log p(x \mid \Psi) &= \frac{1}{2} \Big[ D \log 2 \pi + \sum_d \log \psi_d
+    + \sum_{k \le K} (\log \lambda_k + 1) + \sum_{m > K} \lambda_m \Big]
+
+where only factors with :math:`\lambda_k > 1` count. What is left has the gradient
+:math:`\frac{1}{2} \sum_{m > K} (1 - \lambda_m) \, v_{dm}^2` over :math:`\log \psi_d`, and a Hessian
+in closed form too, so that Newton's method needs about ten steps.
+
+The covariance enters as a root :math:`S = R^\top R`: where some noise is near zero, the singular
+values of :math:`R \Psi^{-1/2}` keep digits that the eigenvalues lose.
+
+Shapes: `B` rows, `D` features, `K` factors, `M = D - K` other directions.
+
+References:
+    | Some Contributions to Maximum Likelihood Factor Analysis (Jöreskog, 1967)
+    | https://doi.org/10.1007/BF02289658
+    | A Rapidly Convergent Method for Maximum-Likelihood Factor Analysis (Clarke, 1970)
+    | https://doi.org/10.1111/j.2044-8317.1970.tb00437.x
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_models.missing import MAX_NUMBERS, condition
+
+RIDGE = 1e-3  # on correlations, for a start where they are singular
+SMALL = 1e-4  # noise with which eigenvalues lose digits that singular values keep
+LENGTHS = [3.0**-n for n in range(10)]  # of steps that are tried
+
+
+def mean_log_evidence(root: Tensor, offset: Tensor, loadings: Tensor, noise: Tensor) -> Tensor:
+    r"""Returns the mean log evidence of rows, in nats, at any parameters.
+
+    Arguments:
+        root: The root of their covariance, `(D, D)`.
+        offset: Their mean, less that of the model, `(D,)`.
+        loadings: `(D, K)`.
+        noise: The variance of the noise, `(D,)`.
+    """
+    # The mean of a square is a sum over the rows of the root, and one for the offset.
+    rows = torch.cat([root, offset[None]])
+    nothing = torch.zeros_like(offset)
+    none = condition(nothing[None], nothing, loadings, noise).log_prob
+    return (condition(rows, nothing, loadings, noise).log_prob - none).sum() + none[0]
+
+
+class Spectrum(NamedTuple):
+    """The directions of whitened rows."""
+
+    strong: Tensor  # lambda > 1 of the factors, (K,) or fewer
+    factors: Tensor  # v, (D, K)
+    weak: Tensor  # the other lambda, (M,)
+    others: Tensor  # their v, (D, M)
+
+
+def spectrum(root: Tensor, noise: Tensor, num_factors: int) -> Spectrum:
+    """Returns the directions of rows over the noise, `(D,)`, strongest first."""
+    whitened = root / noise.sqrt()
+    if noise.min() < SMALL:
+        _, scale, rows = torch.linalg.svd(whitened)
+        values, vectors = scale.square(), rows.T
+    else:  # in half the time
+        values, vectors = (x.flip(-1) for x in torch.linalg.eigh(whitened.T @ whitened))
+    kept = min(num_factors, int((values > 1).sum()))
+    return Spectrum(values[:kept], vectors[:, :kept], values[kept:], vectors[:, kept:])
+
+
+def best_loadings(root: Tensor, noise: Tensor, num_factors: int) -> Tensor:
+    """Returns the loadings of the largest evidence given the noise, `(D, K)`, strongest first."""
+    found = spectrum(root, noise, num_factors)
+    loadings = root.new_zeros(len(noise), num_factors)
+    loadings[:, : len(found.strong)] = found.factors * (found.strong - 1).sqrt()
+    return noise.sqrt()[:, None] * loadings
+
+
+def with_signs(columns: Tensor) -> Tensor:
+    """Returns columns with signs such that the largest entry of each, absolutely, is positive."""
+    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
+    return torch.where(largest < 0, -columns, columns)
+
+
+def _loss(log_noise: Tensor, found: Spectrum) -> Tensor:
+    """Minus the mean log evidence with the best loadings."""
+    constant = len(log_noise) * math.log(2 * math.pi) + len(found.strong)
+    return (constant + log_noise.sum() + found.strong.log().sum() + found.weak.sum()) / 2
+
+
+def _hessian(found: Spectrum) -> Tensor:
+    r"""The second derivatives of the loss over :math:`\log \psi`, (D, D).
+
+    .. math::
+        \frac{1}{2} \Big[ \sum_{m m'} \lambda_m \, (v_m v_m^\top) \circ (v_{m'} v_{m'}^\top)
+        + \sum_{k m} \frac{(\lambda_k + \lambda_m)(1 - \lambda_m)}{\lambda_k - \lambda_m}
+        (v_k v_k^\top) \circ (v_m v_m^\top) \Big]
+    """
+    strong, factors, weak, others = found
+    total = ((others * weak) @ others.T) * (others @ others.T)
+    at_once = max(1, MAX_NUMBERS // max(1, others.numel()))
+    for value, vectors in zip(strong.split(at_once), factors.split(at_once, 1), strict=True):
+        gap = (value[:, None] - weak).clamp(min=1e-9)  # zero where two directions are as strong
+        weights = (value[:, None] + weak) * (1 - weak) / gap  # (K, M)
+        pairs = (vectors[:, :, None] * others[:, None]).flatten(1)  # (D, K M)
+        total += (pairs * weights.flatten()) @ pairs.T
+    return total / 2
+
+
+def _solve(hessian: Tensor, slope: Tensor) -> Tensor:
+    """Newton's step, or, where the loss is not convex, one with curvatures made positive."""
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if not failed:
+        return torch.cholesky_solve(slope[:, None], factor)[:, 0]
+    curvature, axes = torch.linalg.eigh(hessian)
+    along = (axes.T @ slope) / curvature.abs().clamp(min=1e-10)
+    return axes @ along.clamp(-4, 4)
+
+
+def start_noise(values: Tensor, vectors: Tensor, num_factors: int) -> Tensor:
+    """Returns Jöreskog's start: what no other feature explains of each, `(D,)`.
+
+    Arguments:
+        values: The eigenvalues of the covariance, `(D,)`.
+        vectors: Its eigenvectors, as columns, `(D, D)`.
+        num_factors: The number of factors, `K`.
+    """
+    inverse = vectors.square() @ (1 / (values + RIDGE))  # the diagonal, (D,)
+    return (1 - num_factors / (2 * len(values))) / inverse
+
+
+def best_noise(
+    root: Tensor, num_factors: int, floor: float, start: Tensor, max_steps: int = 500
+) -> Tensor:
+    """Returns the noise of the largest likelihood, `(D,)`, between `floor` and 1.
+
+    Newton's method on the logarithm, with curvatures made positive, and shorter steps where the
+    loss does not fall; features whose noise is held by a bound stay there.
+
+    Arguments:
+        root: Of a covariance whose diagonal is 1.
+        num_factors: The number of factors, `K`.
+        floor: The smallest variance of noise.
+        start: Where to begin.
+        max_steps: The most steps.
+    """
+    lowest = math.log(floor)
+
+    def at(place: Tensor) -> tuple[Spectrum, Tensor]:
+        found = spectrum(root, place.exp(), num_factors)
+        return found, _loss(place, found)
+
+    place = start.clamp(floor, 1.0).log()
+    found, loss = at(place)
+    gain = torch.tensor(math.inf)
+    for _ in range(max_steps):
+        slope = found.others.square() @ (1 - found.weak) / 2  # (D,)
+        free = ((place > lowest) | (slope < 0)).nonzero()[:, 0]
+        newton = _solve(_hessian(found)[free[:, None], free], slope[free])
+        gain = newton @ slope[free] / 2  # of the step, where the loss is quadratic
+        if gain < 1e-12:
+            break
+        step = torch.zeros_like(place).index_copy(0, free, newton)
+        for length in LENGTHS:
+            there = (place - length * step).clamp(lowest, 0.0)
+            next_found, value = at(there)
+            if value < loss and value <= loss + 1e-4 * slope @ (there - place):
+                place, found, loss = there, next_found, value
+                break
+        else:
+            break
+    if gain > 1e-8:
+        warnings.warn(
+            f"FactorAnalysis: Newton's method stopped where the log evidence could rise by another "
+            f"{gain:.0e} nats per row. Try fewer factors than {num_factors}.",
+            stacklevel=5,
+        )
+    return place.exp().clamp(min=floor)
