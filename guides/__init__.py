@@ -2,5 +2,6 @@
 
 from guides.amortized import AmortizedNormal
 from guides.exact import ExactPosterior
+from guides.factor_normal import FactorNormal
 
-__all__ = ["AmortizedNormal", "ExactPosterior"]
+__all__ = ["AmortizedNormal", "ExactPosterior", "FactorNormal"]

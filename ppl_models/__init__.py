@@ -1,5 +1,6 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
+from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
 from ppl_models.bins import bin_edges
 from ppl_models.discriminant import GaussianDiscriminant
 from ppl_models.engine.checkpoint import load, save
@@ -15,13 +16,17 @@ from ppl_models.engine.objectives import Objective, elbo
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.histogram import HistogramDensity
+from ppl_models.pca import PCA
 from ppl_models.plates import data_plate
 from ppl_models.regression import LinearRegression, LogisticRegression, SoftmaxRegression
+from ppl_models.rotation import align, varimax, varimax_draws
 from ppl_models.vae import VAE
 
 __all__ = [
+    "PCA",
     "VAE",
     "Batch",
+    "BayesianFactorAnalysis",
     "Comparison",
     "Evidence",
     "FactorAnalysis",
@@ -35,6 +40,7 @@ __all__ = [
     "Run",
     "SoftmaxRegression",
     "Transformed",
+    "align",
     "bin_edges",
     "compare",
     "data_plate",
@@ -47,4 +53,6 @@ __all__ = [
     "load",
     "log_evidence",
     "save",
+    "varimax",
+    "varimax_draws",
 ]
