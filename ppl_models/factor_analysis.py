@@ -227,7 +227,8 @@ class FactorAnalysis(nn.Module):
 
         No step lowers the evidence. With complete rows it maximises the evidence over the mean
         and the loadings, then the expected joint density over the noise (ECME); where entries may
-        be missing it is a step of EM (`ppl_models.factor_em`).
+        be missing it is a step of EM (`ppl_models.factor_em`). Towards a Heywood case steps become
+        ever shorter, and a fit may stop long before the floor.
 
         Arguments:
             x: All the rows, or batches of them that can be gone through more than once.

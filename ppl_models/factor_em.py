@@ -8,8 +8,7 @@ Each feature is then regressed on the expected factors, over the rows that have 
     \sum_{n : d \in o_n} \mathbb{E}[\tilde z_n] \, x_{nd}, \qquad \tilde z = [z, 1]
 
 and what is left is its noise. The parameters are expanded by a mean and a covariance of the
-factors, which are estimated too and then moved into the loadings: the same model, in far fewer
-steps.
+factors, which are estimated too and then moved into the loadings: the same model, in fewer steps.
 
 Shapes: `B` rows, `D` features, `K` factors, `J = K + 1`.
 

@@ -254,14 +254,14 @@ def test_em_ends_where_the_gradient_is_zero(kind):
 
 
 def test_expanded_parameters_are_moved_back():
-    """Plain EM needs ten times the steps from a start that is far away."""
+    """From a start that is far away; without their covariance it takes 390 steps."""
     x = rows(scattered(features=8), 300)
     model = scattered(features=8)
     with torch.no_grad():
         model.loadings.mul_(30.0)
         model.loc.add_(model.loadings[:, 0])
     run = fit_em(model, x, initialise=False, tolerance=1e-6)
-    assert run.steps < STEPS
+    assert run.steps < 250
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,8 +8,7 @@ import torch
 from oracles import grey_digits, same, state
 from sklearn.datasets import load_breast_cancer, load_iris
 
-from ppl_models import ProbabilisticPCA, load, save
-from ppl_models.pca import PCA
+from ppl_models import PCA, ProbabilisticPCA, load, save
 
 
 def digits():
