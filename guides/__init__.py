@@ -3,5 +3,12 @@
 from guides.amortized import AmortizedNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
+from guides.mixture import MeanFieldMixture, MixturePosterior
 
-__all__ = ["AmortizedNormal", "ExactPosterior", "FactorNormal"]
+__all__ = [
+    "AmortizedNormal",
+    "ExactPosterior",
+    "FactorNormal",
+    "MeanFieldMixture",
+    "MixturePosterior",
+]

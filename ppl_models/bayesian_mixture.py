@@ -1,0 +1,247 @@
+r"""Bayesian Gaussian mixtures: a finite prior, or a Dirichlet process, over the weights.
+
+.. math::
+    \pi &\sim \mathrm{Dirichlet}(\alpha, \ldots, \alpha)
+    \quad \text{or} \quad
+    \pi_k = \beta_k \prod_{j < k} (1 - \beta_j), \quad \beta_k \sim \mathrm{Beta}(1, \alpha) \\
+    \Sigma_k &\sim \mathrm{InverseWishart}(\nu_0, \Psi_0), \qquad
+    \mu_k \mid \Sigma_k \sim \mathcal{N}(m_0, \Sigma_k / \kappa_0) \\
+    z_n &\sim \mathrm{Categorical}(\pi), \qquad
+    x_n \mid z_n \sim \mathcal{N}(\mu_{z_n}, \Sigma_{z_n})
+
+The component `z` of a row is summed over exactly, so that a guide needs only the latents that all
+rows share. Were the components known, the posterior of these would be of the family of their prior.
+
+Shapes: `B` rows, `D` features, `K` components.
+
+References:
+    | Pattern Recognition and Machine Learning (Bishop, 2006), chapter 10.2
+    | https://www.microsoft.com/en-us/research/publication/pattern-recognition-machine-learning/
+    | Gibbs Sampling Methods for Stick-Breaking Priors (Ishwaran & James, 2001)
+    | https://doi.org/10.1198/016214501750332758
+    | Asymptotic Behaviour of the Posterior Distribution in Overfitted Mixture Models
+    | (Rousseau & Mengersen, 2011), https://doi.org/10.1111/j.1467-9868.2011.00781.x
+"""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_models.conjugate_mixture import ConjugateMixture, weights_of
+from ppl_models.inverse_wishart import InverseWishart
+from ppl_models.mean_field import mean_field
+from ppl_models.plates import check_rows, data_plate
+
+
+class BayesianGaussianMixture(nn.Module):
+    r"""A mixture of Gaussians with latent sites `weights`, `covariances`, `locs`, and `z` of a row.
+
+    With stick-breaking `sticks` are latent, and `weights` deterministic. `scales`, deterministic
+    too, are the standard deviations of the features in each component. A single component has no
+    latent weights. The default prior is meant for features of mean 0 and standard deviation 1;
+    float64 is advised, `model.double()`.
+
+    Arguments:
+        num_features: The length of a row, `D`.
+        num_components: The most components, `K`: those not needed stay empty.
+        covariance: `"full"`, `"diag"` or `"spherical"`: covariances of shape `(K, D, D)`, `(K, D)`
+            or `(K, 1)`.
+        weights: `"dirichlet"`, or `"stick-breaking"` for a Dirichlet process cut off after `K`.
+        concentration: :math:`\alpha`. Default: `1 / K` for a Dirichlet, small enough to leave
+            components empty (Rousseau & Mengersen), and 1 for a Dirichlet process.
+        prior_loc: :math:`m_0`, a number, or one for each feature.
+        prior_scale: The standard deviation of a feature inside of a component, as the root of the
+            prior mean of its variance: a number, or one for each feature (not if spherical).
+        prior_strength: :math:`\kappa_0`, the number of rows that :math:`m_0` is worth. A priori
+            centers are :math:`1 / \sqrt{\kappa_0}` times as far apart as rows of a component.
+        prior_df: :math:`\nu_0`, the degrees of freedom: more than `D + 1` if full, else than 2.
+            Default: one more than that, a vague prior.
+
+    Raises:
+        ValueError: If an argument is none of these, or not positive, or of another shape.
+
+    Example:
+        >>> model = BayesianGaussianMixture(num_features=2, num_components=8)
+        >>> model(size=5).shape  # rows of a mixture drawn from the prior
+        torch.Size([5, 2])
+    """
+
+    sticks: Tensor
+    loc: Tensor
+    strength: Tensor
+    df: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_components: int,
+        covariance: str = "full",
+        weights: str = "dirichlet",
+        concentration: float | None = None,
+        prior_loc: float | Tensor = 0.0,
+        prior_scale: float | Tensor = 0.25,
+        prior_strength: float = 0.01,
+        prior_df: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, count in {"num_features": num_features, "num_components": num_components}.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a positive whole number, got {count!r}.")
+        _check_choice("covariance", covariance, ["full", "diag", "spherical"])
+        _check_choice("weights", weights, ["dirichlet", "stick-breaking"])
+        self.num_features, self.num_components = num_features, num_components
+        self.covariance, self.stick_breaking = covariance, weights == "stick-breaking"
+
+        size = num_features if covariance == "full" else 1  # F, of a block of the covariance
+        blocks = num_features if covariance == "diag" else 1  # G
+        if concentration is None:
+            concentration = 1.0 if self.stick_breaking else 1.0 / num_components
+        prior_df = size + 2.0 if prior_df is None else prior_df
+        _check_number("concentration", concentration, above=0)
+        _check_number("prior_strength", prior_strength, above=0)
+        _check_number("prior_df", prior_df, above=size + 1)
+        loc = _of_features("prior_loc", prior_loc, num_features)
+        scale = _of_features("prior_scale", prior_scale, size * blocks)
+        if not (scale > 0).all():
+            raise ValueError(f"prior_scale: expected positive numbers, got {scale.tolist()}.")
+
+        if self.stick_breaking:
+            sticks = torch.tensor([[1.0, concentration]]).repeat(num_components - 1, 1)
+        else:  # a Dirichlet is one of sticks too
+            later = torch.arange(num_components - 1, 0, -1) * concentration
+            sticks = torch.stack([torch.full_like(later, concentration), later], 1)
+        self.register_buffer("sticks", sticks)  # of Beta distributions, (K - 1, 2)
+        self.register_buffer("loc", loc)  # m_0, (D,)
+        self.register_buffer("strength", torch.tensor(float(prior_strength)))  # kappa_0
+        self.register_buffer("df", torch.tensor(float(prior_df)))  # nu_0
+        mean = scale.square().reshape(blocks, size).diag_embed()  # of the covariance, (G, F, F)
+        self.register_buffer("scale", (prior_df - size - 1) * mean)  # Psi_0
+
+    @property
+    def prior(self) -> ConjugateMixture:
+        """The prior of what all rows share, in closed form."""
+        count = self.num_components
+        return ConjugateMixture(
+            self.sticks,
+            self.loc.expand(count, -1),
+            self.strength.expand(count),
+            self.df.expand(count),
+            self.scale.expand(count, -1, -1, -1),
+        )
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        check_rows(x, self.num_features, "BayesianGaussianMixture")
+        weights, locs, root = self.sample_shared(self.prior)
+        with poutine.infer_config(config_fn=self._names):
+            if self.stick_breaking or self.num_components == 1:
+                pyro.deterministic("weights", weights)
+            squares = root.square().sum(-1) if self.covariance == "full" else root.square()
+            pyro.deterministic("scales", squares.sqrt().expand_as(locs))  # (K, D)
+
+        with data_plate(x, size) as rows:
+            if self.num_components == 1:
+                z = pyro.deterministic("z", torch.zeros_like(rows), event_dim=0)
+            else:
+                z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            if self.covariance == "full":
+                law = dist.MultivariateNormal(locs[z], scale_tril=root[z])
+            else:
+                law = dist.Normal(locs[z], root[z]).to_event(1)
+            return pyro.sample("x", law, obs=x)
+
+    def sample_shared(self, parameters: ConjugateMixture) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples what all rows share: here from the prior, in a guide from its posterior.
+
+        Returns:
+            The weights `(K,)`, the centers `(K, D)`, and the standard deviations, `(K, D)` or
+            `(K, 1)`, or Cholesky factors `(K, D, D)` of full covariances.
+        """
+        beta, loc, strength, df, matrix = parameters
+        spread = 1 / strength.sqrt()[:, None]  # (K, 1)
+        with poutine.infer_config(config_fn=self._names):
+            if self.num_components == 1:
+                weights = loc.new_ones(1)
+            elif self.stick_breaking:
+                sticks = pyro.sample("sticks", dist.Beta(beta[:, 0], beta[:, 1]).to_event(1))
+                weights = weights_of(sticks)
+            else:
+                concentration = torch.cat([beta[:, 0], beta[-1:, 1]])  # (K,)
+                weights = pyro.sample("weights", dist.Dirichlet(concentration))
+
+            with pyro.plate("component", self.num_components, dim=-1):
+                if self.covariance == "full":
+                    law = InverseWishart(df, matrix[:, 0])
+                    root = torch.linalg.cholesky(pyro.sample("covariances", law))
+                    center = dist.MultivariateNormal(loc, scale_tril=spread[..., None] * root)
+                else:
+                    law = dist.InverseGamma(df[:, None] / 2, matrix[:, :, 0, 0] / 2).to_event(1)
+                    root = pyro.sample("covariances", law).sqrt()
+                    center = dist.Normal(loc, spread * root).to_event(1)
+                return weights, pyro.sample("locs", center), root
+
+    def mean_field(self, x: Tensor, restarts: int = 1) -> ConjugateMixture:
+        r"""Returns the best :math:`q(\pi, \mu, \Sigma) \approx p(\pi, \mu, \Sigma \mid x)`.
+
+        By coordinate ascent, from clusterings by k-means with 1, 2, ... and `K` clusters; the
+        components come by size, those without rows last.
+
+        Arguments:
+            x: The rows, `(N, D)`.
+            restarts: The number of runs of k-means for each number of clusters.
+
+        Raises:
+            ValueError: If rows are not finite, or fewer than components.
+        """
+        check_rows(x, self.num_features, "BayesianGaussianMixture")
+        if x.dtype != self.loc.dtype:
+            raise TypeError(
+                f"BayesianGaussianMixture: expected rows of {self.loc.dtype}, as the model, got "
+                f"{x.dtype}. Try model.double() and x.double()."
+            )
+        if len(x) < self.num_components or not x.isfinite().all():
+            raise ValueError(
+                f"BayesianGaussianMixture: expected at least as many rows of finite numbers as "
+                f"components, {self.num_components}, got {len(x)} rows, "
+                f"{int((~x.isfinite()).any(1).sum())} of them not finite. Try fewer components, "
+                f"or leaving these rows out."
+            )
+        return mean_field(self.prior, x, restarts)
+
+    def _names(self, site: dict) -> dict:
+        """How ArviZ is to call the dimensions of a site, besides those of its plates."""
+        of_covariances = {"full": ["feature", "other_feature"], "diag": ["feature"]}
+        names = {
+            "weights": ["component"],
+            "sticks": ["stick"],
+            "covariances": of_covariances.get(self.covariance, ["all_features"]),
+            "locs": ["feature"],
+            "scales": ["component", "feature"],
+        }
+        return {"event_dims": names[site["name"]]} if site["name"] in names else {}
+
+
+def _check_choice(name: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
+
+
+def _check_number(name: str, value: float, above: float) -> None:
+    if isinstance(value, Tensor) or not above < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above {above:g}, got {value!r}.")
+
+
+def _of_features(name: str, value: float | Tensor, count: int) -> Tensor:
+    """A number for each of `count` features."""
+    tensor = torch.as_tensor(value, dtype=torch.get_default_dtype())
+    if tensor.shape not in [(), (count,)] or not tensor.isfinite().all():
+        wanted = f"or {count} of them, one for each feature" if count > 1 else "one for all"
+        raise ValueError(
+            f"{name}: expected a finite number, {wanted}, got {tensor.tolist()} "
+            f"with shape {tuple(tensor.shape)}."
+        )
+    return tensor.expand(count).clone()
