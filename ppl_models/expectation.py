@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ppl_models.missing import complete
 
-CHUNK = 2048  # rows: their products stay in the cache
+CHUNK = 2**20  # numbers: the products of that many rows stay near, and keep several cores busy
 MISSING_CHUNK = 256  # rows: each has matrices of its own
 FAR = 1e7  # squared distance in standard deviations, beyond which 1e-16 of it is felt
 
@@ -68,9 +68,10 @@ def expectation(
     evidence = flat.new_zeros(restarts)
     scatter = flat.new_zeros(len(center), len(center)) if covariance == "tied" else None
     rows = 0
-    buffers = flat.new_empty(products, CHUNK), flat.new_empty(len(flat), CHUNK)
-    for chunk in _chunks(batches, CHUNK):
-        phi_out, joint_out = buffers if len(chunk) == CHUNK else (None, None)
+    size = max(1024, CHUNK // products)
+    buffers = flat.new_empty(products, size), flat.new_empty(len(flat), size)
+    for chunk in _chunks(batches, size):
+        phi_out, joint_out = buffers if len(chunk) == size else (None, None)
         phi = _products(chunk, center, covariance, out=phi_out)  # (P, C)
         joint = torch.mm(flat, phi, out=joint_out)  # (R K, C)
         evidence += _normalise(joint.view(restarts, components, -1))
@@ -103,7 +104,7 @@ def _one_by_one(
     sums = torch.zeros_like(theta)
     evidence, rows = theta.new_zeros(len(theta)), 0
     each = [(r, k) for r in range(locs.shape[0]) for k in range(locs.shape[1])]
-    for chunk in _chunks(batches, CHUNK):
+    for chunk in _chunks(batches, max(1024, CHUNK // theta.shape[2])):
         joint = theta.new_empty(*theta.shape[:2], len(chunk))  # (R, K, C)
         for at in each:
             joint[at] = theta[at] @ _products(chunk, locs[at], kind)
