@@ -3,8 +3,9 @@
 python -m benchmarks.factor_models                # all of it: some minutes
 python -m benchmarks.factor_models --part likelihood --threads 1
 
-Times are medians after a warm-up, ours and the peer's in turns, with the same number of threads;
-a peer that takes longer than two seconds runs once.
+Times are medians after a warm-up, ours and the peer's in turns, with the same number of threads,
+five calls in a row after others that went on until the other library's threads no longer spin; a
+peer that takes longer than two seconds runs once.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.mixtures import real_data
+from benchmarks.mixtures import PAUSE, real_data
 from benchmarks.oracles import PPCA as TABLE
 from ppl_models import PCA, FactorAnalysis, ProbabilisticPCA, fit_em
 from ppl_models.datasets import digits
@@ -37,16 +38,21 @@ PEERS = {
 def in_turns(rounds: int, *calls: Callable[[], object]) -> list[float]:
     """The median seconds of each call."""
     times: list[list[float]] = [[] for _ in calls]
-    for round_number in range(rounds + 1):
+    for _ in range(rounds):
         for call, seconds in zip(calls, times, strict=True):
             if seconds and max(seconds) > 2:
                 continue
-            began = time.perf_counter()
-            call()
-            took = time.perf_counter() - began
-            if round_number or took > 2:  # the first is a warm-up
-                seconds.append(took)
+            warm = [_seconds(call)]
+            while sum(warm) < PAUSE:
+                warm.append(_seconds(call))
+            seconds.extend(warm if warm[0] > 2 else [_seconds(call) for _ in range(5)])
     return [statistics.median(seconds) for seconds in times]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def likelihood(rounds: int, threads: int) -> None:

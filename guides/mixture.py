@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.nn.functional import logsigmoid
 
+DRAWS = 4000  # of the mean field, by which the joint normal starts
+
 
 class ConjugateMixtureModel(Protocol):
     """A mixture whose shared latents have a mean-field posterior of the family of their prior."""
@@ -120,13 +122,14 @@ class MixturePosterior(nn.Module):
         self.mean_field = MeanFieldMixture(model, x, restarts)
         rows = self.mean_field.strength - model.prior.strength  # (K,)
         self.num_occupied = max(1, int((rows > 1).sum()))
-        draws = self._unconstrained(num_draws=4000)  # (S, P)
-        if draws.shape[1] >= len(draws):
+        size = self._unconstrained(num_draws=1).shape[1]  # P
+        if size >= DRAWS:
             raise ValueError(
-                f"MixturePosterior: {self.num_occupied} components have {draws.shape[1]} free "
-                f"numbers, too many for one normal distribution with all correlations. Try "
+                f"MixturePosterior: {self.num_occupied} components have {size} free numbers, too "
+                f"many for one normal distribution with all correlations. Try "
                 f"covariance='diag' in the model, or MeanFieldMixture."
             )
+        draws = self._unconstrained(DRAWS)  # (S, P)
         # In the mean field sticks and components are independent: the rest is chance.
         numbers = torch.arange(self.num_occupied)
         sticks, *parts = self._sizes

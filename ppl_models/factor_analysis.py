@@ -46,6 +46,7 @@ from ppl_models.factor_moments import (
     moments,
     one_thread,
 )
+from ppl_models.information import InformationCriteria
 from ppl_models.missing import (
     MarginalLowRankMultivariateNormal,
     MarginalNormal,
@@ -55,7 +56,7 @@ from ppl_models.missing import (
 from ppl_models.plates import check_rows, data_plate
 
 
-class FactorAnalysis(nn.Module):
+class FactorAnalysis(nn.Module, InformationCriteria):
     r"""Factor analysis, with latent site `z`.
 
     Its evidence and its posterior are both Gaussian, which makes it the model to check a
@@ -168,7 +169,7 @@ class FactorAnalysis(nn.Module):
         return torch.where(x.isnan(), draws, x)
 
     @torch.no_grad()
-    def maximum_likelihood(self, x: Tensor | Iterable[Tensor]) -> Self:
+    def maximum_likelihood(self, x: Tensor | Iterable[Tensor], restarts: int = 1) -> Self:
         r"""Sets the parameters to a maximum of the likelihood of `x`, and returns the model.
 
         Given the noise, the mean and the loadings have a closed form, and the noise is found by
@@ -178,6 +179,10 @@ class FactorAnalysis(nn.Module):
 
         Arguments:
             x: All the rows, or batches of them.
+            restarts: From how many starts to look for the noise. There may be several maxima in
+                factor analysis; the highest that was found is kept. The first start is what no
+                other feature explains, the second what principal components leave, the others
+                are random.
 
         Raises:
             TypeError: If the rows are not floating-point numbers.
@@ -191,6 +196,8 @@ class FactorAnalysis(nn.Module):
             >>> (model.loadings @ model.loadings.T - 1).abs().max() < 0.4
             tensor(True)
         """
+        if not isinstance(restarts, int) or restarts < 1:
+            raise ValueError(f"restarts: expected a positive whole number, got {restarts!r}.")
         found = self._moments(x)
         if (found.counts < found.rows).any():
             raise ValueError(
@@ -199,7 +206,7 @@ class FactorAnalysis(nn.Module):
             )
         check_rank(found, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
-            self._set_best(found, self._best_noise(found))
+            self._set_best(found, self._best_noise(found, restarts))
         if caveat := self.caveat():
             warnings.warn(caveat, stacklevel=3)  # beyond the decorator
         return self
@@ -218,7 +225,7 @@ class FactorAnalysis(nn.Module):
         found = self._moments(x)
         check_rank(found, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
-            noise = start_noise(found.values, found.vectors, self.loadings.shape[1])
+            (noise,) = start_noise(found.values, found.vectors, self.loadings.shape[1])
             self._set_best(found, self._pool(noise.clamp(self.noise_floor, 1.0), found.counts))
 
     @torch.no_grad()
@@ -260,6 +267,18 @@ class FactorAnalysis(nn.Module):
         loc, loadings, left = maximisation(sums, loc)
         self._set(loc, loadings, self._floored(self._pool(left, sums.counts), noise, variance))
         return sums.log_prob / sums.rows
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of free parameters, in how many directions the evidence can move.
+
+        Loadings that turn into one another count once, and a covariance has no more numbers than
+        those of its triangle.
+        """
+        features, factors = self.loadings.shape
+        turned = features * factors - factors * (factors - 1) // 2
+        covariance = min(turned + self.log_scale.numel(), features * (features + 1) // 2)
+        return features + covariance
 
     @property
     def noise_floor(self) -> float:
@@ -308,11 +327,11 @@ class FactorAnalysis(nn.Module):
         where = type(self).__name__
         return moments(x, len(self.loc), missing=lenient, shared=shared, where=where)
 
-    def _best_noise(self, found: Moments) -> Tensor:
+    def _best_noise(self, found: Moments, restarts: int) -> Tensor:
         """The noise of the largest likelihood, in units of the rows."""
         factors = self.loadings.shape[1]
-        start = start_noise(found.values, found.vectors, factors)
-        return best_noise(found.root, factors, self.noise_floor, start)
+        starts = start_noise(found.values, found.vectors, factors, restarts)
+        return best_noise(found.root, factors, self.noise_floor, starts)
 
     def _set_best(self, found: Moments, noise: Tensor) -> None:
         """Sets the noise, given in units of the rows, and what is best with it."""
@@ -362,6 +381,6 @@ class ProbabilisticPCA(FactorAnalysis):
         """The least noise of a fit, as a part of the variance of the features."""
         return 1e-12  # the likelihood keeps shared noise from zero
 
-    def _best_noise(self, found: Moments) -> Tensor:
+    def _best_noise(self, found: Moments, restarts: int) -> Tensor:
         rest = found.values[: len(self.loc) - self.loadings.shape[1]]
         return rest.mean().expand_as(self.loc)

@@ -10,7 +10,8 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ LITTLE = 2**24  # products of two numbers, too few to be shared among threads
 LOCK = threading.RLock()
 
 
+@cache
+def _libraries() -> Any:
+    """Those of linear algebra that NumPy and SciPy brought along; found once, in 5 ms."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
 @contextmanager
 def one_thread(work: int) -> Iterator[None]:
     """A context for little work, about so many products of two numbers, which threads make slower.
@@ -31,11 +40,14 @@ def one_thread(work: int) -> Iterator[None]:
     They wait for one another more than they work: two took 4 to 20 times as long as one.
     """
     with LOCK:  # else one fit could put back what another one had set
-        before = torch.get_num_threads()
-        if work < LITTLE:
-            torch.set_num_threads(1)
-        try:
+        if work >= LITTLE:
             yield
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with _libraries().limit(limits=1):
+                yield
         finally:
             torch.set_num_threads(before)
 

@@ -34,6 +34,7 @@ from ppl_models.expectation import (
     expectation_of_missing,
     from_labels,
 )
+from ppl_models.information import InformationCriteria
 from ppl_models.kmeans import kmeans
 from ppl_models.maximisation import maximisation
 from ppl_models.missing import (
@@ -49,7 +50,7 @@ MANY = 20_000  # rows that are enough to choose a start
 CANDIDATES, SHORT = 4, 10  # for each start, and the steps after which the best goes on
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(nn.Module, InformationCriteria):
     r"""A mixture of Gaussians, its component the enumerated site `z`.
 
     Fitted by `fit_em(model, x)`, or by gradient, `fit(elbo(model), x)`, to the same optimum.
@@ -166,25 +167,6 @@ class GaussianMixture(nn.Module):
             "spherical": components,
         }[self.covariance]
         return components - 1 + components * features + free
-
-    @torch.no_grad()
-    def bic(self, x: Tensor) -> float:
-        r"""Returns :math:`-2 \log p(x_{1:N}) + P \log N` for `P` parameters; less is better.
-
-        | Estimating the Dimension of a Model (Schwarz, 1978)
-        | https://doi.org/10.1214/aos/1176344136
-        """
-        return -2 * self._total(x) + self.num_parameters * math.log(len(x))
-
-    @torch.no_grad()
-    def aic(self, x: Tensor) -> float:
-        r"""Returns :math:`-2 \log p(x_{1:N}) + 2 P` for `P` parameters; less is better."""
-        return -2 * self._total(x) + 2 * self.num_parameters
-
-    def _total(self, x: Tensor) -> float:
-        check_rows(x, self.locs.shape[1], "GaussianMixture")
-        density = self.evidence()
-        return sum(density.log_prob(part).double().sum().item() for part in x.split(10_000))
 
     @torch.no_grad()
     def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:

@@ -5,8 +5,9 @@ r"""Mean-field posteriors of Bayesian Gaussian mixtures, by coordinate ascent.
     \log \frac{p(x, z, \pi, \mu, \Sigma)}{q(z) \, q(\pi, \mu, \Sigma)} \right]
 
 Each factor in turn is set to its best beside the other, which is known in closed form. The bound
-has many optima. A component that starts with rows of another's rarely gives them all back, while
-an empty one stays empty: so each number of clusters is a start, and the best bound wins.
+has many optima: a component that has rows of another's gives them back slowly, or never, while an
+empty one stays empty. So each number of clusters is a start, the best of them goes on, and
+components are then taken out one by one as long as the bound is the better for it.
 
 Shapes: `N` rows, `D` features, `K` components.
 
@@ -18,6 +19,7 @@ References:
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,34 +27,44 @@ from torch import Tensor
 from ppl_models.conjugate_mixture import ConjugateMixture
 from ppl_models.kmeans import kmeans
 
+SHORT = 30  # steps that tell good starts from bad ones
+
+
+class Ascent(NamedTuple):
+    """Where an ascent has arrived."""
+
+    bound: float  # in nats, of all rows
+    posterior: ConjugateMixture
+    responsibilities: Tensor  # (N, K)
+
 
 @torch.no_grad()
 def mean_field(
-    prior: ConjugateMixture,
-    x: Tensor,
-    restarts: int = 1,
-    max_steps: int = 1000,
-    tolerance: float = 1e-6,
+    prior: ConjugateMixture, x: Tensor, restarts: int = 1, max_steps: int = 1000
 ) -> ConjugateMixture:
-    r"""Returns the best :math:`q(\pi, \mu, \Sigma)` of several starts, its components by size.
+    r"""Returns the best :math:`q(\pi, \mu, \Sigma)` that is found, its components by size.
 
     Arguments:
         prior: The prior.
         x: Finite rows, `(N, D)`, at least as many as components.
         restarts: The number of runs of k-means for each number of clusters, 1 to `K`.
         max_steps: The most steps of each ascent.
-        tolerance: An ascent ends where a step gains less, in nats per row.
     """
     components = len(prior.loc)
     most = min(components, len(x.unique(dim=0)))
-    best, posterior = -math.inf, prior
-    for clusters in range(1, most + 1):
-        for labels in kmeans(x, clusters, restarts):
-            start = torch.nn.functional.one_hot(labels, components).to(x.dtype)
-            bound, found = ascend(prior, x, start, max_steps, tolerance)
-            if bound > best:
-                best, posterior = bound, found
-    return posterior
+    starts = [
+        ascend(prior, x, torch.nn.functional.one_hot(labels, components).to(x.dtype), SHORT)
+        for clusters in range(1, most + 1)
+        for labels in kmeans(x, clusters, restarts)
+    ]
+    best = max(starts, key=lambda ascent: ascent.bound)
+    best = ascend(prior, x, best.responsibilities, max_steps)
+    while True:
+        shorter = [ascend(prior, x, start, SHORT) for start in _without_one(best.responsibilities)]
+        other = max(shorter, key=lambda ascent: ascent.bound, default=best)
+        if other.bound <= best.bound:
+            return best.posterior
+        best = ascend(prior, x, other.responsibilities, max_steps)
 
 
 @torch.no_grad()
@@ -61,9 +73,9 @@ def ascend(
     x: Tensor,
     responsibilities: Tensor,
     max_steps: int = 1000,
-    tolerance: float = 1e-6,
-) -> tuple[float, ConjugateMixture]:
-    """Returns the bound in nats, of all rows, and the posterior at the end of an ascent.
+    tolerance: float = 1e-7,
+) -> Ascent:
+    """Ascends from given responsibilities, components by size.
 
     Arguments:
         prior: The prior.
@@ -82,4 +94,17 @@ def ascend(
             break
         last = bound
         responsibilities = posterior.expected_log_joint(x).softmax(1)
-    return bound, posterior
+    return Ascent(bound, posterior, responsibilities)
+
+
+def _without_one(responsibilities: Tensor) -> list[Tensor]:
+    """The responsibilities with each of the components that have rows taken out."""
+    occupied = int((responsibilities.sum(0) > 1e-3).sum())
+    starts = []
+    for k in range(occupied if occupied > 1 else 0):
+        rest = responsibilities.clone()
+        rest[:, k] = 0
+        # Rows that belonged to it alone are shared by all others that have rows.
+        rest[:, :occupied] += 1e-6 * (torch.arange(occupied, device=rest.device) != k)
+        starts.append(rest / rest.sum(1, keepdim=True))
+    return starts

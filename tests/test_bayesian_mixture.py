@@ -291,11 +291,11 @@ def test_the_bound_rises_and_stays_below_the_evidence(covariance, weights):
     ways = itertools.product([0, 1], repeat=7)
     exact = torch.stack([model.prior.log_joint(x, one_hot(z, 2)) for z in ways]).logsumexp(0)
     start = torch.rand(7, 2).double().softmax(1)
-    bounds = [ascend(model.prior, x, start, max_steps=n, tolerance=0)[0] for n in range(1, 25)]
+    bounds = [ascend(model.prior, x, start, max_steps=n, tolerance=0).bound for n in range(1, 25)]
     assert (np.diff(bounds) >= -1e-9).all()
     assert bounds[0] < bounds[-1] < exact
     best = ascend(model.prior, x, one_hot([0, 1, 1, 0, 1, 1, 0], 2))
-    assert exact - best[0] < 3.5
+    assert exact - best.bound < 3.5
 
 
 def test_the_ascent_is_scikit_learns():
@@ -319,7 +319,7 @@ def test_the_ascent_is_scikit_learns():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no convergence at tolerance 0
         peer.fit(x.numpy())
-    _, ours = ascend(model.prior, x, start, max_steps=501, tolerance=-1)
+    ours = ascend(model.prior, x, start, max_steps=501, tolerance=-1).posterior
     order = np.argsort(-peer.mean_precision_)
     np.testing.assert_allclose(ours.loc, peer.means_[order], atol=1e-7)
     np.testing.assert_allclose(ours.strength, peer.mean_precision_[order], atol=1e-6)
@@ -346,6 +346,19 @@ def test_superfluous_components_are_emptied(weights):
         after, before = getattr(guide.shared, name), getattr(model.prior, name)
         torch.testing.assert_close(after[3:], before[3:], atol=1e-4, rtol=0)
     assert MixturePosterior(model, x).num_occupied == 3
+
+
+@both_priors
+def test_split_clusters_are_joined_again(weights, monkeypatch):
+    """Where every start has two components in each cluster, those are taken out."""
+    labels = torch.arange(90) % 6
+    monkeypatch.setattr("ppl_models.mean_field.kmeans", lambda *_: labels[None])
+    x, model = clusters(), BayesianGaussianMixture(2, 7, weights=weights).double()
+    split = ascend(model.prior, x, one_hot(labels, 7))
+    assert (split.responsibilities.sum(0) > 1).sum() > 3
+    rows = model.mean_field(x).strength - 0.01
+    torch.testing.assert_close(rows[:3], torch.full((3,), 30.0).double(), atol=0.5, rtol=0)
+    assert rows[3:].max() < 0.1
 
 
 @both_priors
@@ -435,6 +448,10 @@ def test_a_joint_normal_starts_at_the_mean_field():
     means, sds = [d.mean(0)[:3] for d in draws], [d.std(0)[:3] for d in draws]
     assert ((means[0] - means[1]) / sds[0]).abs().max() < 0.3
     torch.testing.assert_close(sds[1] / sds[0], torch.ones(3, 2).double(), atol=0.2, rtol=0)
+    covariance = (joint.spread @ joint.spread.T)[-6:, -6:]  # of the centers of three components
+    together = torch.block_diag(*[torch.ones(2, 2)] * 3).bool()
+    assert covariance[~together].abs().max() < 1e-15
+    assert covariance[together].abs().min() > 0
 
 
 def gibbs(model, x, sweeps: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_models import GaussianMixture, log_evidence
+from ppl_models import FactorAnalysis, GaussianMixture, log_evidence
 from ppl_models.engine.compare import compare
 
 
@@ -231,3 +231,13 @@ def test_refuses_an_unknown_criterion():
     comparison = compare(mixtures(1), clusters(), folds=2, restarts=1, seed=0)
     with pytest.raises(ValueError, match="'held-out' or 'bic'"):
         comparison.best("aic")
+
+
+def test_the_number_of_factors():
+    loadings = torch.randn(8, 2, dtype=torch.float64)
+    x = torch.randn(400, 2, dtype=torch.float64) @ loadings.T
+    x = x + 0.3 * torch.randn(400, 8, dtype=torch.float64)
+    candidates = {k: FactorAnalysis(8, k).double() for k in (1, 2, 3)}
+    comparison = compare(candidates, x, folds=3, restarts=1, seed=0)
+    assert comparison.best("bic") == comparison.best("held-out") == 2
+    assert comparison.num_parameters.tolist() == [24, 31, 37]

@@ -100,7 +100,7 @@ def relabel(
 
 def _permutations(z: np.ndarray, weights: np.ndarray, reference: int) -> np.ndarray:
     """Which component of a draw gets each label, (S, K)."""
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     components = weights.shape[1]
     average, size = np.eye(components)[z[reference]], weights[reference]  # (N, K), (K,)
