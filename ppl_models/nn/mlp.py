@@ -15,6 +15,7 @@ class MLP(nn.Sequential):
         num_outputs: The length of the last dimension of the output.
         hidden: The width of each hidden layer.
         activation: The non-linearity, a module without arguments.
+        dropout: The probability with which a hidden unit is dropped in training.
 
     Example:
         >>> import torch
@@ -28,9 +29,12 @@ class MLP(nn.Sequential):
         num_outputs: int,
         hidden: Sequence[int] = (128, 128),
         activation: Callable[[], nn.Module] = nn.Tanh,
+        dropout: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(num_inputs, width), activation()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
             num_inputs = width
         super().__init__(*layers, nn.Linear(num_inputs, num_outputs))
