@@ -1,12 +1,13 @@
 """An epoch of the MNIST VAE, and what it learns, beside hand-written PyTorch and `pyro.infer.SVI`.
 
-    python -m benchmarks.vae_epoch --data-root data              # time of an epoch, three ways
+    python -m benchmarks.vae_epoch --data-root data              # time of an epoch, four ways
     python -m benchmarks.vae_epoch --data-root data --train 30   # test NLL, two ways
 
 All arms have the same net (784-400-50-400-784, tanh), batches of 256, Adam, and binarise afresh.
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import time
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
 from ppl_models import VAE, datasets, elbo, fit, log_evidence
+from ppl_models.engine.data import source
+from ppl_models.engine.descend import Descent
 from ppl_models.nn import MLP
 
 NUM_LATENTS, HIDDEN, BATCH = 50, (400,), 256
@@ -73,6 +76,22 @@ def by_fit(images: Tensor, seed: int) -> Callable[[], None]:
     objective = elbo(vae, guide)
     train = datasets.Transformed(images, transform=torch.bernoulli)
     return lambda: fit(objective, train, epochs=1, batch_size=BATCH, progress=False) and None
+
+
+def by_compiled_steps(images: Tensor, seed: int) -> Callable[[], None]:
+    """The steps of `fit(..., compile=True)`, without its checks of the data before each epoch."""
+    vae, guide = programs(seed, images.device)
+    descent = Descent(elbo(vae, guide), compile=True)
+    train = source(datasets.Transformed(images, transform=torch.bernoulli), BATCH, None, False)
+    seeds = itertools.count()
+
+    def epoch() -> None:
+        for batch in train.epoch(next(seeds)):
+            if not descent.started:
+                descent.start(batch)
+            descent.step(batch)
+
+    return epoch
 
 
 def by_svi(images: Tensor, seed: int) -> Callable[[], None]:
@@ -168,6 +187,7 @@ def main() -> None:
     arms = {
         "by hand, in memory": by_hand(images, args.seed, 100)[0],
         "ppl_models.fit": by_fit(images, args.seed),
+        "fit, compiled, steps alone": by_compiled_steps(images, args.seed),
         "pyro.infer.SVI, DataLoader": by_svi(images, args.seed),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}

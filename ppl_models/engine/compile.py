@@ -1,0 +1,299 @@
+r"""Objectives as compiled code: the same loss and the same gradient, without Pyro's handlers.
+
+Of a small program most of a step is the work of effect handlers, in Python. The loss of a batch is
+therefore traced once into a flat graph of tensor operations, which draws afresh at each call, and
+the graph is compiled. Parameters stay live: it reads the tensors that the optimiser moves.
+
+What a trace holds fast, and would go wrong in silence, is watched. A new graph is traced where the
+shapes, dtypes or mode of a batch are new, or where one of the numbers that the program keeps in its
+attributes, in its closure or among its globals has changed, or a parameter was replaced. Programs
+whose graph is another with other draws (an `if` on a value, a random number of sites) run eagerly,
+and so does all that cannot be traced. Loss and gradient of a graph are compared with the eager ones
+under the same random numbers before it is first used, and again every `CHECK_EVERY` steps.
+"""
+
+import traceback
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from unittest import mock
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_models.engine.rng import get_rng_state, set_rng_state
+from ppl_models.engine.watch import Finder, Watch, holds
+
+CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
+SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
+MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
+OWN = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, __file__))
+
+
+class Graph(NamedTuple):
+    """A compiled loss, and what must still be as it was."""
+
+    run: Callable[..., Tensor]
+    watch: Watch
+    calls: list[int]  # one number: how often it ran
+
+    def holds(self) -> bool:
+        """Whether all that was traced as a constant is still what it was."""
+        return holds(self.watch)
+
+
+class Trainable(Protocol):
+    """What is compiled: a part of `Objective`."""
+
+    name: str
+
+    def named_parameters(self) -> Iterable[tuple[str, Tensor]]: ...
+
+    def modules(self) -> dict[str, nn.Module]: ...
+
+
+class Compiled:
+    """The loss of an objective, by compiled code where that gives the same.
+
+    Arguments:
+        objective: What is descended.
+    """
+
+    def __init__(self, objective: Trainable) -> None:
+        self.objective = objective
+        self.graphs: dict[Any, Graph] = {}
+        self.traced = 0
+        # Why it runs eagerly, if it does; an objective may say so of itself.
+        self.reason: str | None = getattr(objective, "eager_because", None)
+
+    def __call__(
+        self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...], *constants: Hashable
+    ) -> Tensor:
+        """Returns the loss.
+
+        Arguments:
+            evaluate: Gives the loss of the inputs, eagerly.
+            inputs: The tensors that change from call to call.
+            constants: What else the loss depends on.
+        """
+        if self.reason is not None:
+            return evaluate(*inputs)
+        key = self.key(inputs, *constants)
+        return self.run(self.current(key), key, evaluate, inputs)
+
+    def key(self, inputs: tuple[Tensor, ...], *constants: Hashable) -> Hashable:
+        """What one graph stands for."""
+        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
+        return (kinds, torch.is_grad_enabled(), *constants)
+
+    def current(self, key: Hashable) -> Graph | None:
+        """The graph of a key, if there is one and all that it holds fast is as it was."""
+        graph = self.graphs.get(key)
+        return graph if graph is not None and graph.holds() else None
+
+    def run(
+        self,
+        graph: Graph | None,
+        key: Hashable,
+        evaluate: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Returns the loss by a graph, by a new one where there is none."""
+        if graph is None:
+            graph = self._new_graph(key, evaluate, inputs)
+        elif graph.calls[0] % CHECK_EVERY == 0 and (
+            wrong := self._difference(evaluate, graph.run, inputs)
+        ):
+            self.give_up(f"after {graph.calls[0]} steps {wrong}")
+        if self.reason is not None or graph is None:
+            return evaluate(*inputs)
+        graph.calls[0] += 1
+        return graph.run(*inputs)
+
+    def _new_graph(
+        self, key: Any, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> Graph | None:
+        self.traced += 1
+        if self.traced > MOST_GRAPHS:
+            self.give_up(
+                f"batches or constants of {MOST_GRAPHS} kinds were compiled already: the shape of "
+                f"a batch, or a number that the program keeps, changes again and again"
+            )
+            return None
+        watch = Finder(self.objective).watch
+        with warnings.catch_warnings(), _validation_kept():
+            warnings.simplefilter("ignore")  # of the compiler; the program's own were seen before
+            try:
+                traced, read = self._trace(evaluate, inputs)
+                watch += [(partial(getattr, x, "_version"), x._version) for x in read]
+                wrong = self._difference(evaluate, traced, inputs)
+            except Exception as error:  # whatever a program does that a trace cannot hold
+                wrong = f"it cannot be traced{_line(error)} ({_first_line(error)})"
+            if not wrong:
+                try:
+                    run = torch.compile(traced, dynamic=False, options={"fallback_random": True})
+                    wrong = self._difference(evaluate, run, inputs)
+                except Exception as error:  # no compiler, or an operation that it does not know
+                    wrong = f"its graph cannot be compiled ({_first_line(error)})"
+        if not wrong and not Graph(run, watch, [0]).holds():
+            wrong = "it changes numbers of its own while it runs, such as a count of calls"
+        if wrong:
+            self.give_up(wrong)
+            return None
+        graph = self.graphs[key] = Graph(run, watch, [0])
+        return graph
+
+    def _trace(
+        self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> tuple[GraphModule, list[Tensor]]:
+        """Returns the graph of the loss, the same for other draws, and the tensors it has read."""
+        graphs, reads = [], _Reads()
+        for seed in range(2):
+            with pyro.validation_enabled(False), _unvalidated(), self._untouched(inputs):
+                torch.manual_seed(seed)
+                tracer = make_fx(evaluate, pre_dispatch=True, _allow_non_fake_inputs=True)
+                # Tensors of their own: one that comes twice, or that the program also knows by
+                # another way, would be taken for the same in the calls to come.
+                with reads:
+                    graphs.append(tracer(*(x.detach() for x in inputs)))
+        first, second = graphs
+        if first.code != second.code:
+            raise ValueError(
+                "the graph is another with other draws: control flow, the number or the shapes of "
+                "sites, depend on values" + _where_they_part(first, second)
+            )
+        return first, reads.tensors
+
+    def _difference(
+        self,
+        evaluate: Callable[..., Tensor],
+        run: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+    ) -> str | None:
+        """What differs between a graph and the eager loss, with the same random numbers."""
+        parameters = [p for _, p in self.objective.named_parameters() if p.requires_grad]
+        results = []
+        for loss in (evaluate, run):
+            with self._untouched(inputs):
+                value = loss(*inputs)
+                slopes = torch.autograd.grad(value, parameters, allow_unused=True)
+                results.append(
+                    (value, slopes, [b.clone() for b in Finder(self.objective).buffers()])
+                )
+        (value, slopes, buffers), (other, others, others_buffers) = results
+        kinds = {x.dtype for x in [*parameters, value] if x.is_floating_point()}
+        tolerance = max(TOLERANCE.get(kind, 3e-2) for kind in kinds)
+        for name, pairs in (
+            ("loss", [(value, other)]),
+            ("gradient", list(zip(slopes, others, strict=True))),
+            ("buffers", list(zip(buffers, others_buffers, strict=True))),
+        ):
+            for a, b in pairs:
+                if (a is None) != (b is None) or (a is not None and not _close(a, b, tolerance)):
+                    return (
+                        f"its graph has another {name} than the program itself, with the same "
+                        f"random numbers"
+                    )
+        return None
+
+    @contextmanager
+    def _untouched(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+        """A context that leaves random numbers, buffers, what is held and inputs as they were."""
+        device = inputs[0].device if inputs else torch.device("cpu")
+        rng = get_rng_state(device)
+        finder = Finder(self.objective)
+        small = (x for x in finder.tensors if x.numel() <= SMALL)
+        others = [(x, x._version, x.detach().clone()) for x in (*inputs, *small)]
+        kept = [(x, x.clone()) for x in finder.buffers()]
+        try:
+            yield
+        finally:
+            set_rng_state(rng, device)
+            with torch.no_grad():
+                for tensor, version, before in others:
+                    if tensor._version != version:
+                        tensor.copy_(before)
+                for tensor, before in kept:
+                    if not torch.equal(tensor, before):  # batch normalisation counts no version
+                        tensor.copy_(before)
+
+    def give_up(self, reason: str) -> None:
+        """Runs eagerly from now on, and says why."""
+        self.reason = reason
+        self.graphs.clear()
+        warnings.warn(
+            f"{self.objective.name}: it runs eagerly, not compiled: {reason}. The numbers are "
+            f"right, only slower. Try compile=False, which says nothing.",
+            stacklevel=6,
+        )
+
+
+@contextmanager
+def _validation_kept() -> Iterator[None]:
+    """A context after which distributions check values as before: the compiler switches it off."""
+    before = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """A context without checks of values, which read from the device.
+
+    Distributions that were made earlier, such as the priors of a module, have them on.
+    """
+    with mock.patch.object(Distribution, "_validate_sample", return_value=None):
+        yield
+
+
+class _Reads(TorchDispatchMode):
+    """Notes the tensors whose values a program reads as numbers, which a trace then holds fast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.tensors.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    a, b = a.detach().double(), b.detach().double()
+    if not a.isfinite().all():
+        return True  # the loss says so itself
+    return bool((a - b).norm() <= tolerance * (1e-3 + a.norm()))
+
+
+def _where_they_part(first: GraphModule, second: GraphModule) -> str:
+    for a, b in zip(first.code.splitlines(), second.code.splitlines(), strict=False):
+        if a != b:
+            return f" (first in {a.split(';')[0].strip()!r})"
+    return ""
+
+
+def _line(error: BaseException) -> str:
+    """The line of the user's that an error came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*OWN, "<"))]
+    if not own:
+        return ""
+    return f" at {own[-1].filename}:{own[-1].lineno}, {own[-1].line!r}"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,218 @@
+"""`SVI` as Pyro has it, with compiled steps where that gives the same."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.infer
+import pyro.optim
+import torch
+from pyro import poutine
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ppl_models.engine.compile import MOST_GRAPHS, Compiled
+from ppl_models.engine.objectives import direct
+from ppl_models.engine.program import Program
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
+PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+
+
+class SVI(pyro.infer.SVI):
+    """Stochastic variational inference, with the arguments and results of `pyro.infer.SVI`.
+
+    The first step with arguments of a kind is Pyro's own, with all its checks, and so is one after
+    something changed that a graph holds fast, and one whose loss is not finite. The others run as
+    compiled code if the estimator is `Trace_ELBO` or `TraceEnum_ELBO` and the programs can be
+    traced, see `ppl_models.engine.compile`; else they are Pyro's, too. Compiled losses and
+    gradients are Pyro's for the same random numbers, up to rounding. Parameters are where Pyro has
+    them.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        optim: An optimiser of `pyro.optim`, or one of torch, made with the parameters.
+        loss: An ELBO of Pyro.
+        kwargs: What else `pyro.infer.SVI` takes.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> pyro.clear_param_store()
+        >>> guide = pyro.infer.autoguide.AutoNormal(model)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+        >>> svi.step(torch.ones(10)) > 0
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: PyroOptim | torch.optim.Optimizer,
+        loss: Any,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(optim, torch.optim.Optimizer):
+            optim = Given(optim)
+        super().__init__(model, guide, optim, loss, **kwargs)
+        estimator = direct(loss)
+        self._loss = None if estimator is None else Loss(model, guide, estimator)
+        self._merged: Merged | None = None
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes a step, and returns the loss before it, as `pyro.infer.SVI.step` does."""
+        loss = self._loss
+        if loss is None or loss.compiled.reason is not None:
+            return super().step(*args, **kwargs)
+        tensor = loss(args, kwargs)
+        if tensor is None:  # what parameters there are shows in a step of Pyro's
+            with poutine.trace(param_only=True) as capture:
+                value = super().step(*args, **kwargs)
+            loss.take({n: s["value"] for n, s in capture.trace.nodes.items()})
+            self._merged = None
+            return value
+        value = tensor.item()
+        if value - value != 0:  # Pyro's says where it comes from
+            return super().step(*args, **kwargs)
+        tensor.backward()
+        parameters = list(loss.parameters.values())
+        if isinstance(self.optim, Given):
+            self.optim(set(parameters))
+        else:
+            if self._merged is None or not self._merged.holds():
+                self._merged = Merged(self.optim, parameters)
+            self._merged.step()
+        zero_grads(parameters)
+        return value
+
+
+class Loss:
+    """The loss of Pyro's estimator, compiled."""
+
+    name = "SVI"
+
+    def __init__(self, model: Any, guide: Any, estimator: Any) -> None:
+        self.model, self.guide, self.estimator = model, guide, estimator
+        self.programs = Program(model, "model"), Program(guide, "guide")
+        self.parameters: dict[str, Tensor] = {}
+        self.stored: dict[str, Tensor] = {}  # of these the ones that are in Pyro's store
+        self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
+        self.compiled = Compiled(self)
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        """The loss, with a gradient; None where the next step must be one of Pyro's."""
+        given, form = tree_flatten((args, kwargs))
+        places = [n for n, value in enumerate(given) if isinstance(value, Tensor)]
+        tensors = tuple(given[n] for n in places)
+        rest = [None if n in places else value for n, value in enumerate(given)]
+        if strange := next((x for x in rest if not isinstance(x, PLAIN)), None):
+            self.compiled.reason = f"an argument is a {type(strange).__name__}, which may change"
+            return None
+
+        def evaluate(*tensors: Tensor) -> Tensor:
+            values = list(rest)
+            for n, tensor in zip(places, tensors, strict=True):
+                values[n] = tensor
+            positional, named = tree_unflatten(values, form)
+            return self.estimator.differentiable_loss(self.model, self.guide, *positional, **named)
+
+        flat = len(given) == len(args) + len(kwargs)
+        shape = (len(args), *kwargs) if flat else (repr(form),)
+        constants = ((type(value), value) for value in rest)
+        key = self.compiled.key(tensors, *constants, *shape)
+        graph = self.compiled.current(key)
+        if graph is None and key not in self.ready:
+            self.ready.add(key)
+            if len(self.ready) > MOST_GRAPHS:
+                self.compiled.give_up("shapes or numbers among the arguments are ever new")
+            return None
+        self.ready.discard(key)
+        return self.compiled.run(graph, key, evaluate, tensors)
+
+    def take(self, values: dict[str, Tensor | None]) -> None:
+        """Takes note of the parameters that a step of Pyro's used."""
+        kept = {n: v for n, v in values.items() if v is not None}
+        used = {n: v.unconstrained() for n, v in kept.items()}  # type: ignore[attr-defined]
+        store = pyro.get_param_store()._params
+        self.stored = {n: v for n, v in used.items() if store.get(n) is v}
+        self.parameters = used
+        if not used:
+            self.compiled.reason = "there are no parameters"
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.parameters.items()
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {
+            f"{program.name}.{name}": module
+            for program in self.programs
+            for name, module in program.modules().items()
+        }
+
+
+class Given(PyroOptim):
+    """An optimiser of torch that was made with its parameters."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(type(optimizer), {})
+        self.optimizer = optimizer
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.optimizer.step()
+
+
+class Merged:
+    """One optimiser for all parameters, where Pyro has an equal one for each; else Pyro's own.
+
+    It shares their state, which Pyro can still read and save.
+    """
+
+    def __init__(self, optim: PyroOptim, parameters: list[Tensor]) -> None:
+        self.optim, self.parameters = optim, parameters
+        self.each = [optim.optim_objs.get(p) for p in parameters]
+        self.optimizer: torch.optim.Optimizer | None = None
+        plain = type(optim) is PyroOptim and not optim.pt_clip_args
+        if not plain or any(type(o) not in FUSED for o in self.each):
+            return
+        # With all settings and states, so that one changed by hand is seen.
+        self.groups = [dict(o.param_groups[0]) for o in self.each]
+        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
+        first = settings[0]
+        if any(isinstance(v, Tensor) for g in settings for v in g.values()):
+            return
+        if any(type(o) is not type(self.each[0]) for o in self.each) or any(
+            g != first for g in settings
+        ):
+            return
+        if any(p.device.type not in ("cpu", "cuda") for p in parameters):
+            return
+        chosen = {k: v for k, v in first.items() if k not in ("foreach", "fused")}
+        self.optimizer = type(self.each[0])(parameters, lr=first["lr"], fused=True)
+        self.optimizer.param_groups[0].update(chosen)
+        for p, own in zip(parameters, self.each, strict=True):
+            self.optimizer.state[p] = own.state[p]
+
+    def holds(self) -> bool:
+        """Whether Pyro's optimisers have the settings and states that they had."""
+        if self.optimizer is None:
+            return True
+        state = self.optimizer.state
+        return all(
+            self.optim.optim_objs.get(p) is own
+            and own.param_groups[0] == group
+            and own.state.get(p) is state[p]
+            for p, own, group in zip(self.parameters, self.each, self.groups, strict=True)
+        )
+
+    def step(self) -> None:
+        if self.optimizer is None:
+            self.optim(set(self.parameters))
+        else:
+            self.optimizer.step()
