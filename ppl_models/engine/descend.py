@@ -3,6 +3,8 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import pyro
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ppl_models.engine.average import Average, check_decay
+from ppl_models.engine.compile import Compiled
 from ppl_models.engine.data import Batch
 from ppl_models.engine.inspection import told
 from ppl_models.engine.modules import check_devices, modes
@@ -28,7 +32,8 @@ def descend(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the losses of each step, in nats per row: one step for each batch.
 
-    Several objectives take turns on each batch. The keyword arguments are those of `Descent`.
+    Several objectives take turns on each batch. The keyword arguments are those of `Descent`;
+    with `ema` the parameters are those averages once the batches have come to an end.
 
     Arguments:
         objectives: What to descend.
@@ -54,10 +59,16 @@ def descend(
         if not descent.started:
             descent.start(batch)
         yield descent.step(batch)
+    if descent.started:
+        descent.take_average()
 
 
 class Descent:
     """Objectives, each with its optimiser and its schedule.
+
+    Besides what `Objective` asks for, an objective may have `turns`: how many steps it takes for
+    each one of the others, on so many parts of each batch; and `reports`: numbers by name that its
+    last loss came with, to be recorded beside it.
 
     Arguments:
         objectives: What to descend, in turns.
@@ -68,6 +79,8 @@ class Descent:
             number of steps in all, that returns a scheduler of torch. It moves at every step.
         steps: The number of steps in all, for the schedule.
         amp: Whether to run the programs under autocast to bfloat16.
+        ema: The decay of an average of the parameters, between 0 and 1; None for no average.
+        compile: Whether the losses run as compiled code, where that gives the same numbers.
     """
 
     def __init__(
@@ -80,12 +93,17 @@ class Descent:
         schedule: Schedule | None = None,
         steps: int | None = None,
         amp: bool = False,
+        ema: float | None = None,
+        compile: bool = False,
     ) -> None:
         several = objectives if isinstance(objectives, Sequence) else [objectives]
         self.objectives: list[Objective] = list(several)
         _check_objectives(self.objectives)
+        check_decay(ema)
         self.lr, self.optimizer, self.clip = lr, optimizer or _adam, clip
         self.schedule, self.steps, self.amp = schedule, steps, amp
+        self.ema, self.compile = ema, compile
+        self.average: Average | None = None
         self.step_number = 0
         self.started = False
 
@@ -108,6 +126,9 @@ class Descent:
                     f"functools.partial(torch.optim.SGD, momentum=0.9)."
                 )
         self.schedulers = [self._scheduler(optimizer) for optimizer in self.optimizers]
+        self.compiled = [Compiled(objective) for objective in self.objectives]
+        if self.ema is not None:
+            self.average = Average(list(chain.from_iterable(self.parameters)), self.ema)
         self.started = True
 
     def modules(self) -> list[nn.Module]:
@@ -132,28 +153,64 @@ class Descent:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one step for each objective, and returns their losses before it."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for i, objective in enumerate(self.objectives):
-            self.optimizers[i].zero_grad(set_to_none=True)
-            # Pyro's checks run once: on every step they would cost more than the mathematics.
-            validate = pyro.settings.get("validate_infer") and self.step_number == 0
-            rng = get_rng_state(self.device)
-            with pyro.validation_enabled(validate):
-                loss = self.evaluate(objective, batch)
-            # Reading the loss makes a GPU wait; there it is checked when it is reported.
-            if self.device.type == "cpu" and not torch.isfinite(loss):
-                set_rng_state(rng, self.device)
-                when = f"at step {self.step_number + 1}"
-                raise FloatingPointError(self.blame(objective, batch, loss, when))
-            loss.backward()
-            if self.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
-            self.optimizers[i].step()
+            parts = _parts(batch, getattr(objective, "turns", 1))
+            for part in parts:
+                for name, number in self._turn(i, part).items():
+                    losses[name] = losses.get(name, 0.0) + number / len(parts)
             if (scheduler := self.schedulers[i]) is not None:
                 scheduler.step()
-            losses[objective.name] = loss.detach()
         self.step_number += 1
+        if self.average is not None:
+            self.average.update(self.step_number)
         return losses
+
+    def _turn(self, i: int, batch: Batch) -> dict[str, Tensor]:
+        """Moves the parameters of an objective once, and returns what there is to record."""
+        objective = self.objectives[i]
+        self.optimizers[i].zero_grad(set_to_none=True)
+        # Pyro's checks run once: on every step they would cost more than the mathematics.
+        validate = pyro.settings.get("validate_infer") and self.step_number == 0
+        rng = get_rng_state(self.device)
+        with pyro.validation_enabled(validate):
+            loss = self._loss(i, batch)
+        # Reading the loss makes a GPU wait; there it is checked when it is reported.
+        if self.device.type == "cpu" and not torch.isfinite(loss):
+            set_rng_state(rng, self.device)
+            when = f"at step {self.step_number + 1}"
+            raise FloatingPointError(self.blame(objective, batch, loss, when))
+        loss.backward()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
+        self.optimizers[i].step()
+        return {objective.name: loss.detach(), **getattr(objective, "reports", {})}
+
+    def _loss(self, i: int, batch: Batch) -> Tensor:
+        """The loss of an objective on a batch that it is trained on."""
+        objective = self.objectives[i]
+        if not self.compile:
+            return self.evaluate(objective, batch)
+        if batch.rows is None:
+            return self.compiled[i](
+                lambda *values: self.evaluate(objective, batch._replace(values=values)),
+                batch.values,
+                batch.size,
+            )
+        return self.compiled[i](
+            lambda rows, *values: self.evaluate(objective, Batch(values, rows, batch.size)),
+            (batch.rows, *batch.values),
+            batch.size,
+        )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the parameters are their averages, where there are any."""
+        return nullcontext() if self.average is None else self.average.taken()
+
+    def take_average(self) -> None:
+        """Gives the parameters the values of their averages, where there are any."""
+        if self.average is not None:
+            self.average.take()
 
     def blame(self, objective: Objective, batch: Batch, loss: Tensor, when: str) -> str:
         """Says where a loss that is not finite comes from."""
@@ -237,6 +294,15 @@ def _check_objectives(objectives: Sequence[Objective]) -> None:
             f"objectives: expected names that differ, for the history, got {names}. "
             f"Try objective.name = 'another'."
         )
+
+
+def _parts(batch: Batch, turns: int) -> list[Batch]:
+    """A batch in as many parts as an objective takes turns on it, one if that is all its rows."""
+    if turns == 1:
+        return [batch]
+    values = zip(*(x.chunk(turns) for x in batch.values), strict=True)
+    rows = [None] * turns if batch.rows is None else batch.rows.chunk(turns)
+    return [Batch(x, r, batch.size) for x, r in zip(values, rows, strict=False)]
 
 
 def _trained(objective: Objective) -> list[Tensor]:

@@ -62,7 +62,7 @@ class Draws:
 
     def latents(self, model: Program) -> poutine.Trace:
         """The trace of the latents, with draws of the enumerated ones given the others."""
-        if not inspection.enumerated_sites(self.model):
+        if not inspection.summed_out_sites(self.model, self.guide):
             return self.guide
         replayed = poutine.replay(model, trace=self.guide)
         sampled = infer_discrete(replayed, first_available_dim=self.free_dim)

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppl_models.engine import inspection
@@ -32,12 +34,13 @@ class Evidence:
     Attributes:
         value: The log evidence of each row, with shape `(N,)`, or, where latents are shared by
             all rows, the one of the whole data, with shape `(1,)`.
-        kind: `"exact"`, or `"lower bound"`: importance-weighted, below the exact value on average.
+        kind: `"exact"`; `"lower bound"`, below the exact value on average; `"estimate"`, neither.
         num_rows: The number of rows, `N`.
         num_samples: The number of draws from the guide for each row; 0 where exact.
         num_features: The number of discrete features of a row, `D`; None where some are not
-            discrete.
+            discrete, or missing or masked, or a `pyro.factor` counts beside them.
         row_variance: The Monte Carlo variance of each value.
+        weighted: Whether the draws are importance-weighted.
     """
 
     value: Tensor
@@ -46,6 +49,7 @@ class Evidence:
     num_samples: int
     num_features: int | None
     row_variance: Tensor
+    weighted: bool = True
 
     @property
     def mean(self) -> float:
@@ -74,7 +78,9 @@ class Evidence:
         if self.num_features is None:
             raise ValueError(
                 "bits_per_dim: the model gives a density, whose value depends on the units of "
-                "the data. Expected discrete features: try Bernoulli() or Categorical(levels)."
+                "the data, or some features are missing or masked, or a pyro.factor (such as that "
+                "of known labels) counts beside them. Expected discrete features, all observed: "
+                "try Bernoulli() or Categorical(levels), or rows without their labels."
             )
         return -self.mean / (self.num_features * math.log(2))
 
@@ -87,10 +93,13 @@ class Evidence:
                 f"({self.mean:.3f} per row)"
             )
         text += f", {self.kind}"
-        if self.kind == "lower bound":
+        if self.kind != "exact":
             scale = self.num_rows / len(self.value)  # 1, or that of the number before
             error = self.monte_carlo_error * scale
-            text += f" ({self.num_samples} importance samples, Monte Carlo error {error:.3f})"
+            draws = "importance samples" if self.weighted else "draws"
+            draws = f"{self.num_samples} {draws}" if self.num_samples > 1 else "1 draw"
+            known = "unknown" if math.isnan(error) else f"{error:.3f}"
+            text += f" ({draws}, Monte Carlo error {known})"
         if self.num_features is not None:
             text += f", {self.bits_per_dim:.4f} bits/dim"
         return text
@@ -140,6 +149,7 @@ def log_evidence(
         return _closed_form(model, data, batch_size)
 
     with sampling(model, guide, data, seed) as joint:
+        inspection.check_observed(joint.traces[0])
         exact = set(joint.latent) == joint.enumerated
         if method == "exact" and not exact:
             raise ValueError(
@@ -166,8 +176,12 @@ def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evide
     check_devices(Program(model, "model").modules(), data)
     check_tensors(data, allows_missing([model]))
     with own_rng(0, data[0].device), modes([model], training=False):
-        model(data[0][:2])  # for its checks
+        batch = (data[0][:2],)
+        with pyro.validation_enabled(False):
+            trace = poutine.trace(model).get_trace(*batch)  # for its checks
         density = model.evidence()
+        if density.support.is_discrete:  # what is no outcome would be rounded, or worse
+            inspection.check_support(trace, batch, data)
         value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(
         value,
@@ -195,10 +209,14 @@ def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor
 
 
 def _num_discrete(joint: Joint) -> int | None:
-    """The number of features of a row, where all are discrete."""
+    """The number of features of a row, where all are discrete, none is missing, and no other."""
+    if any(x.is_floating_point() and bool(x.isnan().any()) for x in joint.data):
+        return None
+    if any(inspection.is_factor(site) for site in inspection.random_sites(joint.traces[0])):
+        return None  # its term is of something beside the features, such as known labels
     total = 0
     for site in joint.observed.values():
-        if not inspection.is_discrete(site):
+        if not inspection.is_discrete(site) or inspection.is_masked(site):
             return None
         total += site["value"].numel() // joint.probed
     return total or None

@@ -14,7 +14,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, constraints
 
 
 def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
@@ -49,6 +49,20 @@ def is_datum(site: dict) -> bool:
     return not site["infer"].get("_deterministic") and _kind(site["fn"]) != "Unit"
 
 
+def is_factor(site: dict) -> bool:
+    """Whether a site is a `pyro.factor`."""
+    return _kind(site["fn"]) == "Unit"
+
+
+def is_masked(site: dict) -> bool:
+    """Whether some of a site may be left out, by `poutine.mask` or a masked distribution."""
+    fn = site["fn"]
+    while isinstance(fn, (Independent, ExpandedDistribution)):
+        fn = fn.base_dist
+    mask = site.get("mask")
+    return not (mask is None or mask is True) or isinstance(fn, MaskedDistribution)
+
+
 def is_discrete(site: dict) -> bool:
     """Whether a site is known to take discrete values."""
     try:
@@ -60,6 +74,11 @@ def is_discrete(site: dict) -> bool:
 def enumerated_sites(trace: poutine.Trace) -> set[str]:
     """The names of the latent sites marked for enumeration."""
     return {name for name, site in latent_sites(trace).items() if site["infer"].get("enumerate")}
+
+
+def summed_out_sites(model: poutine.Trace, guide: poutine.Trace) -> set[str]:
+    """The latent sites that the model enumerates; what the guide draws is not among them."""
+    return enumerated_sites(model) - set(latent_sites(guide))
 
 
 def in_data_plate(site: dict) -> bool:
@@ -108,6 +127,15 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
         )
 
 
+def check_observed(model: poutine.Trace) -> None:
+    """Raises where a model has no observed site: its evidence would be that of nothing."""
+    if not any(site["is_observed"] for site in random_sites(model)):
+        raise ValueError(
+            "model: it observes nothing, so that there is no evidence. Try "
+            "pyro.sample('x', ..., obs=x) in a program model(x=None, size=None)."
+        )
+
+
 def check_not_enumerated(model: poutine.Trace, estimator: ELBO) -> None:
     """Raises where an estimator would silently sample sites marked for enumeration."""
     missing = sorted(enumerated_sites(model))
@@ -144,7 +172,7 @@ def check_support(
             + (
                 "Grey levels are no outcomes of a Bernoulli: try binarize(x), or another "
                 "likelihood, such as Normal() or Categorical(levels)."
-                if _kind(site["fn"]) == "Bernoulli"
+                if _support(site["fn"]) is constraints.boolean
                 else "Try other data, or another likelihood."
             )
         )
@@ -160,12 +188,19 @@ def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:
 
 def _outside(fn: TorchDistributionMixin, values: Tensor) -> Tensor:
     """The numbers outside of the support of the elements of a row."""
-    inside = _inside(_base(fn), values)
-    return values[~inside] if inside is not None and inside.shape == values.shape else values
+    try:
+        inside = _support(fn).check(values)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return values
+    return values[~inside] if inside.shape == values.shape else values
 
 
-def _support(fn: TorchDistributionMixin) -> str:
-    return str(_base(fn).support)
+def _support(fn: TorchDistributionMixin) -> constraints.Constraint:
+    """The support of an element of a row, where that of the row is one of independent elements."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def check_scaling(model: poutine.Trace, rows: int, size: int, takes_size: bool) -> None:

@@ -106,7 +106,7 @@ class Joint:
         self.traces = model, guide
         self.latent = inspection.latent_sites(model)
         self.observed = inspection.observed_sites(model)
-        self.enumerated = inspection.enumerated_sites(model)
+        self.enumerated = inspection.summed_out_sites(model, guide)
         sites = [*inspection.random_sites(model), *inspection.random_sites(guide)]
         self.by_row = bool(sites) and all(inspection.in_data_plate(site) for site in sites)
         self.tiled = self.by_row and amortised
@@ -123,8 +123,8 @@ class Joint:
 
     def _on(self, rows: slice, count: int) -> tuple[Call, tuple[Tensor, ...]]:
         """Returns what runs a program on some rows, tiled, and the rows."""
-        batch = _tile(self.data, rows, count)
-        which = _tile((torch.arange(self.num_rows, device=batch[0].device),), rows, count)[0]
+        batch = tile(self.data, rows, count)
+        which = tile((torch.arange(self.num_rows, device=batch[0].device),), rows, count)[0]
         size = len(which)
 
         def run(program: Callable[..., Any]) -> Any:
@@ -160,9 +160,10 @@ class Joint:
         guide.compute_log_prob()
         model.compute_log_prob()
         shape = (count, -1) if self.by_row else (1, 1)
-        log_q = self._total(guide, size).reshape(shape)
-        summed_out = self._sum_out(model, guide)
-        log_p = self._total(model, size, summed_out).reshape(shape)
+        rows_of, device = size if self.by_row else None, self.data[0].device
+        log_q = log_density(guide, rows_of, device).reshape(shape)
+        summed_out = sum_out(model, guide) if self.enumerated else None
+        log_p = log_density(model, rows_of, device, summed_out).reshape(shape)
         return Draws(
             model, guide, rows, count, self.tiled, log_p, log_q, run, self.free_dim, summed_out
         )
@@ -174,47 +175,53 @@ class Joint:
             model = EnumMessenger(first_available_dim=self.free_dim)(model)
         return poutine.replay(model, trace=guide)
 
-    def _sum_out(self, model: poutine.Trace, guide: poutine.Trace) -> SummedOut | None:
-        r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
-        if not self.enumerated:
-            return None
-        guide.pack_tensors()
-        model.pack_tensors(guide.plate_to_symbol)
-        _, factors, _, summed, _ = _compute_model_factors(model, guide)
-        names = {
-            name
-            for name, site in model.nodes.items()
-            if site["type"] == "sample"
-            and not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
-        }
-        terms = [
-            packed.unpack(term, model.symbol_to_dim)
-            for part in contract_tensor_tree(factors, summed).values()
-            for term in part
-        ]
-        return SummedOut(names, terms)
 
-    def _total(
-        self, trace: poutine.Trace, rows: int, summed_out: SummedOut | None = None
-    ) -> Tensor:
-        """The log-density of a trace: one number a row, or one in all."""
-        terms = [
-            (site["log_prob"], row_dim(site))
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and (summed_out is None or name not in summed_out.names)
-        ]
-        if summed_out is not None:
-            site = next(iter(self.observed.values()))
-            terms += [(term, row_dim(site)) for term in summed_out.terms]
-        # In float64: the sum over all rows of float32 numbers would lose digits.
-        place = self.data[0].device if self.data[0].device.type != "mps" else torch.device("cpu")
-        total = torch.zeros(rows if self.by_row else 1, device=place, dtype=torch.float64)
-        for term, dim in terms:
-            term = term.to(place, torch.float64)
-            if self.by_row:
-                term = term.movedim(dim, 0).flatten(1).sum(1) if term.dim() > 1 else term
-            total = total + (term if self.by_row else term.sum())
-        return total
+def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
+    r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
+    guide.pack_tensors()
+    model.pack_tensors(guide.plate_to_symbol)
+    _, factors, _, summed, _ = _compute_model_factors(model, guide)
+    names = {
+        name
+        for name, site in model.nodes.items()
+        if site["type"] == "sample" and not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
+    }
+    terms = [
+        packed.unpack(term, model.symbol_to_dim)
+        for part in contract_tensor_tree(factors, summed).values()
+        for term in part
+    ]
+    return SummedOut(names, terms)
+
+
+def log_density(
+    trace: poutine.Trace,
+    rows: int | None,
+    device: torch.device,
+    summed_out: SummedOut | None = None,
+) -> Tensor:
+    """The log-density of a trace: of each of `rows` rows, `(rows,)`, or with None in all, `(1,)`.
+
+    In float64: the sum over all rows of float32 numbers would lose digits.
+    """
+    terms = [
+        (site["log_prob"], row_dim(site))
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and (summed_out is None or name not in summed_out.names)
+    ]
+    if summed_out is not None:
+        observed = inspection.observed_sites(trace)
+        terms += [(term, row_dim(next(iter(observed.values())))) for term in summed_out.terms]
+    place = device if device.type != "mps" else torch.device("cpu")
+    total = torch.zeros(rows or 1, device=place, dtype=torch.float64)
+    for term, dim in terms:
+        term = term.to(place, torch.float64)
+        if rows is None:
+            term = term.sum()
+        elif term.dim() > 1:
+            term = term.movedim(dim, 0).flatten(1).sum(1)
+        total = total + term
+    return total
 
 
 def check_count(**counts: int) -> None:
@@ -224,6 +231,6 @@ def check_count(**counts: int) -> None:
             raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
 
 
-def _tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...]:
+def tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...]:
     """Repeats some rows, all of them `count` times."""
     return tuple(x[rows].repeat(count, *[1] * (x.dim() - 1)) for x in data)

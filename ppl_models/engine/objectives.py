@@ -13,7 +13,9 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_elbo import Trace_ELBO, _compute_log_r
-from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.infer.traceenum_elbo import _compute_dice_elbo, _compute_model_factors
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor, nn
 
 from ppl_models.engine import inspection
@@ -94,7 +96,7 @@ class EvidenceLowerBound:
                 f"estimator: expected an ELBO of Pyro that gives a differentiable loss, got "
                 f"{estimator!r}. Try Trace_ELBO(num_particles=10) or TraceMeanField_ELBO()."
             )
-        self.estimator = estimator
+        self.estimator = direct(estimator) or estimator
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         size = len(batch[0]) if size is None else size
@@ -181,13 +183,47 @@ class DirectELBO(Trace_ELBO):
 
 
 class DirectEnumELBO(TraceEnum_ELBO):
-    """Pyro's `TraceEnum_ELBO`, also for programs without parameters."""
+    """Pyro's `TraceEnum_ELBO`, the same loss and gradient, without reads from the device.
+
+    Pyro's weighs the terms by densities of what the guide enumerates, or draws without a
+    reparameterisation. Where it does neither, all weights are one, and the terms are summed.
+    """
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        traces = self._get_traces(model, guide, args, kwargs)
-        return -sum(_compute_dice_elbo(*pair) for pair in traces) / self.num_particles
+        total: Any = 0.0
+        for pair in self._get_traces(model, guide, args, kwargs):
+            total = total + (_sum(*pair) if _all_direct(pair[1]) else _compute_dice_elbo(*pair))
+        return -total / self.num_particles
+
+
+def direct(estimator: Any) -> ELBO | None:
+    """Returns the estimator here that stands for one of Pyro's, with its settings, if there is."""
+    for kind, ours in ((Trace_ELBO, DirectELBO), (TraceEnum_ELBO, DirectEnumELBO)):
+        if type(estimator) is kind:
+            found = ours.__new__(ours)
+            found.__dict__ = estimator.__dict__  # shared: settings may change later
+            return found
+    return None
+
+
+def _all_direct(guide_trace: poutine.Trace) -> bool:
+    """Whether a guide enumerates nothing, and all that it draws is reparameterised."""
+    return all(
+        site["infer"].get("_enumerate_dim") is None
+        and not isinstance(site["score_parts"].score_function, Tensor)
+        for site in _sites(guide_trace)
+    )
+
+
+def _sum(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+    """The bound, with the enumerated sites of the model summed out."""
+    costs, factors, _, summed, scale = _compute_model_factors(model_trace, guide_trace)
+    total = sum(term.sum() for terms in costs.values() for term in terms)
+    for terms in contract_tensor_tree(factors, summed).values() if factors else ():
+        total = total + sum(packed.scale_and_mask(term, scale=scale).sum() for term in terms)
+    return total - sum(site["packed"]["log_prob"].sum() for site in _sites(guide_trace))
 
 
 def _surrogate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:

@@ -68,11 +68,13 @@ class Program:
         try:
             self._signature.bind(*range(count), **size)
         except TypeError as error:
+            few = "missing" in str(error)
+            hint = "data=(x, y), rows with" if few else "data without"
             raise TypeError(
                 f"{self.name}: each batch has {count} tensor(s), and {self.name}{self._signature} "
                 f"cannot be called with them ({error}). Programs are called as "
-                f"{self.name}(*batch, size=N). Try data without labels, or a program that "
-                f"takes them."
+                f"{self.name}(*batch, size=N). Try {hint} labels, or a program that "
+                f"takes {'none' if few else 'them'}."
             ) from None
 
     def name_arguments(self, values: tuple[Any, ...]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The state of a run: what a checkpoint holds, so that a resumed run goes on bit for bit."""
 
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.engine import checkpoint as files
+from ppl_models.engine.average import copy_all
 from ppl_models.engine.descend import Descent
 from ppl_models.engine.rng import get_rng_state, set_rng_state
 
@@ -32,6 +34,7 @@ class State:
         self.best: dict[str, Any] | None = None
         self.waited = 0
         self.stopped = False
+        self.warned: set[str] = set()
 
     def record(self, losses: dict[str, Tensor]) -> None:
         """Takes note of the losses of a step."""
@@ -59,6 +62,15 @@ class State:
             self.waited += 1
             self.stopped = self.waited >= patience
 
+    def warn_of_caveats(self) -> None:
+        """Warns, once, of what an objective has to say of the epochs so far: its `caveat`."""
+        for objective in self.descent.objectives:
+            caveat = getattr(objective, "caveat", None)
+            text = caveat and objective.name not in self.warned and caveat(self.history)
+            if text:
+                self.warned.add(objective.name)
+                warnings.warn(text, stacklevel=4)  # whoever called fit
+
     def latest(self) -> dict[str, float]:
         """The last entries of the history."""
         return {name: values[-1] for name, values in self.history.items()}
@@ -81,6 +93,7 @@ class State:
             "kind": "checkpoint",
             "settings": self.settings,
             "tensors": self._tensors(),
+            "average": descent.average and descent.average.tensors,
             "optimizers": [optimizer.state_dict() for optimizer in descent.optimizers],
             "schedulers": [s and s.state_dict() for s in descent.schedulers],
             "rng": get_rng_state(descent.device),
@@ -105,6 +118,8 @@ class State:
             )
         descent = self.descent
         files.fill(self._tensors(), tree["tensors"])
+        if descent.average is not None:
+            copy_all(descent.average.tensors, tree["average"])
         for optimizer, state in zip(descent.optimizers, tree["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         for scheduler, state in zip(descent.schedulers, tree["schedulers"], strict=True):

@@ -1,0 +1,146 @@
+r"""The importance-weighted bound: several draws of the latents of a row, weighted together.
+
+.. math::
+    \mathcal{L}_K(x) = \mathbb{E}_{z_k \sim q(z \mid x)}
+    \left[ \log \frac{1}{K} \sum_{k=1}^{K} \frac{p(x, z_k)}{q(z_k \mid x)} \right]
+    \le \log p(x)
+
+It is the ELBO with one draw, and rises to the evidence as `K` grows. Each row has weights of its
+own, and what a minibatch counts for is a factor of the logarithm, not in it:
+:math:`\frac{N}{B} \sum_b \log \bar w_b`, where Pyro's `RenyiELBO` has
+:math:`\log \sum_k \prod_b w_{bk}^{N / B}`, which is no bound of anything.
+
+Shapes: `N` rows in all, `B` of them in a minibatch, `K` particles.
+
+References:
+    | Importance Weighted Autoencoders (Burda et al., 2016)
+    | https://arxiv.org/abs/1509.00519
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ppl_models.engine import inspection
+from ppl_models.engine.joint import check_count, log_density, sum_out, tile
+from ppl_models.engine.objectives import EvidenceLowerBound
+from ppl_models.engine.rows import Rows
+
+
+def iwae(
+    model: Callable[..., Any], guide: Callable[..., Any], num_particles: int
+) -> "ImportanceWeightedBound":
+    r"""The importance-weighted bound of a model and its guide, as an objective.
+
+    Its loss is minus the bound, in nats per row. A model trained by it has the better evidence;
+    the guide is drawn less to the posterior itself than to where the weights are, the more so the
+    more particles there are. The rows are tiled to `K * B`, so that a step costs about as much as
+    one of `elbo` with as many rows.
+
+    Arguments:
+        model: A Pyro program whose latents belong to rows. Discrete sites marked for enumeration
+            are summed over, in each weight.
+        guide: Its guide, reparameterised, which takes any rows (an amortised one).
+        num_particles: The number of draws of each row, `K`.
+
+    Raises:
+        ValueError: From `fit`, before the first step: if latents are shared by all rows, or the
+            guide has parameters for each row, or it draws what has no reparameterisation.
+
+    Example:
+        >>> from guides import AmortizedNormal
+        >>> from ppl_models import VAE, fit
+        >>> objective = iwae(VAE(4, 2), AmortizedNormal(4, 2), num_particles=5)
+        >>> run = fit(objective, torch.ones(100, 4), epochs=3, batch_size=20, seed=0)
+        >>> run.steps, len(run.history["loss"])
+        (15, 3)
+    """
+    check_count(num_particles=num_particles)
+    return ImportanceWeightedBound(model, guide, num_particles)
+
+
+class ImportanceWeightedBound(EvidenceLowerBound):
+    """The objective that `iwae` returns."""
+
+    name = "iwae"
+
+    def __init__(
+        self, model: Callable[..., Any], guide: Callable[..., Any], num_particles: int
+    ) -> None:
+        super().__init__(model, guide, estimator=None)
+        self.num_particles = num_particles
+        self.free_dim: int | None = None  # known once the programs have been looked at
+        self.enumerated = False
+
+    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
+        if self.free_dim is None:
+            self._look(batch)
+        log_weights = self._log_weights(batch)  # (K, B)
+        return math.log(self.num_particles) - log_weights.logsumexp(0).mean()
+
+    def _log_weights(self, batch: tuple[Tensor, ...]) -> Tensor:
+        r"""Returns :math:`\log p(x_b, z_{bk}) - \log q(z_{bk} \mid x_b)`, `(K, B)`."""
+        rows = len(batch[0])
+        tiled = tile(batch, slice(0, rows), self.num_particles)
+        size, device = len(tiled[0]), batch[0].device
+        with Rows(None, size, size):  # a guide with parameters for single rows is refused
+            guide = poutine.trace(self.guide).get_trace(*tiled, size=size)
+            model: Callable[..., Any] = self.model
+            if self.enumerated:
+                model = EnumMessenger(first_available_dim=self.free_dim)(model)
+            replayed = poutine.replay(model, trace=guide)
+            joint = poutine.trace(replayed).get_trace(*tiled, size=size)
+        guide, joint = prune_subsample_sites(guide), prune_subsample_sites(joint)
+        guide.compute_log_prob()
+        joint.compute_log_prob()
+        log_q = log_density(guide, size, device)
+        log_p = log_density(joint, size, device, sum_out(joint, guide) if self.enumerated else None)
+        return (log_p - log_q).reshape(self.num_particles, rows)
+
+    def _look(self, batch: tuple[Tensor, ...]) -> None:
+        """Learns the structure of the programs, and refuses those that have no such bound."""
+        rows = len(batch[0])
+        if isinstance(self.guide.inner, AutoGuide):
+            raise ValueError(
+                f"iwae: {type(self.guide.inner).__name__} has parameters for each row or draws "
+                f"all rows together, and each row needs {self.num_particles} draws of its own. "
+                f"Try an amortised guide, or elbo(model, guide)."
+            )
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            pyro.validation_enabled(False),
+            Rows(None, rows, rows),
+        ):
+            model, guide = self._traces(batch, rows)
+        inspection.check_sites(model, guide)
+        inspection.check_no_point(model, guide)
+        for trace, program in ((model, "model"), (guide, "guide")):
+            self._check_trace(trace, program)
+        self.enumerated = bool(inspection.summed_out_sites(model, guide))
+        self.free_dim = -1 - inspection.plate_depth(model, guide)
+
+    def _check_trace(self, trace: poutine.Trace, program: str) -> None:
+        for site in inspection.random_sites(trace):
+            if not inspection.in_data_plate(site):
+                raise ValueError(
+                    f"iwae: site {site['name']!r} of the {program} is shared by all rows, so that "
+                    f"no row has a weight of its own, and the weights of a minibatch are none of "
+                    f"the whole data. Try elbo(model, guide) to train, and log_evidence, which "
+                    f"weighs the whole data."
+                )
+            if program == "guide" and not getattr(site["fn"], "has_rsample", False):
+                raise ValueError(
+                    f"iwae: site {site['name']!r} of the guide is drawn from a "
+                    f"{type(site['fn']).__name__} without a reparameterisation, and gradients "
+                    f"would miss a part. Try infer={{'enumerate': 'parallel'}} in the model and "
+                    f"no such site in the guide, or elbo(model, guide)."
+                )
