@@ -21,7 +21,7 @@ class AmortizedNormal(nn.Module):
     r"""A diagonal Gaussian guide for any model with one latent vector per row.
 
     It knows nothing of the model but the name of that site, so the same class serves a
-    VAE, factor analysis and a model written elsewhere.
+    VAE, factor analysis and a model written elsewhere. Labels beside the rows are not looked at.
 
     Arguments:
         num_features: The length of a row, `D`.
@@ -49,7 +49,7 @@ class AmortizedNormal(nn.Module):
         self.site = site
         self.encoder = MLP(num_features, 2 * num_latents) if encoder is None else encoder
 
-    def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         with data_plate(x, size):
             return pyro.sample(self.site, self.posterior(x))
 

@@ -1,65 +1,113 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
+from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
+from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
 from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
 from ppl_models.bayesian_mixture import BayesianGaussianMixture
 from ppl_models.bins import bin_edges
+from ppl_models.classifier import Classifier
+from ppl_models.conditional_vae import ConditionalVAE
+from ppl_models.diffusion import Diffusion
 from ppl_models.discriminant import GaussianDiscriminant
+from ppl_models.engine.adversarial import adversarial
 from ppl_models.engine.checkpoint import load, save
 from ppl_models.engine.compare import compare
 from ppl_models.engine.comparison import Comparison
 from ppl_models.engine.components import component_summary, num_active
 from ppl_models.engine.data import Batch, Transformed
+from ppl_models.engine.denoising import denoising
 from ppl_models.engine.descend import descend
 from ppl_models.engine.em import fit_em
 from ppl_models.engine.evidence import Evidence, log_evidence
 from ppl_models.engine.fit import Run, fit
+from ppl_models.engine.impute import impute
 from ppl_models.engine.inference_data import from_pyro_mcmc, from_pyro_svi
+from ppl_models.engine.iwae import iwae
 from ppl_models.engine.objectives import Objective, elbo
+from ppl_models.engine.probability_flow import probability_flow
+from ppl_models.engine.reconstruction import reconstruction
 from ppl_models.engine.relabel import relabel
+from ppl_models.engine.svi import SVI
+from ppl_models.engine.variational_bound import variational_bound
+from ppl_models.engine.weighted import weighted
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
+from ppl_models.gan import GAN
 from ppl_models.gaussian_mixture import GaussianMixture
+from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.histogram import HistogramDensity
+from ppl_models.latent_diffusion import LatentDiffusion
+from ppl_models.made import MADE
 from ppl_models.pca import PCA
+from ppl_models.pixelcnn import PixelCNN
+from ppl_models.pixelrnn import PixelRNN
 from ppl_models.plates import data_plate
+from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.regression import LinearRegression, LogisticRegression, SoftmaxRegression
 from ppl_models.rotation import align, varimax, varimax_draws
+from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 from ppl_models.vae import VAE
 
 __all__ = [
+    "GAN",
+    "MADE",
     "PCA",
+    "SVI",
     "VAE",
+    "AutoEncoder",
+    "Autoregressive",
+    "AutoregressiveModel",
     "Batch",
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
+    "Classifier",
     "Comparison",
+    "ConditionalVAE",
+    "DenoisingAutoEncoder",
+    "Diffusion",
     "Evidence",
     "FactorAnalysis",
+    "FlowPrior",
     "GaussianDiscriminant",
     "GaussianMixture",
+    "HierarchicalVAE",
     "HistogramDensity",
+    "LatentDiffusion",
     "LinearRegression",
     "LogisticRegression",
+    "MixturePrior",
     "Objective",
+    "PixelCNN",
+    "PixelRNN",
     "ProbabilisticPCA",
     "Run",
+    "SemiSupervisedVAE",
     "SoftmaxRegression",
     "Transformed",
+    "VampPrior",
+    "adversarial",
     "align",
     "bin_edges",
     "compare",
     "component_summary",
     "data_plate",
+    "denoising",
     "descend",
     "elbo",
     "fit",
     "fit_em",
     "from_pyro_mcmc",
     "from_pyro_svi",
+    "impute",
+    "iwae",
     "load",
     "log_evidence",
     "num_active",
+    "probability_flow",
+    "reconstruction",
     "relabel",
     "save",
+    "variational_bound",
     "varimax",
     "varimax_draws",
+    "weighted",
 ]

@@ -163,7 +163,8 @@ def fashion_mnist(
 def binary_mnist(path: Folder) -> tuple[Tensor, Tensor, Tensor]:
     """Returns `(train, valid, test)`: 50000, 10000 and 10000 digits that were drawn once for all.
 
-    The literature calls this MNIST "statically binarised".
+    The literature calls this MNIST "statically binarised". Test rows may lie in the order of their
+    digits: a part of them should be spread over all, as `test[::10]`.
 
     Arguments:
         path: The file `binarized_mnist.npz`, or a folder with `BinaryMNIST/binarized_mnist.npz`.

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where: str) -> None:
@@ -31,9 +32,9 @@ def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where
             f"({'B' if num_rows is None else num_rows},), got {tuple(y.shape)}. "
             f"Try y.flatten(), or y.argmax(1) for one-hot labels."
         )
-    # Reading from another device would make it wait at every step; there the engine's check of
-    # the support finds such labels, before the first step.
-    if y.device.type == "cpu":
+    # Reading from another device would make it wait at every step, and no graph can hold a check;
+    # there the engine's check of the support finds such labels, before the first step.
+    if y.device.type == "cpu" and get_proxy_mode() is None:
         check_classes(y, num_classes, where)
 
 

@@ -56,6 +56,74 @@ class MarginalNormal(dist.Normal):
         return super().log_prob(value.where(~missing, self.loc)).where(~missing, 0.0)
 
 
+class _OrMissing(constraints.Constraint):
+    """A constraint of single numbers that also lets NaN through."""
+
+    def __init__(self, base: constraints.Constraint) -> None:
+        self.base, self.is_discrete = base, base.is_discrete
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return self.base.check(value) | value.isnan()
+
+    def __repr__(self) -> str:
+        return f"{self.base}, or NaN"
+
+
+class Observed(dist.TorchDistribution):
+    r"""Independent numbers of which those that are NaN count nothing.
+
+    Arguments:
+        base: A distribution with no event dimensions.
+
+    Example:
+        >>> density = Observed(dist.Bernoulli(torch.tensor([0.5, 0.1]))).to_event(1)
+        >>> density.log_prob(torch.tensor([1.0, float("nan")]))
+        tensor(-0.6931)
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, base: dist.TorchDistribution) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, validate_args=False)
+
+    @constraints.dependent_property(event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return _OrMissing(self.base.support)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Observed":
+        return Observed(self.base.expand(torch.Size(batch_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        missing = value.isnan()
+        # Something of the support in their places: the gradient of a NaN that is masked
+        # afterwards would still be NaN.
+        filled = torch.where(missing, self.base.sample(), value)
+        return self.base.log_prob(filled).where(~missing, 0.0)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape))
+
+
+def observed_only(density: dist.TorchDistribution) -> dist.TorchDistribution:
+    """The density of the features of a row that are not NaN, where features are independent.
+
+    Raises:
+        TypeError: If they are not.
+    """
+    if not isinstance(density, dist.Independent) or density.base_dist.event_shape:
+        raise TypeError(
+            f"missing: expected a likelihood of independent features, as to_event(1) makes them, "
+            f"got {type(density).__name__}. Try missing='error', and complete rows."
+        )
+    return Observed(density.base_dist).to_event(1)
+
+
 class MarginalMultivariateNormal(dist.MultivariateNormal):
     r"""A multivariate normal whose density is that of the entries that are not NaN.
 

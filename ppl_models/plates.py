@@ -20,7 +20,7 @@ def data_plate(x: Tensor | None = None, size: int | None = None) -> pyro.plate:
         size: The number of rows in all, `N`. Default: the rows of `x`.
 
     Raises:
-        ValueError: Where neither is given, or `size` is less than the rows of `x`.
+        ValueError: Where neither is given, or `size` is not positive, or less than the rows of `x`.
 
     Example:
         >>> with data_plate(torch.zeros(4, 3), size=100):
@@ -34,6 +34,8 @@ def data_plate(x: Tensor | None = None, size: int | None = None) -> pyro.plate:
                 "data_plate: expected rows x or a number of rows, got neither. "
                 "Try model(x) to score rows, model(size=10) to sample ten."
             )
+        if size < 1:
+            raise ValueError(f"data_plate: expected size=1 row or more to sample, got size={size}.")
         return pyro.plate("data", size, dim=-1)
 
     rows = len(x)

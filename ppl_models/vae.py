@@ -1,7 +1,7 @@
-r"""Variational autoencoder: a neural network from a Gaussian latent to a row.
+r"""Variational autoencoder: a neural network from a latent vector to a row.
 
 .. math::
-    z_n &\sim \mathcal{N}(0, I) \\
+    z_n &\sim p(z), \quad \mathcal{N}(0, I) \text{ by default} \\
     x_n \mid z_n &\sim p(x \mid \mathrm{decoder}(z_n))
 
 Shapes: `B` rows, `D` features, `K` latents.
@@ -13,12 +13,13 @@ References:
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
-from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
+from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
+from ppl_models.missing import check_missing, observed_only
 from ppl_models.nn import MLP
 from ppl_models.plates import check_rows, data_plate
+from ppl_models.priors import StandardNormal, check_prior
 
 
 class VAE(nn.Module):
@@ -32,9 +33,17 @@ class VAE(nn.Module):
         likelihood: What the outputs of the decoder mean.
         decoder: A module from `(B, K)` to `(B, D * likelihood.num_outputs)`. Default: a
             multilayer perceptron with two hidden layers of 128.
+        prior: A module whose call gives the distribution of a latent vector, such as
+            `MixturePrior`, `VampPrior` or `FlowPrior` of `ppl_models.priors`; it is learned with
+            the rest. Default: the standard normal distribution.
+        missing: What NaN in a row means: `"error"`, or `"marginalise"` for a pixel that was not
+            observed, and counts nothing: given `z` pixels are independent, so that leaving one out
+            of the likelihood integrates it out, exactly. The guide's encoder has to take such rows:
+            `MissingInput` of `ppl_models.nn`. `impute(vae, guide, x)` draws what is missing.
 
     Raises:
-        TypeError: If `likelihood` is none.
+        TypeError: If `likelihood` or `prior` is none.
+        ValueError: If the prior is not one of vectors of `num_latents`, or `missing` is neither.
 
     Example:
         >>> vae = VAE(num_features=64, num_latents=8, likelihood=Bernoulli())
@@ -48,26 +57,37 @@ class VAE(nn.Module):
         num_latents: int,
         likelihood: Likelihood = Bernoulli(),
         decoder: nn.Module | None = None,
+        prior: nn.Module | None = None,
+        missing: str = "error",
     ) -> None:
         super().__init__()
         check_likelihood(likelihood)
         self.num_features = num_features
         self.num_latents = num_latents
         self.likelihood = likelihood
+        check_missing(missing)
+        self.missing = missing
         num_outputs = num_features * likelihood.num_outputs
         self.decoder = MLP(num_latents, num_outputs) if decoder is None else decoder
-        self.register_buffer("prior_loc", torch.zeros(num_latents), persistent=False)
+        self.prior = StandardNormal(num_latents) if prior is None else prior
+        check_prior(self.prior, num_latents)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, self.num_features, "VAE")
-        prior = dist.Normal(self.prior_loc, 1.0).to_event(1)
 
         with data_plate(x, size):
-            z = pyro.sample("z", prior)  # (B, K)
-            # Densities are summed in the precision of the latent, whatever the network's.
-            outputs = self.decoder(z).to(z.dtype)  # (B, D * num_outputs)
-            return pyro.sample("x", self.likelihood(outputs), obs=x)
+            z = pyro.sample("z", self.prior())  # (B, K)
+            density = self._density(z)
+            if self.missing == "marginalise":
+                density = observed_only(density)
+            return pyro.sample("x", density, obs=x)
 
     def mean(self, z: Tensor) -> Tensor:
         r"""Returns :math:`\mathbb{E}[x \mid z]`, with shape `(*, D)`."""
-        return self.likelihood(self.decoder(z).to(z.dtype)).mean
+        return self._density(z).mean
+
+    def _density(self, z: Tensor) -> dist.TorchDistribution:
+        # Densities are summed in the precision of the latent, whatever the network's.
+        outputs = self.decoder(z).to(z.dtype)  # (B, D * num_outputs)
+        check_outputs(outputs, self.num_features, self.likelihood, "VAE")
+        return self.likelihood(outputs)

@@ -1,0 +1,21 @@
+"""How good samples are, and what latents hold, without outside weights: one question, one file.
+
+None of these numbers is an evidence. Each compares rows with rows, and its docstring says what it
+gives where both come from the same distribution: report that floor beside it.
+"""
+
+from ppl_models.metrics.frechet import frechet
+from ppl_models.metrics.latents import LatentClassification, latent_classification
+from ppl_models.metrics.modes import ModeCoverage, label_coverage, mode_coverage
+from ppl_models.metrics.prdc import PRDC, prdc
+
+__all__ = [
+    "PRDC",
+    "LatentClassification",
+    "ModeCoverage",
+    "frechet",
+    "label_coverage",
+    "latent_classification",
+    "mode_coverage",
+    "prdc",
+]
