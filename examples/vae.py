@@ -1,7 +1,9 @@
-"""A variational autoencoder learns digits.
+r"""A variational autoencoder learns digits.
 
     python examples/vae.py                                   # 8x8 digits, half a minute
     python examples/vae.py --data mnist --data-root data     # downloads what is missing
+    python examples/vae.py --data mnist --data-root data --net conv --prior vamp --latents 40 \
+        --epochs 400 --device cuda --resume                  # goes on from its checkpoint
 
 Prints the evidence of the test rows, and writes into `--outdir`: the training curve, digits drawn
 from the prior, reconstructions, the latent space, and a posterior for ArviZ.
@@ -16,12 +18,14 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
-from torch import Tensor
+from torch import Tensor, nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, datasets, elbo, fit, from_pyro_svi, log_evidence
+from ppl_models.engine.iwae import iwae
 from ppl_models.likelihoods import Bernoulli
-from ppl_models.nn import MLP
+from ppl_models.nn import MLP, ConvDecoder, ConvEncoder
+from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,6 +35,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", default="data", help="the folder of MNIST and the like")
     parser.add_argument("--epochs", type=int, help="default: 300 for digits, else 30")
     parser.add_argument("--latents", type=int, help="default: 8 for digits, else 50")
+    parser.add_argument("--prior", choices=["normal", "mixture", "vamp", "flow"], default="normal")
+    parser.add_argument("--components", type=int, default=100, help="of a mixture or vamp prior")
+    parser.add_argument("--net", choices=["mlp", "conv"], default="mlp")
+    parser.add_argument("--particles", type=int, default=1, help="more than 1 for the IWAE bound")
     parser.add_argument("--samples", type=int, default=1000, help="importance samples a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
@@ -67,12 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"binary by {binary}; independent pixels give {independent_pixels(train, test):.3f} nats")
 
     torch.manual_seed(args.seed)
-    hidden = (128, 128) if small else (400,)
-    vae = VAE(num_features, num_latents, Bernoulli(), MLP(num_latents, num_features, hidden))
-    guide = AmortizedNormal(num_features, num_latents, MLP(num_features, 2 * num_latents, hidden))
+    vae, guide = programs(args, train, num_features, num_latents)
+    objective = iwae(vae, guide, args.particles) if args.particles > 1 else elbo(vae, guide)
     args.outdir.mkdir(parents=True, exist_ok=True)
     run = fit(
-        elbo(vae, guide),
+        objective,
         train,
         epochs=epochs,
         batch_size=64 if small else 256,
@@ -87,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(f"fitted in {run.seconds:.0f} s, {run.steps} steps")
 
-    device = vae.prior_loc.device
+    device = next(vae.parameters()).device
     test = test.to(device)
     evidence = log_evidence(vae, guide, test, num_samples=args.samples, seed=args.seed)
     print(f"test {evidence}")
@@ -104,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = [args.outdir / f"vae-{args.data}-posterior.nc"]
     posterior.to_netcdf(written[0])
     with torch.no_grad():
-        draws = torch.randn(100, num_latents, device=device)
+        draws = vae.prior().sample((100,))
         pictures = {
             "curve": curve(run.history),
             "samples": images(vae.mean(draws), "Drawn from the prior (probabilities of ink)"),
@@ -115,6 +122,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         written.append(args.outdir / f"vae-{args.data}-{name}.png")
         figure.savefig(written[-1], dpi=120)
     print("\nwritten:", *written, sep="\n  ")
+
+
+def programs(
+    args: argparse.Namespace, train: object, num_features: int, num_latents: int
+) -> tuple[VAE, AmortizedNormal]:
+    side = round(num_features**0.5)
+    if args.net == "conv":
+        encoder: nn.Module = ConvEncoder(side, side, 2 * num_latents)
+        decoder: nn.Module = ConvDecoder(num_latents, side, side)
+    else:
+        hidden = (128, 128) if args.data == "digits" else (400,)
+        decoder = MLP(num_latents, num_features, hidden)
+        encoder = MLP(num_features, 2 * num_latents, hidden)
+    guide = AmortizedNormal(num_features, num_latents, encoder)
+    rows = train if isinstance(train, Tensor) else train.tensors[0]
+    priors = {
+        "normal": lambda: None,
+        "mixture": lambda: MixturePrior(num_latents, args.components),
+        "vamp": lambda: VampPrior(rows[torch.randperm(len(rows))[: args.components]], guide),
+        "flow": lambda: FlowPrior(num_latents),
+    }
+    prior = priors[args.prior]()
+    return VAE(num_features, num_latents, Bernoulli(), decoder, prior), guide
 
 
 def independent_pixels(train: object, test: Tensor) -> float:
@@ -131,7 +161,7 @@ def curve(history: dict[str, list[float]]) -> Figure:
         axes.plot(range(1, len(history[name]) + 1), history[name], label=label)
     low = min(history["loss"] + history["validation"])
     early = history["loss"][len(history["loss"]) // 15]  # the first epochs would hide the rest
-    axes.set(xlabel="epoch", ylabel="negative ELBO (nats per row)", title="Training")
+    axes.set(xlabel="epoch", ylabel="minus the bound (nats per row)", title="Training")
     if early > low:
         axes.set_ylim(low - 0.03 * (early - low), early)
     axes.legend()
