@@ -51,7 +51,7 @@ from ppl_models import (
 )
 from ppl_models.engine.data import Batch
 from ppl_models.engine.descend import Descent
-from ppl_models.likelihoods import Bernoulli, Normal
+from ppl_models.likelihoods import Bernoulli, Likelihood, Normal
 from ppl_models.nn import MLP
 
 
@@ -263,7 +263,9 @@ def objectives(device: str) -> Iterator[tuple[str, Callable[[], Any], tuple[Tens
         (model,) = on(model)
         return elbo(model, AutoNormal(poutine.block(model, hide=["z"])))
 
-    pair = lambda likelihood: on(VAE(8, 3, likelihood), AmortizedNormal(8, 3))  # noqa: E731
+    def pair(likelihood: Likelihood) -> tuple[nn.Module, ...]:
+        return on(VAE(8, 3, likelihood), AmortizedNormal(8, 3))
+
     yield "VAE, Bernoulli", lambda: elbo(*pair(Bernoulli())), (binary,)
     yield "VAE, Normal", lambda: elbo(*pair(Normal())), (x,)
     yield "VAE, iwae of 5", lambda: iwae(*pair(Bernoulli()), 5), (binary,)

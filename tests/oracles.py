@@ -1,7 +1,9 @@
 """Truths that tests share: closed forms, and the data of the reference tables."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -68,3 +70,25 @@ def state(*modules: nn.Module) -> dict[str, Tensor]:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states are equal, bit for bit."""
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Pull:
+    """A toy objective: pulls its own parameter to that of another."""
+
+    def __init__(self, name: str, own: nn.Parameter, target: Callable[[], Tensor]) -> None:
+        self.name, self.own, self.target = name, own, target
+
+    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
+        return (self.own - self.target()).square() / 2
+
+    def prepare(self, *batch: Tensor, size: int, data: Any = None) -> None:
+        self.loss(*batch, size=size)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield "own", self.own
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {}
+
+    def blame(self, *batch: Tensor, size: int) -> str:
+        return "nothing"

@@ -1,14 +1,13 @@
 """The exponential moving average of the parameters, `fit(..., ema=)`."""
 
 import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import binary, same, state
+from oracles import Pull, binary, same, state
 from torch import Tensor, nn
 
 from guides import AmortizedNormal
@@ -16,28 +15,6 @@ from ppl_models import VAE, data_plate, descend, elbo, fit
 from ppl_models.engine.descend import Descent
 
 quiet = functools.partial(fit, progress=False)
-
-
-class Pull:
-    """A toy objective: pulls its own parameter to that of another."""
-
-    def __init__(self, name: str, own: nn.Parameter, target: Callable[[], Tensor]) -> None:
-        self.name, self.own, self.target = name, own, target
-
-    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
-        return (self.own - self.target()).square() / 2
-
-    def prepare(self, *batch: Tensor, size: int, data: Any = None) -> None:
-        self.loss(*batch, size=size)
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        yield "own", self.own
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {}
-
-    def blame(self, *batch: Tensor, size: int) -> str:
-        return "nothing"
 
 
 def pull(start: float = 0.0, to: float = 8.0, dtype: torch.dtype = torch.float64) -> Pull:

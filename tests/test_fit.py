@@ -3,14 +3,14 @@
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import binary, same, state
+from oracles import Pull, binary, same, state
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -472,28 +472,6 @@ def test_batch_normalisation_sees_the_training_rows_only():
 
 
 # --- several objectives, and steps driven by hand -------------------------------------------
-
-
-class Pull:
-    """A toy objective: pulls its own parameter to that of another."""
-
-    def __init__(self, name: str, own: nn.Parameter, target: Callable[[], Tensor]) -> None:
-        self.name, self.own, self.target = name, own, target
-
-    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
-        return (self.own - self.target()).square() / 2
-
-    def prepare(self, *batch: Tensor, size: int, data: Any = None) -> None:
-        self.loss(*batch, size=size)
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        yield "own", self.own
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {}
-
-    def blame(self, *batch: Tensor, size: int) -> str:
-        return "nothing"
 
 
 def toy_pair() -> tuple[list[Pull], nn.Parameter, nn.Parameter]:
