@@ -50,6 +50,10 @@ class Graph(NamedTuple):
         """Whether all that was traced as a constant is still what it was."""
         return holds(self.watch)
 
+    def due(self) -> bool:
+        """Whether it is time to compare it with the eager loss."""
+        return self.calls[0] % CHECK_EVERY == 0
+
 
 class Trainable(Protocol):
     """What is compiled: a part of `Objective`."""
@@ -71,6 +75,7 @@ class Compiled:
     def __init__(self, objective: Trainable) -> None:
         self.objective = objective
         self.graphs: dict[Any, Graph] = {}
+        self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
         # Why it runs eagerly, if it does; an objective may say so of itself.
         self.reason: str | None = getattr(objective, "eager_because", None)
@@ -110,13 +115,12 @@ class Compiled:
         """Returns the loss by a graph, by a new one where there is none."""
         if graph is None:
             graph = self._new_graph(key, evaluate, inputs)
-        elif graph.calls[0] % CHECK_EVERY == 0 and (
-            wrong := self._difference(evaluate, graph.run, inputs)
-        ):
+        elif graph.due() and (wrong := self._difference(evaluate, graph.run, inputs)):
             self.give_up(f"after {graph.calls[0]} steps {wrong}")
         if self.reason is not None or graph is None:
             return evaluate(*inputs)
         graph.calls[0] += 1
+        self.used[id(graph)] = graph
         return graph.run(*inputs)
 
     def _new_graph(

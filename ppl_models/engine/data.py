@@ -24,6 +24,19 @@ class Batch(NamedTuple):
     size: int  # the number of rows in all
 
 
+class Chosen(NamedTuple):
+    """Some rows of tensors in memory, to be gathered as a part of the step."""
+
+    tensors: tuple[Tensor, ...]
+    rows: Tensor
+    size: int
+
+    def gathered(self) -> Batch:
+        whole = len(self.rows) == self.size
+        values = (x if whole else x.index_select(0, self.rows) for x in self.tensors)
+        return Batch(tuple(values), self.rows, self.size)
+
+
 class Transformed:
     """Tensors in memory, and a function applied to each batch of them, anew each time.
 
@@ -69,17 +82,19 @@ class InMemory:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
+        for chosen in self.choices(seed, start, shuffle):
+            batch = chosen.gathered()
+            if self.transform is not None:
+                result = self.transform(*batch.values)
+                values = result if isinstance(result, tuple) else (result,)
+                batch = batch._replace(values=values)
+            yield batch
+
+    def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
+        """Yields the rows of those batches, not yet gathered nor transformed."""
         device = self.tensors[0].device
         for rows in _parts(self.size, self.batch_size, seed, shuffle, device)[start:]:
-            whole = len(rows) == self.size
-            values = self.tensors if whole else tuple(x.index_select(0, rows) for x in self.tensors)
-            yield Batch(self._transformed(values), rows, self.size)
-
-    def _transformed(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.transform is None:
-            return values
-        result = self.transform(*values)
-        return result if isinstance(result, tuple) else (result,)
+            yield Chosen(self.tensors, rows, self.size)
 
 
 class ByIndex:

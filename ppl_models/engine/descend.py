@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_models.engine.average import Average, check_decay
+from ppl_models.engine.capture import Captured, recorder_for
 from ppl_models.engine.compile import Compiled
-from ppl_models.engine.data import Batch
+from ppl_models.engine.data import Batch, Chosen
 from ppl_models.engine.inspection import told
 from ppl_models.engine.modules import check_devices, modes
 from ppl_models.engine.objectives import Objective
@@ -104,6 +105,7 @@ class Descent:
         self.schedule, self.steps, self.amp = schedule, steps, amp
         self.ema, self.compile = ema, compile
         self.average: Average | None = None
+        self.captured: Captured | None = None
         self.step_number = 0
         self.started = False
 
@@ -127,6 +129,11 @@ class Descent:
                 )
         self.schedulers = [self._scheduler(optimizer) for optimizer in self.optimizers]
         self.compiled = [Compiled(objective) for objective in self.objectives]
+        recorder = recorder_for(self.device) if self.compile else None
+        if recorder is not None:
+            buffers = [b for module in self.modules() for b in module.buffers()]
+            moved = [*chain.from_iterable(self.parameters), *buffers]
+            self.captured = Captured(recorder, self.compiled, self.optimizers, moved)
         if self.ema is not None:
             self.average = Average(list(chain.from_iterable(self.parameters)), self.ema)
         self.started = True
@@ -151,20 +158,51 @@ class Descent:
         ):
             return objective.loss(*batch.values, size=batch.size)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Takes one step for each objective, and returns their losses before it."""
-        losses: dict[str, Tensor] = {}
-        for i, objective in enumerate(self.objectives):
-            parts = _parts(batch, getattr(objective, "turns", 1))
-            for part in parts:
-                for name, number in self._turn(i, part).items():
-                    losses[name] = losses.get(name, 0.0) + number / len(parts)
-            if (scheduler := self.schedulers[i]) is not None:
+        losses = self._turns(batch) if self.captured is None else self._replayed(batch)
+        for scheduler in self.schedulers:
+            if scheduler is not None:
                 scheduler.step()
         self.step_number += 1
         if self.average is not None:
             self.average.update(self.step_number)
         return losses
+
+    def _turns(self, batch: Batch | Chosen) -> dict[str, Tensor]:
+        """Moves the parameters of all objectives, and returns their losses before it."""
+        if isinstance(batch, Chosen):
+            batch = batch.gathered()
+        losses: dict[str, Tensor] = {}
+        for i, objective in enumerate(self.objectives):
+            parts = _parts(batch, getattr(objective, "turns", 1))
+            for part in parts:
+                for name, number in self._turn(i, part).items():
+                    share = number / len(parts) if len(parts) > 1 else number
+                    losses[name] = losses[name] + share if name in losses else share
+        return losses
+
+    def _replayed(self, batch: Batch | Chosen) -> dict[str, Tensor]:
+        """The same, as a recording where there is one for batches of this kind."""
+        assert self.captured is not None
+        if isinstance(batch, Chosen):
+            return self.captured(
+                lambda rows: self._turns(batch._replace(rows=rows)),
+                (batch.rows,),
+                *map(id, batch.tensors),
+                batch.size,
+            )
+        if batch.rows is None:
+            return self.captured(
+                lambda *values: self._turns(batch._replace(values=values)),
+                batch.values,
+                batch.size,
+            )
+        return self.captured(
+            lambda rows, *values: self._turns(Batch(values, rows, batch.size)),
+            (batch.rows, *batch.values),
+            batch.size,
+        )
 
     def _turn(self, i: int, batch: Batch) -> dict[str, Tensor]:
         """Moves the parameters of an objective once, and returns what there is to record."""
@@ -172,11 +210,12 @@ class Descent:
         self.optimizers[i].zero_grad(set_to_none=True)
         # Pyro's checks run once: on every step they would cost more than the mathematics.
         validate = pyro.settings.get("validate_infer") and self.step_number == 0
-        rng = get_rng_state(self.device)
+        # Reading the loss makes a GPU wait; there it is checked when it is reported.
+        checked = self.device.type == "cpu" and self.captured is None
+        rng = get_rng_state(self.device) if checked else {}
         with pyro.validation_enabled(validate):
             loss = self._loss(i, batch)
-        # Reading the loss makes a GPU wait; there it is checked when it is reported.
-        if self.device.type == "cpu" and not torch.isfinite(loss):
+        if checked and not torch.isfinite(loss):
             set_rng_state(rng, self.device)
             when = f"at step {self.step_number + 1}"
             raise FloatingPointError(self.blame(objective, batch, loss, when))

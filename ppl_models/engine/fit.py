@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.engine import checkpoint as files
-from ppl_models.engine.data import Batch, InMemory, Source, source
+from ppl_models.engine.data import Batch, Chosen, InMemory, Source, source
 from ppl_models.engine.descend import Descent, Optimizer, Schedule
 from ppl_models.engine.device import choose_device
 from ppl_models.engine.modules import allows_missing, modes
@@ -149,7 +149,11 @@ def fit(
         torch.manual_seed(seed)
     order_seed = int(torch.randint(2**31, ())) if seed is None else seed
     descent.steps = total
-    descent.compile = total >= LONG if compile == "auto" else compile
+    path = None if checkpoint is None else Path(checkpoint)
+    tree = files.read(path) if resume and path is not None and path.exists() else None
+    if compile == "auto":
+        compile = total >= LONG if tree is None else tree.get("settings", {}).get("compile", False)
+    descent.compile = compile
     if place is not None:
         for module in descent.modules():
             module.to(place)
@@ -171,12 +175,7 @@ def fit(
         "compile": descent.compile,
     }
     state = State(descent, order_seed, settings)
-    path = None if checkpoint is None else Path(checkpoint)
-    if resume and path is not None and path.exists():
-        tree = files.read(path)
-        if compile == "auto":
-            descent.compile = tree.get("settings", {}).get("compile", False)
-            settings["compile"] = descent.compile
+    if tree is not None and path is not None:
         state.restore(tree, path, seed)
     if held_out is not None:
         _check(descent, held_out, order_seed)
@@ -185,7 +184,7 @@ def fit(
     bar = tqdm(total=total, initial=descent.step_number, disable=None if progress else True)
     with bar, modes(descent.modules(), training=True):
         while descent.step_number < total and not state.stopped:
-            for batch in train.epoch(mix(state.order_seed, state.epoch), start=state.batch):
+            for batch in _epoch(train, descent, mix(state.order_seed, state.epoch), state.batch):
                 with _placed(state.epoch, path):
                     state.record(descent.step(batch))
                 bar.update()
@@ -208,6 +207,13 @@ def fit(
     for module in descent.modules():
         module.eval()
     return Run(state.history, descent.step_number, time.perf_counter() - began)
+
+
+def _epoch(train: Source, descent: Descent, seed: int, start: int) -> Iterator[Batch | Chosen]:
+    """The batches of an epoch, as rows where the step gathers them itself."""
+    if descent.captured is not None and _tensors(train) is not None:
+        return train.choices(seed, start)  # type: ignore[union-attr]
+    return train.epoch(seed, start)
 
 
 @contextmanager

@@ -1,0 +1,314 @@
+"""Recorded steps: the numbers of steps that are run one by one, and never those of an old setting.
+
+A GPU is not needed: `SimulatedRecorder` records and replays operations on the CPU as a CUDA graph
+does. `test_cuda.py` has what needs one.
+"""
+
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import state
+from recording import SimulatedRecorder
+from test_compile_models import COMPILED
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR
+from torch.utils.data import TensorDataset
+
+from guides import AmortizedNormal
+from ppl_models import GAN, VAE, adversarial, data_plate, descend, elbo, fit
+from ppl_models.datasets import Transformed
+from ppl_models.engine import capture
+from ppl_models.engine import compile as compiling
+from ppl_models.engine import descend as descending
+from ppl_models.engine.data import Chosen
+from ppl_models.engine.descend import Descent
+from ppl_models.nn import MLP
+
+X = torch.bernoulli(torch.full((50, 6), 0.4))
+
+
+@pytest.fixture(autouse=True)
+def recorder(monkeypatch):
+    """Steps on the CPU are recorded, and graphs run as they are, without a compiler."""
+    found = SimulatedRecorder()
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    monkeypatch.setattr(descending, "recorder_for", lambda device: found)
+    return found
+
+
+def vae():
+    torch.manual_seed(0)
+    return elbo(VAE(6, 2), AmortizedNormal(6, 2))
+
+
+def end(objective, data=X, recorded=True, **settings):
+    """The losses of a fit, and all tensors at its end."""
+    settings = {"epochs": 8, "batch_size": 16, "lr": 1e-2, "seed": 0} | settings
+    run = fit(objective, data, compile=recorded, **settings)
+    named = [(name, p.detach().clone()) for name, p in objective.named_parameters()]
+    return run.history, dict(named) | state(*objective.modules().values())
+
+
+def same(ours, others, tolerance=1e-5):
+    assert ours[0].keys() == others[0].keys()
+    for name, values in ours[0].items():
+        assert values == pytest.approx(others[0][name], rel=tolerance)
+    for name, value in ours[1].items():
+        torch.testing.assert_close(value, others[1][name], rtol=10 * tolerance, atol=tolerance)
+
+
+# --- the same numbers -----------------------------------------------------------------------------
+
+OPTIONS = {
+    "as it comes": {},
+    "clipped": {"clip": 0.1},
+    "averaged": {"ema": 0.9},
+    "cosine": {"schedule": CosineAnnealingLR},
+    "exponential": {"schedule": partial(ExponentialLR, gamma=0.9)},
+    "SGD": {"optimizer": partial(torch.optim.SGD, momentum=0.9)},
+    "AdamW": {"optimizer": partial(torch.optim.AdamW, fused=True, weight_decay=0.1)},
+    "bfloat16": {"amp": True},
+    "validated": {"validation": X[:10], "patience": 5},
+    "all rows as one batch": {"batch_size": None},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name, recorder):
+    options = OPTIONS[name]
+    ours, others = (end(vae(), recorded=on, **options) for on in (True, False))
+    same(ours, others, 1e-3 if name == "bfloat16" else 1e-5)  # which multiplies the rounding
+    kinds = 1 if "batch_size" in options else 2  # the last batch has two rows
+    steps = 8 if "batch_size" in options else 32
+    assert recorder.launches == {"run": 3 * kinds, "record": kinds, "replay": steps - 3 * kinds}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_models(name, recorder):
+    make, data = COMPILED[name]
+    results = []
+    for on in (True, False):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        results.append(end(make(), data, on, epochs=3, batch_size=12, lr=1e-3))
+    same(*results)
+    assert recorder.launches["replay"] == 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Transformed(X, transform=lambda x: torch.bernoulli(0.1 + 0.8 * x)),
+        TensorDataset(X),
+        torch.utils.data.DataLoader(TensorDataset(X), batch_size=16),
+    ],
+    ids=["transformed", "dataset", "loader"],
+)
+def test_sources(data, recorder):
+    settings = {"batch_size": None if isinstance(data, torch.utils.data.DataLoader) else 16}
+    same(*(end(vae(), data, on, **settings) for on in (True, False)))
+    assert recorder.launches["replay"] == 26
+
+
+def test_a_resumed_run_goes_on(tmp_path, recorder):
+    whole = end(vae(), schedule=partial(ExponentialLR, gamma=0.95))
+    parts = {"schedule": partial(ExponentialLR, gamma=0.95), "checkpoint": tmp_path / "run"}
+    end(vae(), epochs=4, **parts)
+    same(end(vae(), resume=True, **parts), whole)
+
+
+def test_steps_that_people_drive_themselves(recorder):
+    ends = []
+    for compile in (True, False):
+        torch.manual_seed(1)
+        ends.append([s["elbo"].item() for s in descend(vae(), [X] * 9, lr=0.1, compile=compile)])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert recorder.launches["replay"] == 6
+
+
+def test_draws_are_new_in_each_replay(recorder):
+    descent = Descent(vae(), lr=1e-12, compile=True)
+    batch = Chosen((X,), torch.arange(50), 50)
+    descent.start(batch.gathered())
+    found = [descent.step(batch)["elbo"].item() for _ in range(8)]
+    assert len(set(found)) == 8
+    assert recorder.launches["replay"] == 5
+
+
+# --- what a recording holds, and may change -------------------------------------------------------
+
+
+def changing(objective, change, steps=12, compile=True, **options):
+    """The losses of steps between which something changes, each with draws of its own."""
+    descent = Descent(objective, compile=compile, **options)
+    batch = Chosen((X,), torch.arange(50), 50)
+    descent.start(batch.gathered())
+    found = []
+    for step in range(steps):
+        change(step, descent)
+        torch.manual_seed(step)
+        found.append(descent.step(batch)["elbo"].item())
+    return found, descent
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = 1.0
+        self.loc = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x=None, size=None):
+        with data_plate(x, size), pyro.poutine.scale(scale=self.weight):
+            return pyro.sample("x", dist.Normal(self.loc, 1.0).to_event(1), obs=x)
+
+
+def number(step, descent):
+    if step == 7:
+        descent.objectives[0].model.program.weight = 2.0
+
+
+def memory(step, descent):
+    if step == 7:
+        loc = descent.objectives[0].model.program.loc
+        loc.data = torch.ones(6)
+
+
+def rate(step, descent):
+    descent.optimizers[0].param_groups[0]["lr"] = 0.1 if step < 7 else 0.2
+
+
+def decay(step, descent):
+    descent.optimizers[0].param_groups[0]["weight_decay"] = 0.0 if step < 7 else 0.9
+
+
+def reloaded(step, descent):
+    if step == 7:
+        optimizer = descent.optimizers[0]
+        other = {k: {n: 0 * v for n, v in s.items()} for k, s in optimizer.state.items()}
+        saved = optimizer.state_dict()
+        saved["state"] = dict(enumerate(other.values()))
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("change", [number, memory, rate, decay, reloaded])
+def test_what_changes_counts_at_once(change, recorder):
+    ours, descent = changing(elbo(Weighted()), change, lr=0.1)
+    others, _ = changing(elbo(Weighted()), change, compile=False, lr=0.1)
+    constant, _ = changing(elbo(Weighted()), lambda *_: None, compile=False, lr=0.1)
+    assert ours == pytest.approx(others, rel=1e-5)
+    assert others[7:] != pytest.approx(constant[7:], rel=1e-3)
+    assert descent.captured.reason is None
+    assert recorder.launches["record"] == (1 if change is rate else 2)
+
+
+def test_rows_of_other_tensors_are_not_mixed_up(recorder):
+    descents = [Descent(elbo(Weighted()), lr=0.1, compile=on) for on in (True, False)]
+    found = []
+    for descent in descents:
+        descent.start(Chosen((X,), torch.arange(50), 50).gathered())
+        steps = [Chosen((X + n % 2,), torch.arange(50), 50) for n in range(12)]
+        found.append([descent.step(chosen)["elbo"].item() for chosen in steps])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_setting_that_changes_at_every_step(recorder):
+    settings = {"schedule": lambda o, n: OneCycleLR(o, 0.01, n + 1), "epochs": 40}
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: a setting of the optimi"):
+        ours = end(vae(), **settings)
+    same(ours, end(vae(), recorded=False, **settings))
+    assert recorder.launches["record"] == 0
+
+
+def test_learning_rates_that_an_optimiser_cannot_read_from_the_device(recorder):
+    settings = {"optimizer": torch.optim.SGD, "schedule": partial(ExponentialLR, gamma=0.99)}
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: a setting of the optimi"):
+        ours = end(vae(), epochs=40, **settings)
+    same(ours, end(vae(), epochs=40, recorded=False, **settings))
+
+
+class Reading(torch.optim.SGD):
+    def step(self, closure=None):
+        if self.param_groups[0]["params"][0].grad.norm().item() > 0:
+            super().step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [Reading, torch.optim.RMSprop])
+def test_an_optimiser_that_cannot_be_recorded(optimizer, recorder):
+    """One reads from the device; the other cannot keep its count of steps there (on the CPU)."""
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: (Runtime|Assertion)Error"):
+        ours = end(vae(), optimizer=optimizer)
+    same(ours, end(vae(), optimizer=optimizer, recorded=False))
+    assert recorder.launches["replay"] == 0
+
+
+def test_what_cannot_be_compiled_is_not_recorded(recorder):
+    class Counting(Weighted):
+        def forward(self, x=None, size=None):
+            self.weight = self.weight + 0.01
+            return super().forward(x, size)
+
+    with pytest.warns(UserWarning, match="runs eagerly, not compiled"):
+        changing(elbo(Counting()), lambda *_: None, lr=0.1)
+    assert recorder.launches["record"] == 0
+
+
+def test_games_are_not_recorded(recorder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(adversarial(GAN(6, 2)), X, steps=6, batch_size=16, seed=0, compile=True)
+    assert recorder.launches == {"run": 0, "record": 0, "replay": 0}
+
+
+def test_recorded_steps_are_compared_with_the_program_now_and_then(recorder, monkeypatch):
+    monkeypatch.setattr(compiling, "CHECK_EVERY", 5)
+    objective = elbo(Weighted())
+    wrong = False
+
+    def spoil(graph, **_):
+        return lambda *values: (1.5 if wrong else 1.0) * graph(*values)
+
+    def change(step, descent):
+        nonlocal wrong
+        wrong = step == 4
+
+    monkeypatch.setattr(torch, "compile", spoil)
+    with pytest.warns(UserWarning, match="after 5 steps its graph has another loss"):
+        found, _ = changing(objective, change, lr=0.1)
+    others, _ = changing(elbo(Weighted()), change, compile=False, lr=0.1)
+    assert found == pytest.approx(others, rel=1e-5)
+    assert recorder.launches == {"run": 4, "record": 1, "replay": 1}
+
+
+def test_dropout_and_batch_normalisation(recorder):
+    def noisy():
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8))
+        encoder.append(nn.Dropout(0.3))
+        encoder.append(nn.Linear(8, 4))
+        decoder = MLP(2, 6, (8,), dropout=0.2)
+        return elbo(VAE(6, 2, decoder=decoder), AmortizedNormal(6, 2, encoder))
+
+    ours, others = (end(noisy(), recorded=on) for on in (True, False))
+    same(ours, others)
+    (count,) = (v for k, v in ours[1].items() if k.endswith("num_batches_tracked"))
+    assert count == 32
+
+
+def test_a_loss_that_is_not_finite_is_noticed(recorder):
+    def model(x=None, size=None):
+        scale = pyro.param("falling", torch.tensor(1.0))
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(0.0, scale.sqrt()).expand([6]).to_event(1), obs=x)
+
+    pyro.clear_param_store()
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+"):
+        fit(elbo(model), 0 * X, steps=50, lr=0.1, seed=0, compile=True, batch_size=16)
+    assert recorder.launches["replay"] > 0
+
+
+def test_warming_up_comes_first():
+    assert capture.WARM_UP >= 3  # of CUDA's own libraries
