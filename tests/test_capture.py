@@ -14,6 +14,7 @@ import torch
 from oracles import state
 from recording import SimulatedRecorder
 from test_compile_models import COMPILED
+from test_svi import PROGRAMS, run
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR
 from torch.utils.data import TensorDataset
@@ -21,11 +22,12 @@ from torch.utils.data import TensorDataset
 from guides import AmortizedNormal
 from ppl_models import GAN, VAE, adversarial, data_plate, descend, elbo, fit
 from ppl_models.datasets import Transformed
-from ppl_models.engine import capture
 from ppl_models.engine import compile as compiling
 from ppl_models.engine import descend as descending
+from ppl_models.engine import svi as dropping
 from ppl_models.engine.data import Chosen
 from ppl_models.engine.descend import Descent
+from ppl_models.engine.svi import SVI
 from ppl_models.nn import MLP
 
 X = torch.bernoulli(torch.full((50, 6), 0.4))
@@ -310,5 +312,31 @@ def test_a_loss_that_is_not_finite_is_noticed(recorder):
     assert recorder.launches["replay"] > 0
 
 
-def test_warming_up_comes_first():
-    assert capture.WARM_UP >= 3  # of CUDA's own libraries
+# --- the drop-in SVI ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_slopes_of_the_drop_in(name, recorder, monkeypatch):
+    expected, others, *_ = run(pyro.infer.SVI, *PROGRAMS[name])
+    monkeypatch.setattr(dropping, "recorder_for", lambda device: recorder)
+    losses, values, svi, _ = run(SVI, *PROGRAMS[name])
+    assert recorder.launches == {"run": 3, "record": 1, "replay": 8}
+    assert svi._loss.captured.reason is None
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for key, value in values.items():
+        torch.testing.assert_close(value, others[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_slope_that_was_there_is_kept(recorder, monkeypatch):
+    """As with Pyro, whose backward adds to what `.grad` holds."""
+    monkeypatch.setattr(dropping, "recorder_for", lambda device: recorder)
+    ends = []
+    for kind in (pyro.infer.SVI, SVI):
+        make, _, data = PROGRAMS["eight schools"]
+        *_, svi, _ = run(kind, make, 0, data)
+        loc = next(iter(pyro.get_param_store()._params.values()))
+        loc.grad = torch.full_like(loc, 1e3)
+        torch.manual_seed(5)
+        svi.step(*data)
+        ends.append(loc.detach().clone())
+    torch.testing.assert_close(ends[0], ends[1])

@@ -183,26 +183,28 @@ class Descent:
         return losses
 
     def _replayed(self, batch: Batch | Chosen) -> dict[str, Tensor]:
-        """The same, as a recording where there is one for batches of this kind."""
+        """The same, by a recording where there is one for batches of this kind."""
         assert self.captured is not None
         if isinstance(batch, Chosen):
-            return self.captured(
+            losses = self.captured(
                 lambda rows: self._turns(batch._replace(rows=rows)),
                 (batch.rows,),
                 *map(id, batch.tensors),
                 batch.size,
             )
-        if batch.rows is None:
-            return self.captured(
+        elif batch.rows is None:
+            losses = self.captured(
                 lambda *values: self._turns(batch._replace(values=values)),
                 batch.values,
                 batch.size,
             )
-        return self.captured(
-            lambda rows, *values: self._turns(Batch(values, rows, batch.size)),
-            (batch.rows, *batch.values),
-            batch.size,
-        )
+        else:
+            losses = self.captured(
+                lambda rows, *values: self._turns(Batch(values, rows, batch.size)),
+                (batch.rows, *batch.values),
+                batch.size,
+            )
+        return {name: loss.clone() for name, loss in losses.items()}
 
     def _turn(self, i: int, batch: Batch) -> dict[str, Tensor]:
         """Moves the parameters of an objective once, and returns what there is to record."""

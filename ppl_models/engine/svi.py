@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ppl_models.engine.capture import Captured, recorder_for
 from ppl_models.engine.compile import MOST_GRAPHS, Compiled
 from ppl_models.engine.objectives import direct
 from ppl_models.engine.program import Program
@@ -81,7 +82,7 @@ class SVI(pyro.infer.SVI):
         value = tensor.item()
         if value - value != 0:  # Pyro's says where it comes from
             return super().step(*args, **kwargs)
-        tensor.backward()
+        loss.backward(tensor)
         parameters = list(loss.parameters.values())
         if isinstance(self.optim, Given):
             self.optim(set(parameters))
@@ -105,6 +106,8 @@ class Loss:
         self.stored: dict[str, Tensor] = {}  # of these the ones that are in Pyro's store
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
         self.compiled = Compiled(self)
+        self.captured: Captured | None = None  # on a GPU: the loss and its slopes, recorded
+        self.slopes: dict[str, Tensor] = {}
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         """The loss, with a gradient; None where the next step must be one of Pyro's."""
@@ -134,7 +137,26 @@ class Loss:
                 self.compiled.give_up("shapes or numbers among the arguments are ever new")
             return None
         self.ready.discard(key)
-        return self.compiled.run(graph, key, evaluate, tensors)
+        if self.captured is None:
+            return self.compiled.run(graph, key, evaluate, tensors)
+
+        def differentiate(*tensors: Tensor) -> dict[str, Tensor]:
+            loss = self.compiled.run(self.compiled.current(key), key, evaluate, tensors)
+            slopes = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+            named = zip(self.parameters, slopes, strict=True)
+            return {"": loss.detach(), **{n: x for n, x in named if x is not None}}
+
+        self.slopes = dict(self.captured(differentiate, tensors, key))
+        return self.slopes.pop("")
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the slopes of the loss just taken to those that the parameters have."""
+        if self.captured is None:
+            loss.backward()
+            return
+        for name, slope in self.slopes.items():
+            parameter = self.parameters[name]
+            parameter.grad = slope if parameter.grad is None else parameter.grad + slope
 
     def take(self, values: dict[str, Tensor | None]) -> None:
         """Takes note of the parameters that a step of Pyro's used."""
@@ -145,6 +167,10 @@ class Loss:
         self.parameters = used
         if not used:
             self.compiled.reason = "there are no parameters"
+            return
+        recorder = recorder_for(next(iter(used.values())).device)
+        if recorder is not None:
+            self.captured = Captured(recorder, [self.compiled], [], list(used.values()))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.parameters.items()
@@ -193,6 +219,9 @@ class Merged:
             return
         if any(p.device.type not in ("cpu", "cuda") for p in parameters):
             return
+        for p, own in zip(parameters, self.each, strict=True):
+            if "step" in own.state[p]:  # which a fused step counts on the device
+                own.state[p]["step"] = own.state[p]["step"].to(p.device)
         chosen = {k: v for k, v in first.items() if k not in ("foreach", "fused")}
         self.optimizer = type(self.each[0])(parameters, lr=first["lr"], fused=True)
         self.optimizer.param_groups[0].update(chosen)
