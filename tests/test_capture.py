@@ -104,15 +104,32 @@ def test_models(name, recorder):
 @pytest.mark.parametrize(
     "data",
     [
+        Transformed(0.1 + 0.8 * X, transform=torch.bernoulli),
         Transformed(X, transform=lambda x: torch.bernoulli(0.1 + 0.8 * x)),
         TensorDataset(X),
         torch.utils.data.DataLoader(TensorDataset(X), batch_size=16),
     ],
-    ids=["transformed", "dataset", "loader"],
+    ids=["binarised afresh", "transformed", "dataset", "loader"],
 )
 def test_sources(data, recorder):
     settings = {"batch_size": None if isinstance(data, torch.utils.data.DataLoader) else 16}
     same(*(end(vae(), data, on, **settings) for on in (True, False)))
+    assert recorder.launches["replay"] == 26
+
+
+def test_a_transform_with_a_will_of_its_own(recorder):
+    """What is not torch's own runs before the recorded step, each time."""
+    ends = []
+    for on in (True, False):
+        calls = []
+
+        def flip(x, calls=calls):
+            calls.append(1)
+            return x if len(calls) % 3 else 1 - x
+
+        ends.append(end(vae(), Transformed(X, transform=flip), on))
+        assert len(calls) >= 32
+    same(*ends)
     assert recorder.launches["replay"] == 26
 
 

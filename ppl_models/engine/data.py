@@ -30,11 +30,15 @@ class Chosen(NamedTuple):
     tensors: tuple[Tensor, ...]
     rows: Tensor
     size: int
+    transform: Callable[..., Any] | None = None
 
     def gathered(self) -> Batch:
         whole = len(self.rows) == self.size
-        values = (x if whole else x.index_select(0, self.rows) for x in self.tensors)
-        return Batch(tuple(values), self.rows, self.size)
+        values = tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
+        if self.transform is not None:
+            result = self.transform(*values)
+            values = result if isinstance(result, tuple) else (result,)
+        return Batch(values, self.rows, self.size)
 
 
 class Transformed:
@@ -83,18 +87,19 @@ class InMemory:
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
         for chosen in self.choices(seed, start, shuffle):
-            batch = chosen.gathered()
-            if self.transform is not None:
-                result = self.transform(*batch.values)
-                values = result if isinstance(result, tuple) else (result,)
-                batch = batch._replace(values=values)
-            yield batch
+            yield chosen.gathered()
 
     def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
-        """Yields the rows of those batches, not yet gathered nor transformed."""
+        """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
         for rows in _parts(self.size, self.batch_size, seed, shuffle, device)[start:]:
-            yield Chosen(self.tensors, rows, self.size)
+            yield Chosen(self.tensors, rows, self.size, self.transform)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether gathering is the work of torch alone, and not of a function that may change."""
+        name = getattr(self.transform, "__name__", "")
+        return self.transform is None or getattr(torch, name, None) is self.transform
 
 
 class ByIndex:

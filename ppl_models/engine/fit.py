@@ -210,9 +210,9 @@ def fit(
 
 
 def _epoch(train: Source, descent: Descent, seed: int, start: int) -> Iterator[Batch | Chosen]:
-    """The batches of an epoch, as rows where the step gathers them itself."""
-    if descent.captured is not None and _tensors(train) is not None:
-        return train.choices(seed, start)  # type: ignore[union-attr]
+    """The batches of an epoch, as rows where gathering them is recorded with the step."""
+    if descent.captured is not None and isinstance(train, InMemory) and train.recordable:
+        return train.choices(seed, start)
     return train.epoch(seed, start)
 
 
