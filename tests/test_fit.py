@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, data_plate, descend, elbo, fit
+from ppl_models.engine import state as state_module
 from ppl_models.engine.data import Batch, Transformed
+from ppl_models.engine.state import State
 
 quiet = functools.partial(fit, progress=False)
 
@@ -552,3 +554,38 @@ def test_the_progress_bar_is_off_without_a_terminal_and_on_request(capsys):
     fit(elbo(Seen()), torch.zeros(4), steps=2)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 41, "epochs": None}, {"validation": True}])
+def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tmp_path):
+    """Several epochs at a time where they are short, with the same history."""
+    data = binary(20, 4)
+    if "validation" in options:
+        options = {"validation": data[:5]}
+    settings = {"epochs": 10, "checkpoint": tmp_path / "run"} | options
+    _, expected = trained(data, **settings)
+    reads = []
+    table = state_module._table
+    monkeypatch.setattr(State, "_at_once", False)
+    monkeypatch.setattr(state_module, "READ_EVERY", 17)
+    monkeypatch.setattr(state_module, "_table", lambda s: reads.append(len(s)) or table(s))
+    _, run = trained(data, **settings)
+    assert run.history == expected.history
+    assert max(reads) == (4 if "validation" in options else 14)
+    assert sum(reads) == run.steps
+
+
+def test_the_step_of_a_loss_read_late_is_named(monkeypatch):
+    monkeypatch.setattr(State, "_at_once", False)
+    objective = elbo(*dropout_vae())
+    loss = objective.loss
+    calls = []
+
+    def third(*batch, size=None):
+        calls.append(1)
+        return loss(*batch, size=size) * (math.nan if len(calls) == 8 else 1.0)
+
+    monkeypatch.setattr(objective, "loss", third)
+    monkeypatch.setattr(torch, "isfinite", lambda x: torch.ones_like(x, dtype=torch.bool))
+    with pytest.raises(FloatingPointError, match="elbo: the loss is nan at step 7"):
+        quiet(objective, binary(20, 4), epochs=10, batch_size=5)

@@ -65,7 +65,10 @@ class CudaRecorder:
     def record(self, function: Callable[[], Losses]) -> tuple[Callable[[], Any], Losses]:
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as those of a DataLoader, may use the device meanwhile.
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+        recorded = torch.cuda.graph(
+            graph, self.pool, self.stream, capture_error_mode="thread_local"
+        )
+        with torch.cuda.device(self.device), recorded:
             result = function()
         return graph.replay, result
 
@@ -185,7 +188,8 @@ class Captured:
             with self._capturable():
                 replay, losses = self.recorder.record(partial(recording.step, *recording.inputs))
         except Exception as error:  # whatever an optimiser does that a recording cannot hold
-            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            first = error.__context__ or error  # CUDA's own, that the recording broke, comes second
+            self._give_up(f"{type(first).__name__}: {str(first).strip().splitlines()[0]}")
         else:
             recording.replay, recording.losses = replay, losses
 

@@ -202,6 +202,7 @@ def fit(
             state.write(path)
         if state.batch:
             _end_epoch(state, held_out, patience)
+            state.read()
         descent.take_average()
         state.return_to_best()
     for module in descent.modules():

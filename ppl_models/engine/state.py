@@ -13,7 +13,7 @@ from ppl_models.engine.average import copy_all
 from ppl_models.engine.descend import Descent
 from ppl_models.engine.rng import get_rng_state, set_rng_state
 
-_READ_EVERY = 100  # steps between two reads of the losses from an accelerator
+READ_EVERY = 100  # steps between two reads of the losses from an accelerator
 
 
 class State:
@@ -30,7 +30,8 @@ class State:
         self.epoch, self.batch = 0, 0  # the next batch
         self.history: dict[str, list[float]] = {}
         self.sums: dict[str, float] = {}  # of the losses in this epoch
-        self.pending: list[dict[str, Tensor]] = []  # not yet read from the device
+        # Not yet read from the device: losses of steps, and how many steps an epoch had at its end.
+        self.pending: list[dict[str, Tensor] | int] = []
         self.best: dict[str, Any] | None = None
         self.waited = 0
         self.stopped = False
@@ -40,18 +41,16 @@ class State:
         """Takes note of the losses of a step."""
         self.pending.append(losses)
         self.batch += 1
-        if len(self.pending) >= _READ_EVERY or self.descent.device.type == "cpu":
-            self._read()
+        self._read_if_due()
 
     def end_epoch(self, validation: float | None, patience: int | None) -> None:
         """Closes an epoch, after `self.batch` steps of it."""
-        self._read()
-        for name, total in self.sums.items():
-            key = "loss" if len(self.sums) == 1 else name
-            self.history.setdefault(key, []).append(total / self.batch)
-        self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
+        self.pending.append(self.batch)
+        self.epoch, self.batch = self.epoch + 1, 0
         if validation is None:
+            self._read_if_due()
             return
+        self.read()
         self.history.setdefault("validation", []).append(validation)
         if patience is None:
             return
@@ -82,7 +81,7 @@ class State:
 
     def check(self) -> None:
         """Raises where a loss or a parameter is not finite."""
-        self._read()
+        self.read()
         self.descent.check_parameters()
 
     def write(self, path: Path) -> None:
@@ -149,23 +148,39 @@ class State:
                 f"on as it was: try the same settings, or start anew without resume."
             )
 
-    def _read(self) -> None:
+    def _read_if_due(self) -> None:
+        if len(self.pending) >= READ_EVERY or self._at_once:
+            self.read()
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether reading costs nothing: an accelerator would have to finish all it was given."""
+        return self.descent.device.type == "cpu"
+
+    def read(self) -> None:
         """Reads pending losses, in one go, and raises at the first that is not finite."""
-        if not self.pending:
-            return
-        names = list(self.pending[0])
-        steps = [torch.stack([step[name] for name in names]) for step in self.pending]
-        table = torch.stack(steps).cpu().double()
-        first = self.descent.step_number - len(self.pending) + 1
-        self.pending = []
-        for number, row in enumerate(table.tolist(), first):
-            for name, loss in zip(names, row, strict=True):
+        pending, self.pending = self.pending, []
+        steps = [entry for entry in pending if isinstance(entry, dict)]
+        number = self.descent.step_number - len(steps)
+        values = iter(_table(steps))
+        for entry in pending:
+            if isinstance(entry, int):
+                self._close_epoch(entry)
+                continue
+            number += 1
+            for name, loss in zip(entry, next(values), strict=True):
                 if loss - loss != 0:
                     raise FloatingPointError(
                         f"{name}: the loss is {loss} at step {number}. "
                         f"Try a smaller lr, clip=1.0, or device='cpu', which names the site."
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + loss
+
+    def _close_epoch(self, steps: int) -> None:
+        for name, total in self.sums.items():
+            key = "loss" if len(self.sums) == 1 else name
+            self.history.setdefault(key, []).append(total / steps)
+        self.sums = {}
 
     def _tensors(self) -> dict[str, Tensor]:
         """The live parameters and buffers of all programs, by name."""
@@ -180,6 +195,14 @@ class State:
             for name, tensor in chain(chain.from_iterable(states), parameters):
                 tensors[f"{i}.{name}"] = tensor
         return tensors
+
+
+def _table(steps: list[dict[str, Tensor]]) -> list[list[float]]:
+    """The losses of some steps, read at once."""
+    if not steps:
+        return []
+    rows = [torch.stack([step[name] for name in steps[0]]) for step in steps]
+    return torch.stack(rows).cpu().double().tolist()
 
 
 _PROGRESS = (
