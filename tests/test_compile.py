@@ -140,6 +140,27 @@ def test_a_fit_is_the_same_bit_for_bit(name):
     assert all(torch.equal(v, ends[1][2][k]) for k, v in ends[0][2].items())
 
 
+def test_a_module_that_the_program_moves_is_one_graph(monkeypatch):
+    """`Module.to` asks questions whose answers are no tensors; the compiler would stop at each."""
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: given.append(graph) or graph)
+    decoder = nn.Linear(2, 3)
+
+    def model(x=None, size=None):
+        pyro.module("decoder", decoder.to(x.device))
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            torch.rand(2)  # no use, but what is drawn later depends on it
+            return pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    guide = AmortizedNormal(3, 2)
+    found, compiled = losses(elbo(model, guide), (BINARY,))
+    assert compiled.reason is None
+    assert "shallow" not in given[0].code
+    assert "rand." in given[0].code
+    assert found == losses(elbo(model, guide), (BINARY,), compiled=False)[0]
+
+
 # --- what a trace would hold fast, or cannot hold ---------------------------------------------
 
 

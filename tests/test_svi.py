@@ -5,13 +5,11 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from pyro.nn import PyroModule, PyroSample
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
-from torch.distributions import constraints
 
+from benchmarks import tutorials
 from ppl_models.engine.svi import SVI
 
 
@@ -21,132 +19,8 @@ def _small_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
 
 
-X = torch.randn(30, 3)
-Y = X.sum(1) + 0.3 * torch.randn(30)
-EFFECTS = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
-ERRORS = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
-COUNTS = torch.poisson(torch.full((20, 6), 3.0))
-SEQUENCES = (torch.rand(6, 5) < 0.5).float()
-WORDS = torch.randint(8, (12, 4))
-
-
-class Regression(PyroModule):
-    def __init__(self):
-        super().__init__()
-        self.linear = PyroModule[nn.Linear](3, 1)
-        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
-        self.linear.bias = PyroSample(dist.Normal(0.0, 10.0).expand([1]).to_event(1))
-
-    def forward(self, x, y=None):
-        sigma = pyro.sample("sigma", dist.Uniform(0.0, 10.0))
-        mean = self.linear(x).squeeze(-1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("obs", dist.Normal(mean, sigma), obs=y)
-        return mean
-
-
-def mixture(x):
-    weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(2)))
-    with pyro.plate("components", 2):
-        locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
-    scale = pyro.sample("scale", dist.LogNormal(0.0, 2.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("assignment", dist.Categorical(weights))
-        pyro.sample("obs", dist.Normal(locs[z], scale), obs=x)
-
-
-def eight_schools(sigma, y):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", 8):
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        pyro.sample("obs", dist.Normal(mu + tau * theta, sigma), obs=y)
-
-
-def hidden_markov(sequences):
-    with poutine.mask(mask=torch.tensor(True)):
-        moves = pyro.sample("moves", dist.Dirichlet(0.9 * torch.eye(2) + 0.1).to_event(1))
-        shows = pyro.sample("shows", dist.Beta(torch.tensor([2.0, 5.0]), 3.0).to_event(1))
-    with pyro.plate("sequences", len(sequences), dim=-1):
-        state = 0
-        for t in pyro.markov(range(sequences.shape[1])):
-            state = pyro.sample(
-                f"state_{t}", dist.Categorical(moves[state]), infer={"enumerate": "parallel"}
-            )
-            pyro.sample(f"x_{t}", dist.Bernoulli(shows[state]), obs=sequences[:, t])
-
-
-def allocation(words):
-    """Latent Dirichlet allocation of words given in rows, `(words, documents)`."""
-    with pyro.plate("topics", 3):
-        topics = pyro.sample("topic_words", dist.Dirichlet(torch.ones(8) / 8))
-    with pyro.plate("documents", words.shape[1]):
-        shares = pyro.sample("doc_topics", dist.Dirichlet(torch.ones(3) / 3))
-        with pyro.plate("words", words.shape[0]):
-            topic = pyro.sample(
-                "word_topics", dist.Categorical(shares), infer={"enumerate": "parallel"}
-            )
-            pyro.sample("doc_words", dist.Categorical(topics[topic]), obs=words)
-
-
-def allocation_guide(words):
-    topics = pyro.param("topics_q", torch.ones(3, 8) / 8, constraint=constraints.simplex)
-    shares = pyro.param("shares_q", torch.ones(4, 3) / 3, constraint=constraints.simplex)
-    with pyro.plate("topics", 3):
-        pyro.sample("topic_words", dist.Delta(topics, event_dim=1))
-    with pyro.plate("documents", words.shape[1]):
-        pyro.sample("doc_topics", dist.Delta(shares, event_dim=1))
-
-
-def sparse_gamma(counts):
-    with pyro.plate("weights", 12):
-        weights = pyro.sample("w", dist.Gamma(0.3, 0.1))
-    with pyro.plate("rows", len(counts)):
-        latents = pyro.sample("z", dist.Gamma(0.3, 0.3).expand([2]).to_event(1))
-        means = latents @ weights.reshape(2, 6)
-        pyro.sample("x", dist.Poisson(means + 1e-3).to_event(1), obs=counts)
-
-
-def encoder_and_decoder():
-    encoder, decoder = nn.Linear(3, 4), nn.Linear(2, 3)
-
-    def model(x):
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("latent", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("obs", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-    def guide(x):
-        pyro.module("encoder", encoder)
-        with pyro.plate("data", len(x)):
-            loc, log_scale = encoder(x).chunk(2, -1)
-            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return model, guide
-
-
-def with_guide(model, guide):
-    return model, guide(model)
-
-
-def summed_out(model, *names):
-    enumerated = pyro.infer.config_enumerate(model)
-    return enumerated, AutoNormal(poutine.block(enumerated, hide=list(names)))
-
-
-PROGRAMS = {
-    "Bayesian regression": (lambda: with_guide(Regression(), AutoDiagonalNormal), 0, (X, Y)),
-    "Gaussian mixture": (lambda: summed_out(mixture, "assignment"), 1, (Y,)),
-    "variational autoencoder": (encoder_and_decoder, 0, ((X > 0).float(),)),
-    "eight schools": (lambda: with_guide(eight_schools, AutoNormal), 0, (ERRORS, EFFECTS)),
-    "hidden Markov model": (
-        lambda: summed_out(hidden_markov, *(f"state_{t}" for t in range(5))),
-        1,
-        (SEQUENCES,),
-    ),
-    "latent Dirichlet allocation": (lambda: (allocation, allocation_guide), 2, (WORDS,)),
-    "sparse gamma": (lambda: with_guide(sparse_gamma, AutoNormal), 0, (COUNTS,)),
-}
+PROGRAMS = {p.name: (p.make, p.depth, p.data) for p in tutorials.programs()}
+ERRORS, EFFECTS = PROGRAMS["eight schools"][2]
 
 
 def run(kind, make, enumerated, data, optim=None, steps=12, loss=None):
@@ -205,12 +79,13 @@ def test_an_optimiser_of_torch():
     expected = run(pyro.infer.SVI, *PROGRAMS["variational autoencoder"])[0]
     pyro.clear_param_store()
     torch.manual_seed(0)
-    model, guide = encoder_and_decoder()
+    make, _, data = PROGRAMS["variational autoencoder"]
+    model, guide = make()
     modules = [c.cell_contents for f in (model, guide) for c in f.__closure__]
     parameters = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.01)
     svi = SVI(model, guide, optimizer, Trace_ELBO())
-    losses = [svi.step((X > 0).float()) for _ in range(12)]
+    losses = [svi.step(*data) for _ in range(12)]
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
@@ -226,9 +101,9 @@ def test_particles_and_arguments_by_name():
     def program(kind):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        guide = AutoNormal(eight_schools)
+        model, guide = tutorials.eight_schools()
         loss = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
-        svi = kind(eight_schools, guide, pyro.optim.Adam({"lr": 0.01}), loss)
+        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.01}), loss)
         return [svi.step(ERRORS, y=EFFECTS) for _ in range(5)], svi
 
     losses, svi = program(SVI)
@@ -243,7 +118,7 @@ def test_a_program_that_cannot_be_traced_is_pyros():
         loc = z if z > 0 else -2 * z
         pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.tensor(1.0))
 
-    make = lambda: with_guide(model, AutoNormal)  # noqa: E731
+    make = lambda: (model, AutoNormal(model))  # noqa: E731
     with pytest.warns(UserWarning, match="SVI: it runs eagerly, not compiled: it cannot be traced"):
         losses = run(SVI, make, 0, ())[0]
     assert losses == pytest.approx(run(pyro.infer.SVI, make, 0, ())[0], rel=1e-6)

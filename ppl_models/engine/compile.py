@@ -175,6 +175,10 @@ class Compiled:
                 "the graph is another with other draws: control flow, the number or the shapes of "
                 "sites, depend on values" + _where_they_part(first, second)
             )
+        # Questions that were asked and answered, such as those of `Module.to`, on which the
+        # compiler would break the graph into pieces. Draws stay, so that those after them do.
+        first.graph.eliminate_dead_code()
+        first.recompile()
         return first, reads.tensors
 
     def _difference(
