@@ -10,6 +10,7 @@ from oracles import state
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
+from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import MADE, VAE, FactorAnalysis, data_plate, elbo, fit, iwae
@@ -159,6 +160,15 @@ def test_a_module_that_the_program_moves_is_one_graph(monkeypatch):
     assert "shallow" not in given[0].code
     assert "rand." in given[0].code
     assert found == losses(elbo(model, guide), (BINARY,), compiled=False)[0]
+
+
+@pytest.mark.parametrize("diagonal", [-2, -1, 0])
+def test_triangles_by_indices_are_those_by_masks(diagonal):
+    matrix = torch.randn(3, 5, 5, dtype=torch.double)
+    vector = tril_matrix_to_vec(matrix, diagonal)
+    assert torch.equal(compiling._from_triangle(matrix, diagonal), vector)
+    expected = vec_to_tril_matrix(vector, diagonal)
+    assert torch.equal(compiling._to_triangle(vector, diagonal), expected)
 
 
 # --- what a trace would hold fast, or cannot hold ---------------------------------------------

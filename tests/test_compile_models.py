@@ -2,6 +2,8 @@
 
 import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -47,6 +49,7 @@ from ppl_models import (
     SoftmaxRegression,
     VampPrior,
     adversarial,
+    data_plate,
     denoising,
     elbo,
     iwae,
@@ -203,3 +206,25 @@ def test_labels_that_are_not_known():
     objective = elbo(SemiSupervisedVAE(4, 3, 2), LabelNormal(4, 3, 2))
     with pytest.warns(UserWarning, match="cannot be traced"):
         assert compare(objective, (BINARY, SOME)) is not None
+
+
+def correlated():
+    def model(x=None, size=None):
+        scales = pyro.sample("scales", dist.LogNormal(0.0, 1.0).expand([4]).to_event(1))
+        root = pyro.sample("correlations", dist.LKJCholesky(4, 2.0))
+        with data_plate(x, size):
+            law = dist.MultivariateNormal(torch.zeros(4), scale_tril=scales[..., None] * root)
+            return pyro.sample("x", law, obs=x)
+
+    return elbo(model, AutoNormal(model))
+
+
+@pytest.mark.parametrize(
+    "name", ["correlated", "BayesianGaussianMixture, AutoNormal", "VAE, Normal"]
+)
+def test_the_compiler_takes_the_graph_whole(name, monkeypatch):
+    """A break, as at a mask of the elements of a triangle, would leave it in slower pieces."""
+    whole = torch._dynamo.optimize("eager", nopython=True, dynamic=False)
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: whole(graph))
+    make, data = COMPILED.get(name, (correlated, (X,)))
+    assert compare(make(), data) is None

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from unittest import mock
@@ -24,7 +25,7 @@ from unittest import mock
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, transforms
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -162,7 +163,7 @@ class Compiled:
         """Returns the graph of the loss, the same for other draws, and the tensors it has read."""
         graphs, reads = [], _Reads()
         for seed in range(2):
-            with pyro.validation_enabled(False), _unvalidated(), self._untouched(inputs):
+            with pyro.validation_enabled(False), _without_reads(), self._untouched(inputs):
                 torch.manual_seed(seed)
                 tracer = make_fx(evaluate, pre_dispatch=True, _allow_non_fake_inputs=True)
                 # Tensors of their own: one that comes twice, or that the program also knows by
@@ -256,13 +257,37 @@ def _validation_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _unvalidated() -> Iterator[None]:
-    """A context without checks of values, which read from the device.
+def _without_reads() -> Iterator[None]:
+    """A context without what reads values from the device, or breaks a graph: checks, and masks.
 
-    Distributions that were made earlier, such as the priors of a module, have them on.
+    Distributions that were made earlier, such as the priors of a module, have checks on.
     """
-    with mock.patch.object(Distribution, "_validate_sample", return_value=None):
+    with (
+        mock.patch.object(Distribution, "_validate_sample", return_value=None),
+        mock.patch.object(transforms, "vec_to_tril_matrix", _to_triangle),
+        mock.patch.object(transforms, "tril_matrix_to_vec", _from_triangle),
+    ):
         yield
+
+
+def _to_triangle(vector: Tensor, diag: int = 0) -> Tensor:
+    """Torch's `vec_to_tril_matrix`, by indices instead of a mask."""
+    n = next(n for n in count(1) if _size(n, diag) >= vector.shape[-1])
+    matrix = vector.new_zeros(*vector.shape[:-1], n, n)
+    rows, columns = torch.tril_indices(n, n, diag, device=vector.device)
+    matrix[..., rows, columns] = vector
+    return matrix
+
+
+def _size(n: int, diag: int) -> int:
+    return sum(min(max(row + 1 + diag, 0), n) for row in range(n))
+
+
+def _from_triangle(matrix: Tensor, diag: int = 0) -> Tensor:
+    """Torch's `tril_matrix_to_vec`, alike."""
+    n = matrix.shape[-1]
+    rows, columns = torch.tril_indices(n, n, diag, device=matrix.device)
+    return matrix[..., rows, columns]
 
 
 class _Reads(TorchDispatchMode):
