@@ -4,7 +4,9 @@ A GPU is not needed: `SimulatedRecorder` records and replays operations on the C
 does. `test_cuda.py` has what needs one.
 """
 
+import gc
 import warnings
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -163,6 +165,19 @@ def test_draws_are_new_in_each_replay(recorder):
     found = [descent.step(batch)["elbo"].item() for _ in range(8)]
     assert len(set(found)) == 8
     assert recorder.launches["replay"] == 5
+
+
+def test_nothing_is_kept_after_the_end(recorder):
+    """A GPU would run full: no cycle of objects holds the recordings, or the data in them."""
+    data = X.clone()
+    gone = weakref.ref(data)
+    gc.disable()
+    try:
+        end(vae(), data)
+        del data
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # --- what a recording holds, and may change -------------------------------------------------------

@@ -61,7 +61,7 @@ def descend(
             descent.start(batch)
         yield descent.step(batch)
     if descent.started:
-        descent.take_average()
+        descent.finish()
 
 
 class Descent:
@@ -248,10 +248,12 @@ class Descent:
         """A context in which the parameters are their averages, where there are any."""
         return nullcontext() if self.average is None else self.average.taken()
 
-    def take_average(self) -> None:
-        """Gives the parameters the values of their averages, where there are any."""
+    def finish(self) -> None:
+        """Ends it: the parameters take the values of their averages, recordings are let go."""
         if self.average is not None:
             self.average.take()
+        if self.captured is not None:
+            self.captured.recordings.clear()
 
     def blame(self, objective: Objective, batch: Batch, loss: Tensor, when: str) -> str:
         """Says where a loss that is not finite comes from."""

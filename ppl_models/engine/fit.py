@@ -205,7 +205,7 @@ def fit(
         if state.batch:
             _end_epoch(state, held_out, patience)
             state.read()
-        descent.take_average()
+        descent.finish()
         state.return_to_best()
     for module in descent.modules():
         module.eval()
