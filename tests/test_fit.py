@@ -566,7 +566,7 @@ def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tm
     _, expected = trained(data, **settings)
     reads = []
     table = state_module._table
-    monkeypatch.setattr(State, "_at_once", False)
+    monkeypatch.setattr(State, "_costs_nothing", False)
     monkeypatch.setattr(state_module, "READ_EVERY", 17)
     monkeypatch.setattr(state_module, "_table", lambda s: reads.append(len(s)) or table(s))
     _, run = trained(data, **settings)
@@ -576,7 +576,7 @@ def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tm
 
 
 def test_the_step_of_a_loss_read_late_is_named(monkeypatch):
-    monkeypatch.setattr(State, "_at_once", False)
+    monkeypatch.setattr(State, "_costs_nothing", False)
     objective = elbo(*dropout_vae())
     loss = objective.loss
     calls = []

@@ -13,7 +13,7 @@ from ppl_models.engine.average import copy_all
 from ppl_models.engine.descend import Descent
 from ppl_models.engine.rng import get_rng_state, set_rng_state
 
-READ_EVERY = 100  # steps between two reads of the losses from an accelerator
+READ_EVERY = 100  # losses that are read at once
 
 
 class State:
@@ -41,16 +41,17 @@ class State:
         """Takes note of the losses of a step."""
         self.pending.append(losses)
         self.batch += 1
-        self._read_if_due()
+        if len(self.pending) >= READ_EVERY:
+            self.read()
 
     def end_epoch(self, validation: float | None, patience: int | None) -> None:
         """Closes an epoch, after `self.batch` steps of it."""
         self.pending.append(self.batch)
         self.epoch, self.batch = self.epoch + 1, 0
+        if validation is not None or self._costs_nothing or len(self.pending) >= READ_EVERY:
+            self.read()
         if validation is None:
-            self._read_if_due()
             return
-        self.read()
         self.history.setdefault("validation", []).append(validation)
         if patience is None:
             return
@@ -148,13 +149,9 @@ class State:
                 f"on as it was: try the same settings, or start anew without resume."
             )
 
-    def _read_if_due(self) -> None:
-        if len(self.pending) >= READ_EVERY or self._at_once:
-            self.read()
-
     @property
-    def _at_once(self) -> bool:
-        """Whether reading costs nothing: an accelerator would have to finish all it was given."""
+    def _costs_nothing(self) -> bool:
+        """Whether losses can be read at any time; a GPU would first finish all it was given."""
         return self.descent.device.type == "cpu"
 
     def read(self) -> None:
@@ -201,8 +198,8 @@ def _table(steps: list[dict[str, Tensor]]) -> list[list[float]]:
     """The losses of some steps, read at once."""
     if not steps:
         return []
-    rows = [torch.stack([step[name] for name in steps[0]]) for step in steps]
-    return torch.stack(rows).cpu().double().tolist()
+    values = torch.stack([step[name] for step in steps for name in steps[0]])
+    return values.reshape(len(steps), -1).cpu().double().tolist()
 
 
 _PROGRESS = (
