@@ -1,0 +1,62 @@
+"""What all timings share: the name of the machine, its clock, and its memory."""
+
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine(device: str | torch.device) -> str:
+    """The name of the GPU or of the processor."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if (known := Path("/proc/cpuinfo")).exists():
+        for line in known.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def about(device: str | torch.device) -> dict[str, Any]:
+    """What belongs to every number."""
+    found = {
+        "device": str(device),
+        "machine": machine(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if torch.device(device).type == "cuda":
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def heading(device: str | torch.device) -> str:
+    found = about(device)
+    return f"{device} ({found['machine']}), {found['threads']} thread(s), torch {found['torch']}"
+
+
+def wait(device: str | torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(call: Callable[[], object], device: str | torch.device, times: int = 1) -> float:
+    """The mean time of a call, until the device has done it."""
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait(device)
+    return (time.perf_counter() - began) / times
+
+
+def peak(device: str | torch.device) -> float:
+    """The most memory so far, in MiB: of tensors on a GPU, else of the process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
