@@ -181,9 +181,7 @@ def arms(images: Tensor, seed: int, rounds: int) -> dict[str, Callable[[], list[
         how, mixed = partial(by_hand_captured, images, seed), {"compile": True, "amp": True}
         found |= {
             "by hand, captured": partial(timed, how),
-            "fit, compiled, bfloat16": partial(
-                by_fit, images, seed, rounds, compile=True, amp=True
-            ),
+            "fit, compiled, bfloat16": partial(by_fit, images, seed, rounds, **mixed),
             "by hand, captured, bfloat16": partial(timed, partial(how, bfloat16=True)),
         }
     return found
