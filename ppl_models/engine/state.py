@@ -13,7 +13,7 @@ from ppl_models.engine.average import copy_all
 from ppl_models.engine.descend import Descent
 from ppl_models.engine.rng import get_rng_state, set_rng_state
 
-_READ_EVERY = 100  # steps between two reads of the losses
+_READ_EVERY = 100  # steps between two reads of the losses from an accelerator
 
 
 class State:
@@ -40,7 +40,7 @@ class State:
         """Takes note of the losses of a step."""
         self.pending.append(losses)
         self.batch += 1
-        if len(self.pending) >= _READ_EVERY:
+        if len(self.pending) >= _READ_EVERY or self.descent.device.type == "cpu":
             self._read()
 
     def end_epoch(self, validation: float | None, patience: int | None) -> None:
@@ -154,9 +154,8 @@ class State:
         if not self.pending:
             return
         names = list(self.pending[0])
-        # One operation for all: on an accelerator each is a launch, and only the copy waits.
-        flat = torch.stack([step[name] for step in self.pending for name in names])
-        table = flat.cpu().double().reshape(-1, len(names))
+        steps = [torch.stack([step[name] for name in names]) for step in self.pending]
+        table = torch.stack(steps).cpu().double()
         first = self.descent.step_number - len(self.pending) + 1
         self.pending = []
         for number, row in enumerate(table.tolist(), first):
