@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def iwae(monkeypatch):
     module = importlib.import_module("benchmarks.iwae_mnist")
 
     def mnist(root, binarize, seed):
+        assert binarize == "fresh"
         grey = torch.rand(ROWS + TEST, 784, generator=torch.Generator().manual_seed(1))
         test = torch.bernoulli(grey[ROWS:], generator=torch.Generator().manual_seed(seed))
         return Transformed(grey[:ROWS], transform=torch.bernoulli), test
@@ -130,10 +132,37 @@ def test_a_shortened_run_says_so(iwae, tmp_path, capsys):
     assert "this run is SHORTENED" in printed.splitlines()[-1]
     assert "86.76" in printed
 
+    evidence = iwae.files.read(tmp_path / "k1-seed0-3-steps-evidence.safetensors")["evidence"]
+    value, variance = evidence["value"], evidence["row_variance"]
+    assert 450 < found["NLL"] < 650  # 543 for independent pixels of ink 1/2
+    assert found["NLL"] == pytest.approx(-value.mean().item())
+    assert found["standard error over rows"] == pytest.approx(value.std().item() / 7**0.5)
+    assert found["Monte Carlo error"] == pytest.approx(variance.sum().sqrt().item() / 7)
+
+
+@pytest.mark.parametrize("less", [("--steps", "5"), ("--test-rows", "3"), ("--samples", "9")])
+def test_each_way_to_shorten_it_counts(iwae, less, tmp_path, monkeypatch):
+    monkeypatch.setattr(iwae, "ENDS", [1, 2])
+    samples = () if less[0] == "--samples" else ("--samples", "5000")
+    monkeypatch.setattr(iwae, "log_evidence", partial(cheap, iwae.log_evidence))
+    assert not run(iwae, tmp_path, *less, *samples)["protocol"]
+
+
+def cheap(evidence, *args, num_samples, **options):
+    return evidence(*args, num_samples=2, **options)
+
+
+def test_more_particles_are_those_of_the_bound(iwae, tmp_path, monkeypatch):
+    asked, real = [], iwae.iwae
+    monkeypatch.setattr(iwae, "iwae", lambda *a: asked.append(a[-1]) or real(*a))
+    run(iwae, tmp_path / "1", "--steps", "1", "--samples", "2")
+    assert asked == []
+    run(iwae, tmp_path / "7", "--steps", "1", "--samples", "2", "--particles", "7")
+    assert asked == [7]
+
 
 def test_the_protocol_is_called_so(iwae, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(iwae, "ENDS", [1, 2])
-    monkeypatch.setattr(iwae, "mix", lambda seed, start: mix(seed, start) + 1)
     monkeypatch.setattr(iwae, "AT_ONCE", {"cpu": 20_000})
     found = run(iwae, tmp_path, "--particles", "50")
     printed = capsys.readouterr().out
