@@ -32,7 +32,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.measure import about, heading
+from benchmarks.measure import about, heading, wait
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, datasets, elbo, fit, iwae, log_evidence
 from ppl_models.engine import checkpoint as files
@@ -56,6 +56,7 @@ ENDS = list(itertools.accumulate(3**i for i in range(8)))  # passes until a stag
 ADAM = partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-4 / BATCH, fused=True)
 PUBLISHED = {1: 86.76, 50: 84.78}  # test NLL in nats, by the number of particles
 FIRST = 1000  # steps, of the first part of a call
+SETTLED = 200  # steps of a part, in which all is compiled and recorded
 PART = 100  # test rows that are evaluated together
 AT_ONCE = {"cpu": 4096, "cuda": 100_000}  # draws that are evaluated at once
 
@@ -66,10 +67,27 @@ def factor(step: int, steps_a_pass: int) -> float:
     return 10 ** (-stage / 7)
 
 
-def schedule(steps_a_pass: int) -> Callable[[torch.optim.Optimizer], LambdaLR]:
-    """The rates as `fit` takes them. They do not depend on where a call ends."""
-    rate = partial(factor, steps_a_pass=steps_a_pass)
-    return lambda optimizer: LambdaLR(optimizer, rate)
+class Schedule:
+    """The rates as `fit` takes them, whatever the step that a call ends at. It notes the time.
+
+    Arguments:
+        steps_a_pass: The steps of a pass.
+        device: Where they are taken.
+        at: After which steps to note the time.
+    """
+
+    def __init__(self, steps_a_pass: int, device: str, at: Sequence[int] = ()) -> None:
+        self.steps_a_pass, self.device, self.at = steps_a_pass, device, at
+        self.times: list[float] = []
+
+    def __call__(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        if step in self.at:
+            wait(self.device)
+            self.times.append(time.perf_counter())
+        return factor(step, self.steps_a_pass)
 
 
 def programs(images: Tensor) -> tuple[VAE, AmortizedNormal]:
@@ -120,20 +138,21 @@ def train(
     """Goes on from the checkpoint until the time is out, and returns the steps done in all.
 
     It goes part by part, each to the step that by the speed of the part before comes in time. In
-    `speed` it notes the seconds of a step in the longest part, its start included.
+    `speed` it notes the seconds of a step in the longest part, without the part's start.
     """
-    rates = schedule(-(-len(data) // BATCH))
     done = files.read(path)["step"] if path.exists() else 0
     count = FIRST
     while True:  # once in any case, which brings the parameters back
+        goal = min(done + count, total)
+        schedule = Schedule(-(-len(data) // BATCH), device, at=(done + SETTLED, goal))
         run = fit(
             objective,
             data,
-            steps=min(done + count, total),
+            steps=goal,
             batch_size=BATCH,
             lr=1e-3,
             optimizer=ADAM,
-            schedule=rates,
+            schedule=schedule,
             seed=seed,
             device=device,
             compile=total >= LONG,
@@ -142,19 +161,24 @@ def train(
             progress=False,
         )
         if taken := run.steps - done:
-            pace = run.seconds / taken
-            if taken >= speed.get("measured over", 0):
-                speed.update({"seconds a step": pace, "measured over": taken})
+            pace, over = run.seconds / taken, taken
+            if taken > SETTLED:
+                over = taken - SETTLED
+                pace = (schedule.times[-1] - schedule.times[-2]) / over
+            if over >= speed.get("measured over", 0):
+                speed.update({"seconds a step": pace, "measured over": over})
+            start = run.seconds - pace * taken
             done = run.steps
             print(
                 f"  step {done:,} of {total:,}: training loss of this pass "
-                f"{run.history['loss'][-1]:.2f} nats per row; {1e3 * pace:.3f} ms a step, with "
-                f"the start of this part; {(total - done) * pace / 60:,.1f} minutes to come",
+                f"{run.history['loss'][-1]:.2f} nats per row; {1e3 * pace:.3f} ms a step and "
+                f"{start:.0f} s to start; {(total - done) * pace / 60:,.1f} minutes to come",
                 flush=True,
             )
         if done >= total or clock.out:
             return done
-        count = total if math.isinf(clock.left) else max(FIRST, int(0.95 * clock.left / pace))
+        fits = (0.95 * clock.left - start) / pace
+        count = total if math.isinf(fits) else max(FIRST, int(fits))
 
 
 def evaluate(

@@ -29,6 +29,7 @@ def iwae(monkeypatch):
 
     monkeypatch.setattr(module.datasets, "mnist", mnist)
     monkeypatch.setattr(module, "FIRST", 4)
+    monkeypatch.setattr(module, "SETTLED", 2)
     monkeypatch.setattr(module, "PART", 5)
     return module
 
@@ -53,7 +54,7 @@ def test_the_scheduler_gives_each_step_its_rate(iwae):
     (weight,) = parameters = [torch.nn.Parameter(torch.zeros(1))]
     weight.grad = torch.ones(1)
     optimizer = iwae.ADAM(parameters, lr=1e-3)
-    scheduler = iwae.schedule(steps_a_pass=3)(optimizer)
+    scheduler = iwae.Schedule(3, "cpu")(optimizer)
     for step in range(30):
         assert optimizer.param_groups[0]["lr"] == 1e-3 * iwae.factor(step, 3)
         optimizer.step()
@@ -62,10 +63,17 @@ def test_the_scheduler_gives_each_step_its_rate(iwae):
 
 def test_adam_is_that_of_a_sum_over_the_rows(iwae):
     weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    total = torch.tensor([1e-5, 1e-4, 3.0], dtype=torch.float64)  # gradient of the sum
-    weight.grad = total / iwae.BATCH
-    iwae.ADAM([weight], lr=1e-3).step()
-    torch.testing.assert_close(weight.detach(), -1e-3 * total / (total + 1e-4))
+    optimizer = iwae.ADAM([weight], lr=1e-3)
+    expected, first, second = weight.detach().clone(), 0.0, 0.0
+    for step in range(1, 6):
+        total = torch.randn(3).double() * torch.tensor([1e-5, 1e-4, 3.0])  # gradient of the sum
+        first = 0.9 * first + 0.1 * total
+        second = 0.999 * second + 0.001 * total**2
+        mean, square = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        expected -= 1e-3 * mean / (square.sqrt() + 1e-4)
+        weight.grad = total / iwae.BATCH
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_the_start_is_that_of_the_authors(iwae):
@@ -118,6 +126,9 @@ def test_stopped_and_resumed_it_gives_the_same_numbers(iwae, particles, tmp_path
     for name, tensor in first["tensors"].items():
         assert torch.equal(tensor, second["tensors"][name]), name
 
+    assert 0 < parts["speed"]["seconds a step"] < 1
+    assert whole["speed"]["measured over"] == 9 - 2  # the second part took all that was left
+    assert parts["speed"]["measured over"] == 4 - 2
     again = run(iwae, tmp_path / "parts", *options)  # all is there already
     assert again == parts
 
