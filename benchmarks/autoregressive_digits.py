@@ -11,7 +11,6 @@ once; beside their time is that of draws by a pass for each pixel, and whether b
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -160,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "same draws": same,
             }
         )
-    if arguments.json:
-        report = {**measure.about(arguments.device), "rows": found}
-        arguments.json.write_text(json.dumps(report, indent=1))
+        measure.write(arguments.json, arguments.device, rows=found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ with T steps, all Gaussian integrals done, 200 of its terms drawn for each row.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flow = probability_flow(diffusion, x, num_steps=steps, seed=0)
         print(f"{steps} steps  {flow.bits_per_dim:.4f}  ({flow.mean:.2f} nats per row)", flush=True)
         found["flow"].append({"steps": steps, "bits/dim": flow.bits_per_dim})
-    if arguments.json:
-        report = {**measure.about(arguments.device), **found}
-        arguments.json.write_text(json.dumps(report, indent=1))
+    measure.write(arguments.json, arguments.device, **found)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ takes longer than two seconds runs once.
 """
 
 import argparse
-import json
 import statistics
 import time
 import warnings
@@ -227,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="fit_em: still rising")
     chosen = args.part or parts
     print(measure.heading(args.device))
-    report = measure.about(args.device)
+    report: dict[str, Any] = {}
     if "ppca" in chosen:
         report["ppca"] = ppca(args.device)
     for threads in dict.fromkeys(args.threads):
@@ -242,8 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["em"] = expectation_maximisation(args.device)
     if "imputation" in chosen:
         imputation()
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    measure.write(args.json, args.device, **report)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ training rows are 100,000 draws, and each seed is another net and another order,
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -233,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     args = parser.parse_args(argv)
     print(measure.heading(args.device))
-    report = measure.about(args.device)
+    report: dict[str, Any] = {}
     if args.stacked_mnist:
         began = time.perf_counter()
         report["stacked MNIST"] = stacked_mnist(args)
@@ -242,8 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         for name in [args.only] if args.only else SETTINGS:
             report[name] = toys(name, seeds, args.device)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    measure.write(args.json, args.device, **report)
 
 
 if __name__ == "__main__":

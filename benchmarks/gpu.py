@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 STEPS = {  # {root}: the data; {out}: the folder; {json}: the file of the step
-    "vae_epoch": Step("vae_epoch --data-root {root} --json {json}", 240),
+    "vae_epoch": Step("vae_epoch --data-root {root} --json {json}", 300),
     "steps": Step("steps --json {json}", 300),
     "iwae_1": Step("iwae_mnist --data-root {root} --minutes 2 --folder {out}/iwae", 240),
     "iwae_50": Step(
@@ -53,7 +53,11 @@ STEPS = {  # {root}: the data; {out}: the folder; {json}: the file of the step
     "diffusion_digits": Step("diffusion_digits --json {json}", 180),
     "vae_digits": Step("vae_digits --json {json}", 180),
     "autoregressive_digits": Step("autoregressive_digits --json {json}", 300),
-    "gan_modes": Step("gan_modes --stacked-mnist --data-root {root} --json {json}", 400),
+    "gan_modes": Step(
+        "gan_modes --stacked-mnist --data-root {root} --checkpoint {out}/gan_modes.safetensors "
+        "--resume --json {json}",
+        400,
+    ),
 }
 LEAST = 30  # seconds, below which no step is begun
 

@@ -10,7 +10,6 @@ An evaluation comes after another of up to a hundred draws.
 """
 
 import argparse
-import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -67,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ((key, value),) = options.items()
             print(f"  {value:>9,} {key:8}{milliseconds:12.3f} ms {peak:8.0f} MiB", flush=True)
             found.append({**options, "milliseconds": milliseconds, "mebibytes": peak})
-    if args.json:
-        report = {**measure.about(args.device), "rows": found}
-        args.json.write_text(json.dumps(report, indent=1))
+            measure.write(args.json, args.device, rows=found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What all timings share: the name of the machine, its clock, and its memory."""
 
 import itertools
+import json
 import platform
 import resource
 import time
@@ -39,6 +40,12 @@ def about(device: str | torch.device) -> dict[str, Any]:
 def heading(device: str | torch.device) -> str:
     found = about(device)
     return f"{device} ({found['machine']}), {found['threads']} thread(s), torch {found['torch']}"
+
+
+def write(path: Path | None, device: str, **found: Any) -> None:
+    """Writes numbers as JSON, with what belongs to them, if there is a file for them."""
+    if path is not None:
+        path.write_text(json.dumps({**about(device), **found}, indent=1))
 
 
 def wait(device: str | torch.device) -> None:

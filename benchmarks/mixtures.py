@@ -9,7 +9,6 @@ Times are medians after a warm-up, of the same iterations with the same number o
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
@@ -358,12 +357,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "starts": lambda: own_starts(args.restarts, args.seeds, args.device),
     }
     print(measure.heading(args.device))
-    report = measure.about(args.device)
+    report: dict[str, Any] = {}
     for name in parts:
         if name in chosen:
             report[name] = run[name]()
-            if args.json:
-                args.json.write_text(json.dumps(report, indent=1))
+            measure.write(args.json, args.device, **report)
 
 
 if __name__ == "__main__":

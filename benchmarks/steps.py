@@ -11,7 +11,6 @@ on a GPU: as one writes it, and with the whole step in a CUDA graph, to which th
 """
 
 import argparse
-import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
@@ -228,8 +227,8 @@ def difference(step: Any) -> tuple[float, float]:
     ).item()
 
 
-def programs(args: argparse.Namespace) -> list[dict[str, Any]]:
-    found = []
+def programs(args: argparse.Namespace) -> None:
+    found: list[dict[str, Any]] = []
     for case in cases(args.device):
         if not case.name.startswith(tuple(args.only)):
             continue
@@ -248,7 +247,7 @@ def programs(args: argparse.Namespace) -> list[dict[str, Any]]:
             loss, gradient = difference(steps["fit, compiled"])
             print(f"  compiled against eager: loss within {loss:.0e}, gradient {gradient:.0e}")
             found[-1] |= {"loss": loss, "gradient": gradient}
-    return found
+        measure.write(args.json, args.device, rows=found)
 
 
 def objectives(device: str) -> Iterator[tuple[str, Callable[[], Any], tuple[Tensor, ...]]]:
@@ -287,8 +286,8 @@ def objectives(device: str) -> Iterator[tuple[str, Callable[[], Any], tuple[Tens
     yield "GAN", lambda: adversarial(*on(GAN(8, 3))), (x,)
 
 
-def models(args: argparse.Namespace) -> list[dict[str, Any]]:
-    found = []
+def models(args: argparse.Namespace) -> None:
+    found: list[dict[str, Any]] = []
     print(f"{'':26}{'eager':>10}{'compiled':>10}{'':>8}  loss and gradient within")
     for name, make, data in objectives(args.device):
         if not name.startswith(tuple(args.only)):
@@ -312,7 +311,7 @@ def models(args: argparse.Namespace) -> list[dict[str, Any]]:
             line += "  {:.0e}, {:.0e}".format(*difference(steps["compiled"]))
         print(line + (f"  eager: {reason}" if reason else ""), flush=True)
         found.append({"name": name, "seconds": times, "eager because": reason})
-    return found
+        measure.write(args.json, args.device, rows=found)
 
 
 def main() -> None:
@@ -328,9 +327,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
 
     print(measure.heading(args.device))
-    found = models(args) if args.models else programs(args)
-    if args.json:
-        args.json.write_text(json.dumps({**measure.about(args.device), "rows": found}, indent=1))
+    if args.models:
+        models(args)
+    else:
+        programs(args)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ beside them tells how much the guide leaves of the gap to the truth. One seed.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 line, numbers = row(sets[name], make, args)
                 print(f"{name:11}{prior:18}{line}", flush=True)
                 rows.append({"pixels": name, "prior": prior, **numbers})
-    if args.json:
-        args.json.write_text(json.dumps({**measure.about(args.device), "rows": rows}, indent=1))
+                measure.write(args.json, args.device, rows=rows)
 
 
 def row(

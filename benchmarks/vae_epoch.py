@@ -11,7 +11,6 @@ step in a CUDA graph. Arms run one after the other; each first runs an epoch tha
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -246,12 +245,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, _ = (x.to(device) for x in datasets.mnist(args.data_root))
     _, test = datasets.mnist(args.data_root, binarize="fresh", seed=0)
     print(measure.heading(args.device))
-    report: dict[str, Any] = measure.about(args.device)
-
     if args.train:
-        report["test NLL"] = learn(images, test.to(device), args)
+        learnt = learn(images, test.to(device), args)
+        measure.write(args.json, args.device, **{"test NLL": learnt})
     else:
-        report["rows"] = []
+        rows: list[dict[str, Any]] = []
         medians: dict[str, float] = {}
         for name, run in arms(images, args.seed, args.rounds).items():
             if not name.startswith(tuple(args.only)):
@@ -268,16 +266,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if peer in medians:
                     line += f"; {medians[peer] / medians[name]:.2f} x as fast as {peer}"
             print(line, flush=True)
-            report["rows"].append(
-                {"name": name, "seconds an epoch": times, "peak MiB": measure.peak(device)}
-            )
+            rows.append({"name": name, "seconds an epoch": times, "peak MiB": measure.peak(device)})
+            measure.write(args.json, args.device, rows=rows)
         for ending in ("", ", bfloat16"):
             pair = f"fit, compiled{ending}", f"by hand, captured{ending}"
             if medians.keys() >= set(pair):
                 ratio = medians[pair[0]] / medians[pair[1]]
                 print(f"{pair[0]}: {ratio:.2f} x the time of {pair[1]}")
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
