@@ -10,13 +10,20 @@ READY := $(VENV)/.ready
 # Where byte code is not written, every start of Python compiles all of torch anew.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH
 
-.PHONY: help demo test check format clean
+# What `make gpu` runs with: the environment where there is one. GPU_PATH adds folders of packages.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+OUT ?= outputs/gpu
+DATA_ROOT ?= ../shared/data
+MINUTES ?= 25
+
+.PHONY: help demo test check format gpu clean
 
 help:
 	@echo "make demo    fit a VAE to digits and draw what it learnt, into outputs/"
 	@echo "make test    run the tests"
 	@echo "make check   run the linter and the type checker"
 	@echo "make format  format the code"
+	@echo "make gpu     measure on a GPU what is measured there, 25 minutes, into outputs/gpu"
 	@echo "make clean   remove the environments and the outputs"
 
 demo: $(READY)
@@ -33,6 +40,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu:
+	PYTHONPATH='$(GPU_PATH)' $(GPU_PYTHON) -m benchmarks.gpu --out '$(OUT)' \
+		--data-root '$(DATA_ROOT)' --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf .venv .venv-* outputs

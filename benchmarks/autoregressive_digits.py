@@ -2,6 +2,7 @@
 
 python -m benchmarks.autoregressive_digits
 python -m benchmarks.autoregressive_digits --only MADE PixelCNN --epochs-scale 0.1   # a quick look
+python -m benchmarks.autoregressive_digits --device cuda --json autoregressive_digits.json
 
 Protocol: scikit-learn's digits, 8 x 8 pixels of 17 levels; of the first 1500 rows the last 150 stop
 the training early (the averaged parameters of the best epoch are kept), the last 297 rows are the
@@ -11,14 +12,16 @@ once; beside their time is that of draws by a pass for each pixel, and whether b
 
 import argparse
 import math
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from benchmarks import measure
 from ppl_models import elbo, fit, log_evidence
 from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
 from ppl_models.datasets import digits
@@ -77,28 +80,33 @@ def independent(train: Tensor, test: Tensor) -> float:
     return nats.item() / math.log(2)
 
 
-def seconds_of_draws(model: AutoregressiveModel, seed: int) -> tuple[float, float, bool]:
+def seconds_of_draws(
+    model: AutoregressiveModel, seed: int, device: str
+) -> tuple[float, float, bool]:
     """The times of 100 draws, by the walk and by passes, and whether these are the same draws."""
     drawn, seconds = [], []
     for network in (model.network, ByPasses(model.network)):
         rows = Autoregressive(network, model.likelihood, model.num_features)
         rows.sample((1,))
         torch.manual_seed(seed)
-        began = time.perf_counter()
-        drawn.append(rows.sample((100,)))
-        seconds.append(time.perf_counter() - began)
+        draw = partial(lambda rows: drawn.append(rows.sample((100,))), rows)
+        seconds.append(measure.seconds(draw, device))
     return *seconds, torch.equal(*drawn)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[""], help="beginnings of names of models")
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="fewer epochs, or more")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    arguments = parser.parse_args(argv)
 
     rows, test = digits()
     train, held_out = rows[:1350], rows[1350:]
+    found: list[dict[str, Any]] = []
+    print(measure.heading(arguments.device))
     print("digits, 8 x 8, 17 levels: test bits/dim (exact; 297 rows; less is better)")
     print(
         f"{'':60}bits/dim     ±  parameters  best epoch  training s  100 draws s  by passes s  same"
@@ -122,11 +130,12 @@ def main() -> None:
             validation=held_out,
             patience=epochs,  # the best epoch is kept, the schedule is run to its end
             seed=arguments.seed,
+            device=arguments.device,
             progress=False,
         )
-        evidence = log_evidence(model, None, test)
+        evidence = log_evidence(model, None, test.to(arguments.device))
         error = evidence.standard_error / (64 * math.log(2))
-        walk, passes, same = seconds_of_draws(model, arguments.seed)
+        walk, passes, same = seconds_of_draws(model, arguments.seed, arguments.device)
         validation = run.history["validation"]
         best = 1 + min(range(len(validation)), key=validation.__getitem__)
         count = sum(p.numel() for p in model.parameters())
@@ -136,6 +145,21 @@ def main() -> None:
             f"{'yes' if same else 'no':>6}",
             flush=True,
         )
+        found.append(
+            {
+                "name": name,
+                "bits/dim": evidence.bits_per_dim,
+                "error": error,
+                "parameters": count,
+                "best epoch": best,
+                "epochs": epochs,
+                "training seconds": run.seconds,
+                "100 draws, seconds": walk,
+                "by passes, seconds": passes,
+                "same draws": same,
+            }
+        )
+        measure.write(arguments.json, arguments.device, rows=found)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 python -m benchmarks.factor_models                # all of it: some minutes
 python -m benchmarks.factor_models --part likelihood --threads 1
+python -m benchmarks.factor_models --part likelihood em ppca pca --device cuda --json factors.json
 
-Times are medians after a warm-up, ours and the peer's in turns, with the same number of threads,
-five calls in a row after others that went on until the other library's threads no longer spin; a
-peer that takes longer than two seconds runs once.
+With `--device` ours runs there, in float64 as well, and the peers on the processor. Times are
+medians after a warm-up, ours and the peer's in turns, with the same number of threads, five calls
+in a row after others that went on until the other library's threads no longer spin; a peer that
+takes longer than two seconds runs once.
 """
 
 import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import sklearn.decomposition as peers
 import torch
@@ -22,6 +26,7 @@ from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks import measure
 from benchmarks.mixtures import PAUSE, real_data
 from benchmarks.oracles import PPCA as TABLE
 from ppl_models import PCA, FactorAnalysis, ProbabilisticPCA, fit_em
@@ -35,42 +40,40 @@ PEERS = {
 }
 
 
-def in_turns(rounds: int, *calls: Callable[[], object]) -> list[float]:
+def in_turns(rounds: int, device: str, *calls: Callable[[], object]) -> list[float]:
     """The median seconds of each call."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, seconds in zip(calls, times, strict=True):
             if seconds and max(seconds) > 2:
                 continue
-            warm = [_seconds(call)]
+            warm = [measure.seconds(call, device)]
             while sum(warm) < PAUSE:
-                warm.append(_seconds(call))
-            seconds.extend(warm if warm[0] > 2 else [_seconds(call) for _ in range(5)])
+                warm.append(measure.seconds(call, device))
+            again = warm if warm[0] > 2 else [measure.seconds(call, device) for _ in range(5)]
+            seconds.extend(again)
     return [statistics.median(seconds) for seconds in times]
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def likelihood(rounds: int, threads: int) -> None:
-    print(f"\nfactor analysis by maximum likelihood, {threads} thread(s): exact mean log evidence")
-    print("in nats per row, what it has more than a peer's, and how many times faster it is")
+def likelihood(rounds: int, threads: int, device: str) -> list[dict[str, Any]]:
+    found = []
+    print(f"\nfactor analysis by maximum likelihood, {device}, {threads} thread(s): exact mean log")
+    print("evidence, nats per row, what it has more than a peer's, and how many times faster it is")
     print(f"{'':21}{'ours':>12} {'time':>9} {'at floor':>9}" + "".join(f"{p:>23}" for p in PEERS))
     for name, choices in FACTORS.items():
         x = real_data()[name][0]
+        rows = x.to(device)
         for num_factors in choices:
-            model = FactorAnalysis(x.shape[1], num_factors).double()
+            model = FactorAnalysis(x.shape[1], num_factors).double().to(device)
             made = [peers.FactorAnalysis(num_factors, **options) for options in PEERS.values()]
             ours, *theirs = in_turns(
                 rounds,
-                lambda model=model, x=x: model.maximum_likelihood(x),
+                device,
+                lambda model=model, rows=rows: model.maximum_likelihood(rows),
                 *(lambda peer=peer, x=x: peer.fit(x.numpy()) for peer in made),
             )
-            value = model.evidence().log_prob(x).mean().item()
-            variance = x.var(0, correction=0)
+            value = model.evidence().log_prob(rows).mean().item()
+            variance = rows.var(0, correction=0)
             held = int((model._noise() / variance <= 1.01 * model.noise_floor).sum())
             cells = [
                 f"{value - peer.score(x.numpy()):+13.1e} {seconds / ours:7.1f} x"
@@ -78,13 +81,27 @@ def likelihood(rounds: int, threads: int) -> None:
             ]
             head = f"{name:14}K={num_factors:<5}{value:12.6f} {1e3 * ours:6.1f} ms {held:9}"
             print(head + "".join(cells), flush=True)
+            found.append(
+                {
+                    "data": name,
+                    "factors": num_factors,
+                    "nats per row": value,
+                    "seconds": ours,
+                    "peers": {
+                        how: {"more": value - peer.score(x.numpy()), "seconds": seconds}
+                        for how, peer, seconds in zip(PEERS, made, theirs, strict=True)
+                    },
+                }
+            )
     print(
         f"(at the floor: noise stops at {model.noise_floor:.0e} of the variance of a feature in a"
     )
     print("Heywood case, which the peer approaches more slowly with every step)")
+    return found
 
 
-def expectation_maximisation() -> None:
+def expectation_maximisation(device: str) -> list[dict[str, Any]]:
+    found = []
     print("\nEM: steps, and mean log evidence less that of maximum_likelihood, in nats per row")
     for name, kind, num_factors in (
         ("digits", FactorAnalysis, 5),
@@ -93,47 +110,75 @@ def expectation_maximisation() -> None:
         ("breast cancer", FactorAnalysis, 2),
         ("breast cancer", ProbabilisticPCA, 5),
     ):
-        x = real_data()[name][0]
-        best = kind(x.shape[1], num_factors).double().maximum_likelihood(x)
+        x = real_data()[name][0].to(device)
+        best = kind(x.shape[1], num_factors).double().to(device).maximum_likelihood(x)
         best = best.evidence().log_prob(x).mean().item()
         for missing in ("error", "marginalise"):
-            model = kind(x.shape[1], num_factors, missing=missing).double()
+            model = kind(x.shape[1], num_factors, missing=missing).double().to(device)
             run = fit_em(model, x, tolerance=1e-9, max_steps=5000)
             gap = -run.history["loss"][-1] - best
+            found.append(
+                {
+                    "data": name,
+                    "model": kind.__name__,
+                    "factors": num_factors,
+                    "missing": missing,
+                    "steps": run.steps,
+                    "seconds": run.seconds,
+                    "gap": gap,
+                }
+            )
             print(f"  {name:14}{kind.__name__:17}K={num_factors:<3} missing={missing!r:14}", end="")
             print(f"{run.steps:5} steps {gap:+.1e} in {run.seconds:.1f} s", flush=True)
+    return found
 
 
-def ppca() -> None:
+def ppca(device: str) -> list[dict[str, Any]]:
+    found = []
     print("\nprobabilistic PCA on digits, mean log evidence in nats per row; the table's beside it")
-    train, test = (x.double() for x in digits())
+    train, test = (x.double().to(device) for x in digits())
     for num_factors, reference in TABLE.items():
-        model = ProbabilisticPCA(64, num_factors).double().maximum_likelihood(train)
+        model = ProbabilisticPCA(64, num_factors).double().to(device).maximum_likelihood(train)
         got = [model.evidence().log_prob(x).mean().item() for x in (train, test)]
         pairs = [f"{a:11.6f} {b:11.6f}" for a, b in zip(got, reference, strict=True)]
         worst = max(abs(a - b) for a, b in zip(got, reference, strict=True))
         print(f"  K={num_factors:<3} train{pairs[0]}   test{pairs[1]}   within {worst:.0e}")
+        found.append({"factors": num_factors, "nats per row": got, "within": worst})
+    return found
 
 
-def pca(rounds: int) -> None:
+def pca(rounds: int, device: str) -> list[dict[str, Any]]:
+    found = []
     print("\nPCA: largest difference from the peer's projector, and relative one of its variances")
     for name, num_factors in (("digits", 10), ("digits", 61), ("breast cancer", 10)):
         x = real_data()[name][0]
-        ours = PCA(x.shape[1], num_factors).double()
+        rows = x.to(device)
+        ours = PCA(x.shape[1], num_factors).double().to(device)
         peer = peers.PCA(num_factors, svd_solver="full")
         seconds = in_turns(
             rounds,
-            lambda ours=ours, x=x: ours.least_squares(x),
+            device,
+            lambda ours=ours, rows=rows: ours.least_squares(rows),
             lambda peer=peer, x=x: peer.fit(x.numpy()),
         )
-        basis = torch.from_numpy(peer.components_)
-        subspace = _largest(ours.components.T @ ours.components - basis.T @ basis)
+        basis, components = torch.from_numpy(peer.components_), ours.components.cpu()
+        subspace = _largest(components.T @ components - basis.T @ basis)
         variances = torch.from_numpy(peer.explained_variance_)
-        relative = _largest(ours.explained_variance / variances - 1)
+        relative = _largest(ours.explained_variance.cpu() / variances - 1)
         print(
             f"  {name:14}K={num_factors:<3} subspace {subspace:.0e}, variances {relative:.0e}, "
             f"{1e3 * seconds[0]:.1f} ms, {seconds[1] / seconds[0]:.1f} x as fast"
         )
+        found.append(
+            {
+                "data": name,
+                "factors": num_factors,
+                "subspace": subspace,
+                "variances": relative,
+                "seconds": seconds,
+            }
+        )
+    return found
 
 
 def _largest(x: Tensor) -> float:
@@ -167,30 +212,36 @@ def imputation() -> None:
                 show(how, model.impute(holes), began, x, removed)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ("likelihood", "em", "ppca", "pca", "imputation")
-    parser.add_argument("--part", choices=parts)
+    parser.add_argument("--part", nargs="*", choices=parts)
     parser.add_argument("--threads", type=int, nargs="*", default=[torch.get_num_threads(), 1])
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="of all parts but imputation")
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
     warnings.filterwarnings("ignore", message="FactorAnalysis: the noise")
     warnings.filterwarnings("ignore", message="fit_em: still rising")
-    chosen = (args.part,) if args.part else parts
+    chosen = args.part or parts
+    print(measure.heading(args.device))
+    report: dict[str, Any] = {}
     if "ppca" in chosen:
-        ppca()
+        report["ppca"] = ppca(args.device)
     for threads in dict.fromkeys(args.threads):
         torch.set_num_threads(threads)
         with threadpool_limits(threads):
             if "likelihood" in chosen:
-                likelihood(args.rounds, threads)
+                found = likelihood(args.rounds, threads, args.device)
+                report[f"likelihood, {threads} threads"] = found
             if "pca" in chosen:
-                pca(args.rounds)
+                report[f"pca, {threads} threads"] = pca(args.rounds, args.device)
     if "em" in chosen:
-        expectation_maximisation()
+        report["em"] = expectation_maximisation(args.device)
     if "imputation" in chosen:
         imputation()
+    measure.write(args.json, args.device, **report)
 
 
 if __name__ == "__main__":

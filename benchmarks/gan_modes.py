@@ -2,7 +2,7 @@
 
 python -m benchmarks.gan_modes --seeds 10                       # both toys, about 15 minutes
 python -m benchmarks.gan_modes --only ring --seeds 2
-python -m benchmarks.gan_modes --stacked-mnist --data-root DATA --device cuda
+python -m benchmarks.gan_modes --stacked-mnist --data-root DATA --device cuda --json gan_modes.json
 
 The protocol of VEEGAN and PacGAN: 2,500 samples (26,000 of stacked MNIST), of high quality within
 three standard deviations of the nearest mode; a mode counts that is the nearest to one of them. The
@@ -12,15 +12,16 @@ training rows are 100,000 draws, and each seed is another net and another order,
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from benchmarks import measure
 from ppl_models import Transformed, datasets, elbo, fit
 from ppl_models.classifier import Classifier
 from ppl_models.engine.adversarial import adversarial
@@ -70,7 +71,7 @@ class Waves(nn.Module):
         return torch.cat([x, *waves], dim=-1)
 
 
-def play(toy: Toy, how: Settings, seed: int) -> tuple[ModeCoverage, float, float]:
+def play(toy: Toy, how: Settings, seed: int, device: str) -> tuple[ModeCoverage, float, float]:
     """Trains a GAN; returns the modes, the value of the game at the end, and the seconds."""
     torch.manual_seed(seed)
     num_latents, inputs = 2 + how.categories, 2 * how.packing * (1 + 2 * how.octaves)
@@ -99,14 +100,15 @@ def play(toy: Toy, how: Settings, seed: int) -> tuple[ModeCoverage, float, float
         schedule=late,
         ema=0.995,
         seed=seed,
+        device=device,
         progress=False,
     )
     with torch.no_grad():
-        samples = how.unit * gan(size=2500)
+        samples = how.unit * gan(size=2500).cpu()
     return mode_coverage(samples, toy.modes, toy.scale), run.history["value"][-1], run.seconds
 
 
-def toys(name: str, seeds: range) -> None:
+def toys(name: str, seeds: range, device: str) -> dict[str, Any]:
     how = SETTINGS[name]
     toy = how.toy(100_000)
     print(
@@ -115,10 +117,11 @@ def toys(name: str, seeds: range) -> None:
         f"at once, with {how.octaves} octaves of\nsines beside them; instance noise in the first "
         f"half; {how.steps} steps of {BATCH} rows"
     )
-    results = []
+    results, times = [], []
     for seed in seeds:
-        found, value, seconds = play(toy, how, seed)
+        found, value, seconds = play(toy, how, seed, device)
         results.append(found)
+        times.append(seconds)
         print(f"  seed {seed}: {found}; value {value:.3f} nats; {seconds:.0f} s", flush=True)
     quality = torch.tensor([r.high_quality for r in results])
     bound = 0.9 if name == "ring" else 0.85
@@ -139,6 +142,7 @@ def toys(name: str, seeds: range) -> None:
         f"  all modes: {whole} of {len(results)} seeds; and high quality >= {bound:.0%}: {good}; "
         f"least {quality.min():.1%}"
     )
+    return {"modes": modes, "high quality": quality.tolist(), "spread": spread, "seconds": times}
 
 
 def stack(x: Tensor, y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +151,7 @@ def stack(x: Tensor, y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return x[chosen].flatten(1), y[chosen] @ torch.tensor([100, 10, 1])
 
 
-def stacked_mnist(args: argparse.Namespace) -> None:
+def stacked_mnist(args: argparse.Namespace) -> dict[str, Any]:
     (x, y), (x_test, y_test) = datasets.mnist(args.data_root, labels=True, download=False)
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -203,13 +207,15 @@ def stacked_mnist(args: argparse.Namespace) -> None:
         f"{run.seconds:.0f} s"
     )
     print("  value of the game", *(f"{v:.2f}" for v in run.history["value"][-5:]), "nats, at last")
-    print(f"  here                  {label_coverage(labels, 1000, shares)}, 26,000 samples")
+    found = label_coverage(labels, 1000, shares)
+    print(f"  here                  {found}, 26,000 samples")
     print(f"  26,000 stacked test digits: {label_coverage(true, 1000, shares)}")
     for method, (count, kl) in PUBLISHED["stacked"].items():
         print(f"  {method:10} {count:6.1f} modes, KL {kl:.2f} (published)")
+    return {"found": str(found), "steps": args.steps, "rows": args.rows, "seconds": run.seconds}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=10)
@@ -223,14 +229,19 @@ def main() -> None:
     parser.add_argument("--classifier-epochs", type=int, default=5)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    args = parser.parse_args(argv)
+    print(measure.heading(args.device))
+    report: dict[str, Any] = {}
     if args.stacked_mnist:
         began = time.perf_counter()
-        stacked_mnist(args)
+        report["stacked MNIST"] = stacked_mnist(args)
         print(f"  {time.perf_counter() - began:.0f} s in all")
-        return
-    for name in [args.only] if args.only else SETTINGS:
-        toys(name, range(args.first_seed, args.first_seed + args.seeds))
+    else:
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        for name in [args.only] if args.only else SETTINGS:
+            report[name] = toys(name, seeds, args.device)
+    measure.write(args.json, args.device, **report)
 
 
 if __name__ == "__main__":

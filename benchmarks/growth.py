@@ -3,25 +3,23 @@
 python -m benchmarks.growth
 python -m benchmarks.growth --device cuda --json growth.json
 
-Steps are those of a small VAE, compiled, on batches of 64 rows of 64 binary features, after a
-warm-up. Each case runs in a process of its own, whose peak memory is beside its time.
+Steps are those of `fit` on a small VAE, compiled, in batches of 64 rows of 64 binary features; the
+first hundred, in which all is compiled, do not count. Each case runs in a process of its own, whose
+peak memory is beside its time: of the process, or on a GPU of the tensors there, the rows with it.
+An evaluation comes after another of up to a hundred draws.
 """
 
 import argparse
-import itertools
-import json
 import multiprocessing
-import resource
-import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks import measure
 from guides import AmortizedNormal
-from ppl_models import VAE, elbo, log_evidence
-from ppl_models.engine.data import source
-from ppl_models.engine.descend import Descent
+from ppl_models import VAE, elbo, fit, log_evidence
 
 CASES: dict[str, list[dict[str, int]]] = {
     "rows": [{"rows": 2**n} for n in (10, 13, 16, 20)],
@@ -29,65 +27,46 @@ CASES: dict[str, list[dict[str, int]]] = {
     "latents": [{"latents": latents} for latents in (2, 8, 32, 128)],
     "draws": [{"draws": draws} for draws in (10, 100, 1000, 10_000)],
 }
+WARM_UP = 100  # steps, or draws
 
 
 def case(
-    results: Any,
-    device: str,
-    rows: int = 1024,
-    steps: int = 1000,
-    latents: int = 8,
-    draws: int = 0,
-) -> None:
-    """Runs a case, and puts the milliseconds of a step, or of the evaluation, and the MiB."""
+    device: str, rows: int = 1024, steps: int = 1000, latents: int = 8, draws: int = 0
+) -> tuple[float, float]:
+    """The milliseconds of a step, or of the evaluation, and the MiB."""
     torch.manual_seed(0)
     x = (torch.rand(rows, 64) < 0.5).float().to(device)
     model, guide = VAE(64, latents).to(device), AmortizedNormal(64, latents).to(device)
     if draws:
-        began = time.perf_counter()
-        log_evidence(model, guide, x, num_samples=draws)
-        took = time.perf_counter() - began
+        log_evidence(model, guide, x, num_samples=min(draws, WARM_UP))
+        took = measure.seconds(lambda: log_evidence(model, guide, x, num_samples=draws), device)
     else:
-        data = source(x, 64, None, False)
-        descent = Descent(elbo(model, guide), compile=True)
-        descent.start(next(data.epoch(0)), (x,))
-        batches = itertools.chain.from_iterable(data.epoch(n) for n in itertools.count())
-        for batch in itertools.islice(batches, 30):
-            descent.step(batch)
-        began = time.perf_counter()
-        for batch in itertools.islice(batches, steps):
-            descent.step(batch)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        took = (time.perf_counter() - began) / steps
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    results.put((1e3 * took, peak))
+        watch = measure.Stopwatch(device, every=WARM_UP)
+        options = {"batch_size": 64, "schedule": watch, "compile": True, "progress": False}
+        fit(elbo(model, guide), x, steps=WARM_UP + steps, **options)
+        took = sum(watch.seconds()) / steps
+    return 1e3 * took, measure.peak(device)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(CASES))
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
-    args = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
+    args = parser.parse_args(argv)
+    print(measure.heading(args.device))
+    spawn = multiprocessing.get_context("spawn")
     found = []
     for name in args.only:
         what = "an evaluation of 1024 rows" if name == "draws" else "a step"
-        print(f"\n{name}: {what}, and the peak of the process")
+        print(f"\n{name}: {what}, and the peak memory")
         for options in CASES[name]:
-            results = context.Queue()
-            process = context.Process(target=case, args=(results, args.device), kwargs=options)
-            process.start()
-            milliseconds, peak = results.get()
-            process.join()
+            with ProcessPoolExecutor(1, mp_context=spawn) as alone:
+                milliseconds, peak = alone.submit(case, args.device, **options).result()
             ((key, value),) = options.items()
             print(f"  {value:>9,} {key:8}{milliseconds:12.3f} ms {peak:8.0f} MiB", flush=True)
             found.append({**options, "milliseconds": milliseconds, "mebibytes": peak})
-    if args.json:
-        args.json.write_text(json.dumps({"device": args.device, "rows": found}))
+            measure.write(args.json, args.device, rows=found)
 
 
 if __name__ == "__main__":

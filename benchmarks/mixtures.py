@@ -2,8 +2,10 @@
 
 python -m benchmarks.mixtures                # all but --streaming: a few minutes
 python -m benchmarks.mixtures --streaming    # 2,000,000 rows of 16 features in batches, too
+python -m benchmarks.mixtures --device cuda --parts same speed memory --json mixtures.json
 
-Times are medians after a warm-up, of the same iterations with the same number of threads.
+Times are medians after a warm-up, of the same iterations with the same number of threads. With
+`--device` ours runs there, in float64 as well, and scikit-learn where it can: on the processor.
 """
 
 import argparse
@@ -11,7 +13,11 @@ import multiprocessing
 import statistics
 import time
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +29,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import measure
 from ppl_models import GaussianMixture, elbo, fit, fit_em, log_evidence
 from ppl_models.expectation import from_labels
 from ppl_models.kmeans import kmeans
@@ -59,7 +66,7 @@ def simulated(rows: int, features: int, components: int) -> Tensor:
 
 def rough(x: Tensor, components: int, kind: str) -> GaussianMixture:
     """A start far from an optimum: each row belongs to the nearest of some rows."""
-    model = GaussianMixture(x.shape[1], components, kind, min_scale=1e-6).double()
+    model = GaussianMixture(x.shape[1], components, kind, min_scale=1e-6).double().to(x.device)
     labels = kmeans(x[:20_000], components, max_steps=0)
     with torch.no_grad():
         model._maximise(from_labels(x[:20_000], labels, components, kind))
@@ -68,7 +75,7 @@ def rough(x: Tensor, components: int, kind: str) -> GaussianMixture:
 
 def peer_of(model: GaussianMixture, steps: int) -> Peer:
     """scikit-learn's mixture with the parameters of ours, and no floor."""
-    precisions = model.covariances.detach().inverse()
+    precisions = model.covariances.detach().cpu().inverse()
     diagonal = precisions.diagonal(dim1=1, dim2=2)
     shapes = {
         "full": precisions,
@@ -76,12 +83,12 @@ def peer_of(model: GaussianMixture, steps: int) -> Peer:
         "diag": diagonal,
         "spherical": diagonal[:, 0],
     }
-    weights = model.weights.detach().numpy()
+    weights = model.weights.detach().cpu().numpy()
     return Peer(
         len(weights),
         covariance_type=model.covariance,
         weights_init=weights / weights.sum(),
-        means_init=model.locs.detach().numpy().copy(),
+        means_init=model.locs.detach().cpu().numpy().copy(),
         precisions_init=shapes[model.covariance].numpy(),
         reg_covar=0,
         max_iter=steps,
@@ -90,7 +97,8 @@ def peer_of(model: GaussianMixture, steps: int) -> Peer:
     )
 
 
-def same_steps() -> None:
+def same_steps(device: str) -> list[dict[str, Any]]:
+    found = []
     print(
         "largest difference of the log-likelihood to scikit-learn's, over 20 steps of EM from one"
     )
@@ -99,18 +107,22 @@ def same_steps() -> None:
         cells = []
         for kind in KINDS:
             torch.manual_seed(2)
-            model = rough(x, components, kind)
+            rows = x.to(device)
+            model = rough(rows, components, kind)
             if (model.log_scale.exp() < 1e-5).any():
                 cells.append(f"{kind} singular without a floor")
                 continue
             theirs = peer_of(model, 20).fit(x.numpy()).lower_bounds_
-            ours = [model.em_step(x).item() for _ in range(20)]
+            ours = [model.em_step(rows).item() for _ in range(20)]
             worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
             cells.append(f"{kind} {worst:.0e} (gain {ours[-1] - ours[0]:.2f})")
+            found.append({"data": name, "covariance": kind, "difference": worst})
         print(f"  {name:14}{', '.join(cells)}")
+    return found
 
 
-def own_starts(restarts: int, seeds: int) -> None:
+def own_starts(restarts: int, seeds: int, device: str) -> list[dict[str, Any]]:
+    found = []
     print(
         f"\nlog-likelihood from own starts, {restarts} restarts each, nats per row: ours, and how"
     )
@@ -120,9 +132,9 @@ def own_starts(restarts: int, seeds: int) -> None:
         for kind in KINDS:
             values, above, above_tight, seconds = [], [], [], []
             for seed in range(seeds):
-                model = GaussianMixture(x.shape[1], components, kind).double()
+                model = GaussianMixture(x.shape[1], components, kind).double().to(device)
                 began = time.perf_counter()
-                run = fit_em(model, x, restarts=restarts, seed=seed)
+                run = fit_em(model, x.to(device), restarts=restarts, seed=seed)
                 middle = time.perf_counter()
                 peers = [
                     Peer(components, covariance_type=kind, n_init=restarts, random_state=seed, **o)
@@ -139,13 +151,29 @@ def own_starts(restarts: int, seeds: int) -> None:
                 f"{min(above_tight):+.6f}{floor}",
                 flush=True,
             )
+            found.append(
+                {
+                    "data": name,
+                    "covariance": kind,
+                    "nats per row": values,
+                    "above": above,
+                    "above, tolerance 1e-6": above_tight,
+                    "times the seconds": seconds,
+                }
+            )
+    return found
 
 
-def speed(rows: int, rounds: int) -> None:
+def speed(rows: int, rounds: int, device: str) -> list[dict[str, Any]]:
+    found = []
     features, components = 32, 16
-    x = simulated(rows, features, components)
+    at_hand = simulated(rows, features, components)
+    x = at_hand.to(device)
     threads = torch.get_num_threads()
-    print(f"\nseconds of a step, {rows:,} x {features}, {components} components, {threads} threads")
+    print(
+        f"\nseconds of a step, {rows:,} x {features}, {components} components, ours on {device}, "
+        f"{threads} threads"
+    )
     for kind in KINDS:
         steps = 3
         model = rough(x, components, kind)
@@ -155,17 +183,17 @@ def speed(rows: int, rounds: int) -> None:
         for _ in range(rounds + 1):
             model.load_state_dict(state)
             time.sleep(PAUSE)
-            began = time.perf_counter()
-            for _ in range(steps):
-                evidence = model.em_step(x).item()
-            ours.append((time.perf_counter() - began) / steps)
+            values: list[Tensor] = []
+            step = partial(lambda model, values: values.append(model.em_step(x)), model, values)
+            ours.append(measure.seconds(step, device, times=steps))
+            evidence = values[-1].item()
             with threadpool_limits(threads):
-                peer._initialize_parameters(x.numpy(), np.random.RandomState(0))
+                peer._initialize_parameters(at_hand.numpy(), np.random.RandomState(0))
                 time.sleep(PAUSE)
                 began = time.perf_counter()
                 for _ in range(steps):
-                    bound, log_responsibilities = peer._e_step(x.numpy())
-                    peer._m_step(x.numpy(), log_responsibilities)
+                    bound, log_responsibilities = peer._e_step(at_hand.numpy())
+                    peer._m_step(at_hand.numpy(), log_responsibilities)
                 theirs.append((time.perf_counter() - began) / steps)
             ratios.append(ours[-1] / theirs[-1])
         print(
@@ -175,21 +203,43 @@ def speed(rows: int, rounds: int) -> None:
             f"log-likelihood {abs(evidence - bound):.0e}",
             flush=True,
         )
+        found.append(
+            {
+                "covariance": kind,
+                "seconds": ours[1:],
+                "scikit-learn": theirs[1:],
+                "difference": abs(evidence - bound),
+            }
+        )
+    return found
 
 
-def _peak() -> float:
+def _resident() -> float:
     """The largest resident memory since the mark was last reset, in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def _memory(rows: int, kind: str, ours: bool, results: multiprocessing.Queue) -> None:
-    x = simulated(rows, 32, 16)
+def _marked(device: str) -> float:
+    """Resets the mark of the largest memory, and returns where it is, in MiB."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return measure.peak(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident()
+
+
+def _most(device: str) -> float:
+    return measure.peak(device) if device == "cuda" else _resident()
+
+
+def _memory(rows: int, kind: str, ours: bool, device: str) -> float:
+    x = simulated(rows, 32, 16).to(device if ours else "cpu")
     model = rough(x, 16, kind)
     peer = peer_of(model, 2)
     model.em_step(x[:5000])
-    Path("/proc/self/clear_refs").write_text("5")  # resets the mark
-    before = _peak()
+    place = device if ours else "cpu"
+    before = _marked(place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if ours:
@@ -197,10 +247,11 @@ def _memory(rows: int, kind: str, ours: bool, results: multiprocessing.Queue) ->
                 model.em_step(x)
         else:
             peer.fit(x.numpy())
-    results.put(_peak() - before)
+    return _most(place) - before
 
 
-def memory() -> None:
+def memory(device: str) -> list[dict[str, Any]]:
+    found = []
     print("\nmemory beyond the rows themselves, MiB, at 100,000 and 200,000 rows of 32 features")
     context = multiprocessing.get_context("spawn")
     for kind in ("full", "diag"):
@@ -208,34 +259,35 @@ def memory() -> None:
         for ours in (True, False):
             peaks = []
             for rows in (100_000, 200_000):
-                results = context.Queue()
-                process = context.Process(target=_memory, args=(rows, kind, ours, results))
-                process.start()
-                peaks.append(results.get())
-                process.join()
+                with ProcessPoolExecutor(1, mp_context=context) as alone:
+                    peaks.append(alone.submit(_memory, rows, kind, ours, device).result())
+            found.append({"covariance": kind, "ours": ours, "MiB": peaks})
             cells.append(f"{'ours' if ours else 'scikit-learn'} {peaks[0]:.0f}, {peaks[1]:.0f}")
         print(f"  {kind:10}{'; '.join(cells)}", flush=True)
+    return found
 
 
-def streaming() -> None:
+def streaming(device: str) -> list[dict[str, Any]]:
+    found = []
     x = simulated(2_000_000, 16, 8).float()
     print(
         f"\nstreamed: {len(x):,} x 16, float32, batches of 65,536 from a DataLoader, 8 components"
     )
     for kind in KINDS:
-        model = GaussianMixture(16, 8, kind)
+        model = GaussianMixture(16, 8, kind).to(device)
         loader = DataLoader(TensorDataset(x), sampler=_Slices(len(x), 65_536), batch_size=None)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _peak()
+        before = _marked(device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it stopped early
             run = fit_em(model, loader, seed=0, max_steps=5)
         print(
             f"  {kind:10}{run.seconds / run.steps:6.2f} s a step, starts included; "
             f"{-run.history['loss'][-1]:.4f} nats per row; memory grew by "
-            f"{_peak() - before:.0f} MiB",
+            f"{(grew := _most(device) - before):.0f} MiB",
             flush=True,
         )
+        found.append({"covariance": kind, "seconds a step": run.seconds / run.steps, "MiB": grew})
+    return found
 
 
 class _Slices:
@@ -251,12 +303,13 @@ class _Slices:
         return len(self.parts)
 
 
-def three_ways() -> None:
+def three_ways(device: str) -> list[dict[str, Any]]:
+    found = []
     print(
         "\none optimum, three ways, iris standardised, 2 components: evidence in nats per row, and"
     )
     print("the ELBO with z enumerated less the evidence in closed form")
-    x, _ = real_data()["iris"]
+    x = real_data()["iris"][0].to(device)
     for kind in KINDS:
         reached = {}
         for how, options in {
@@ -274,9 +327,11 @@ def three_ways() -> None:
         enumerated = elbo(model).loss(x).item() + reached["minibatch SVI"]
         cells = ", ".join(f"{how} {value:.6f}" for how, value in reached.items())
         print(f"  {kind:10}{cells}; {abs(enumerated):.0e}", flush=True)
+        found.append({"covariance": kind, "reached": reached, "ELBO - evidence": enumerated})
+    return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -284,17 +339,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--streaming", action="store_true")
-    args = parser.parse_args()
+    parts = ("same", "speed", "memory", "ways", "streaming", "starts")
+    parser.add_argument("--parts", nargs="*", choices=parts)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
     warnings.filterwarnings("ignore", message="GaussianMixture: component")
     torch.set_num_threads(args.threads)
-    same_steps()
-    speed(args.rows, args.rounds)
-    memory()
-    three_ways()
-    if args.streaming:
-        streaming()
-    own_starts(args.restarts, args.seeds)
+    chosen = args.parts or [name for name in parts if args.streaming or name != "streaming"]
+    run = {
+        "same": lambda: same_steps(args.device),
+        "speed": lambda: speed(args.rows, args.rounds, args.device),
+        "memory": lambda: memory(args.device),
+        "ways": lambda: three_ways(args.device),
+        "streaming": lambda: streaming(args.device),
+        "starts": lambda: own_starts(args.restarts, args.seeds, args.device),
+    }
+    print(measure.heading(args.device))
+    report: dict[str, Any] = {}
+    for name in parts:
+        if name in chosen:
+            report[name] = run[name]()
+            measure.write(args.json, args.device, **report)
 
 
 if __name__ == "__main__":
