@@ -120,7 +120,8 @@ class BayesianFactorAnalysis(nn.Module):
             infer={"event_dims": ["factor"]},
         )
         spread = scale[:, None] * factor_scale  # (D, K)
-        loadings = pyro.sample("loadings", dist.Normal(0.0, spread).to_event(2), infer=both)  # W
+        prior = dist.Normal(torch.zeros_like(spread), spread).to_event(2)
+        loadings = pyro.sample("loadings", prior, infer=both)  # W, (D, K)
         noise = dist.InverseGamma(torch.full_like(scale, 1.1), 0.05 * scale**2).to_event(1)
         noise_variance = pyro.sample("noise_variance", noise, infer=feature)  # psi, (D,)
 

@@ -96,7 +96,8 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, len(self.loc), type(self).__name__)
-        prior = dist.Normal(self.loadings.new_zeros(self.loadings.shape[1]), 1.0)
+        zero = self.loadings.new_zeros(self.loadings.shape[1])  # (K,)
+        prior = dist.Normal(zero, torch.ones_like(zero))
         noise = MarginalNormal if self.missing == "marginalise" else dist.Normal
 
         with data_plate(x, size):
