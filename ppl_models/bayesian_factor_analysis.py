@@ -43,7 +43,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import check_float64, check_rows, data_plate
 
 
 class BayesianFactorAnalysis(nn.Module):
@@ -149,6 +149,7 @@ class BayesianFactorAnalysis(nn.Module):
                 `prior_loc` or spreads more than 30 times as widely, or none spreads a 30th.
         """
         check_rows(x, len(self.prior_loc), "BayesianFactorAnalysis")
+        check_float64(x, "BayesianFactorAnalysis")
         if len(x) < 2 or not x.isfinite().all():
             raise ValueError(
                 f"BayesianFactorAnalysis: expected at least two rows of finite numbers, got "

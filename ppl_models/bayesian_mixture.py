@@ -145,7 +145,8 @@ class BayesianGaussianMixture(nn.Module):
 
         with data_plate(x, size) as rows:
             if self.num_components == 1:
-                z = pyro.deterministic("z", torch.zeros_like(rows), event_dim=0)
+                zero = locs.new_zeros(len(rows), dtype=torch.int64)
+                z = pyro.deterministic("z", zero, event_dim=0)
             else:
                 z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
             if self.covariance == "full":

@@ -53,7 +53,7 @@ from ppl_models.missing import (
     check_missing,
     condition,
 )
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import check_float64, check_rows, data_plate
 
 
 class FactorAnalysis(nn.Module, InformationCriteria):
@@ -257,7 +257,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         best = best_loadings(found.root, noise, loadings.shape[1])
         left = self._pool(found.root.square().sum(0) - best.square().sum(1), found.counts)
         self._set_best(found, self._floored(left, noise, torch.ones_like(noise)))
-        return value
+        return value.to(self.loc.device)
 
     def _step_with_missing(self, x: Tensor | Iterable[Tensor]) -> Tensor:
         loc, loadings, noise = self._precise()
@@ -310,6 +310,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def _precise(self) -> tuple[Tensor, Tensor, Tensor]:
         """The mean, the loadings and the variance of the noise, in float64."""
+        check_float64(self.loc, type(self).__name__)
         return self.loc.double(), self.loadings.double(), self._noise().double()
 
     def _pool(self, values: Tensor, weights: Tensor) -> Tensor:

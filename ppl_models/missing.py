@@ -167,7 +167,7 @@ class Completion(NamedTuple):
     factor: Tensor  # the Cholesky factor of their precision, (B, K, M, M)
 
 
-def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
+def complete(x: Tensor, locs: Tensor, scale_tril: Tensor, most: int | None = None) -> Completion:
     r"""Returns the conditionals of the missing entries of rows under `K` Gaussians.
 
     With the precision :math:`P = \Sigma^{-1}`,
@@ -179,9 +179,11 @@ def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
         x: Rows with NaN where entries are missing, `(B, D)`.
         locs: `(K, D)`.
         scale_tril: Cholesky factors of the covariances, `(K, D, D)`.
+        most: The largest number of missing entries of a row, where it is known.
     """
     missing = x.isnan()  # (B, D)
-    most = int(missing.sum(1).max())
+    if most is None:
+        most = int(missing.sum(1).max())
     places = missing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[
         :, :most
     ]  # (B, M)

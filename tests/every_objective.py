@@ -27,7 +27,6 @@ from guides import (
     FactorNormal,
     LabelNormal,
     LadderNormal,
-    MeanFieldMixture,
     MixturePosterior,
 )
 from ppl_models import (
@@ -35,8 +34,6 @@ from ppl_models import (
     MADE,
     VAE,
     AutoEncoder,
-    Autoregressive,
-    AutoregressiveModel,
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
     Classifier,
@@ -249,3 +246,5 @@ EAGER: dict[str, Row] = {
     "Diffusion, every step": (lambda: every_step(), (X,)),
     "LatentDiffusion": (lambda: latent_diffusion(), (BINARY,)),
 }
+
+ALL = {**COMPILED, **EAGER}

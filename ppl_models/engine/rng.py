@@ -17,12 +17,12 @@ def get_rng_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) -> None:
-    """Restores what `get_rng_state` returned."""
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Restores what `get_rng_state` returned, as far as a program on `device` draws from it."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device or torch.device("cuda"))
-    if "mps" in state:
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
 
 

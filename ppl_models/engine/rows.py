@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _UNKNOWN = (
     "there is an entry for each row, and it is not known which rows these are. Try the tensors or "
@@ -40,10 +41,7 @@ class Rows(Messenger):
 
     def __init__(self, rows: Tensor | None, size: int, count: int) -> None:
         super().__init__()
-        self.known = rows is not None
-        # Unknown rows have numbers beyond all bounds, so that no index finds a parameter.
-        self.rows = torch.arange(count) + 2**40 if rows is None else rows
-        self.size = size
+        self.rows, self.size, self.count = rows, size, count
 
     def _pyro_sample(self, message: dict) -> None:
         if message["name"] != "data" or not site_is_subsample(message):
@@ -51,19 +49,52 @@ class Rows(Messenger):
         plate, given = message["fn"], message["value"]
         count = (plate.subsample_size or plate.size) if given is None else len(given)
         # A plate of another size, or one that draws rows of its own, is not of this batch.
-        if (plate.size, count) == (self.size, len(self.rows)):
-            message["value"] = self.rows
+        if (plate.size, count) == (self.size, self.count):
+            device = plate.device if given is None else given.device
+            message["value"] = _unknown(count, device) if self.rows is None else self.rows
 
     def _pyro_param(self, message: dict) -> None:
         placed = message["kwargs"].get("event_dim") is not None
         plates = {frame.name: frame for frame in message["cond_indep_stack"]}
-        if not self.known and placed and "data" in plates:
+        if self.rows is None and placed and "data" in plates:
             raise ValueError(f"parameter {message['name']!r}: {_UNKNOWN}")
 
-    def __exit__(self, kind: type | None, error: BaseException | None, *rest: Any) -> None:
-        super().__exit__(kind, error, *rest)
-        if not self.known and isinstance(error, IndexError):
-            raise ValueError(f"an index of the plate 'data': {_UNKNOWN}") from error
+
+class _Unknown(Tensor):
+    """Indices of rows that are not known: there are so many, and all else is refused.
+
+    At once: as an index on a GPU a number beyond all bounds would end the process.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in _OF_THE_SHAPE:
+            raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+_OF_THE_SHAPE = {
+    Tensor.__len__,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.size,
+    Tensor.device.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+    Tensor.ndim.__get__,  # type: ignore[attr-defined]
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    torch.is_tensor,
+    torch.ones_like,
+    torch.zeros_like,
+}
+
+
+def _unknown(count: int, device: torch.device | None) -> Tensor:
+    with _disable_current_modes():  # a tracer's tensors have a class of their own
+        return torch.zeros(count, dtype=torch.int64, device=device).as_subclass(_Unknown)
 
 
 def follow_rows(guide: AutoGuide, takes_size: bool) -> None:

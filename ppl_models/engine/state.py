@@ -138,10 +138,11 @@ class State:
                 f"the learning rates so far would be other ones. Try the same horizon, or load() "
                 f"the weights and start anew."
             )
+        before = {**_ADDED, **written}
         differing = [
-            f"{name}={written.get(name)!r}, now {value!r}"
+            f"{name}={before.get(name)!r}, now {value!r}"
             for name, value in self.settings.items()
-            if written.get(name) != value
+            if before.get(name) != value
         ]
         if differing:
             raise ValueError(
@@ -181,6 +182,9 @@ class State:
                 tensors[f"{i}.{name}"] = tensor
         return tensors
 
+
+# What a run was like whose checkpoint is older than the setting.
+_ADDED = {"ema": None, "compile": False}
 
 _PROGRESS = (
     "epoch",
