@@ -143,18 +143,18 @@ def fake_gpu() -> Iterator[Counter]:
             overwrite(False)
 
 
-def on_gpu(module: nn.Module) -> nn.Module:
-    """Moves the parameters and buffers of a module."""
-    known: dict[int, Any] = {}
-    for part in module.modules():
+def on_gpu(module: nn.Module, *others: nn.Module) -> nn.Module:
+    """Moves the parameters and buffers of modules, and returns the first of them."""
+    known: dict[int, Tensor] = {}
+    for part in (part for root in (module, *others) for part in root.modules()):
         for tensors in (part._parameters, part._buffers):
             for name, x in tensors.items():
-                if x is not None and id(x) not in known:
-                    moved = OnGPU(x.detach().clone())
-                    known[id(x)] = (
-                        nn.Parameter(moved, x.requires_grad)
-                        if isinstance(x, nn.Parameter)
-                        else moved
-                    )
-                tensors[name] = None if x is None else known[id(x)]
+                if x is None or isinstance(x, OnGPU):
+                    continue
+                if id(x) not in known:
+                    moved: Tensor = OnGPU(x.detach().clone())
+                    if isinstance(x, nn.Parameter):
+                        moved = nn.Parameter(moved, x.requires_grad)
+                    known[id(x)] = moved
+                tensors[name] = known[id(x)]
     return module
