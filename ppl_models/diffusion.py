@@ -303,6 +303,7 @@ class Diffusion(nn.Module):
                 rows follow the network given their labels; above 1 they exaggerate them.
 
         Raises:
+            TypeError: If the sampler cannot be called.
             ValueError: If there are labels or guidance that the network knows nothing of.
             FloatingPointError: If what comes out is not finite.
 
@@ -311,6 +312,11 @@ class Diffusion(nn.Module):
             >>> Diffusion(num_features=3).sample(5, heun, num_steps=18).shape
             torch.Size([5, 3])
         """
+        if not callable(sampler):
+            raise TypeError(
+                f"sampler: expected a function of ppl_models.samplers, got {sampler!r}. Try "
+                f"ancestral, or heun for few steps."
+            )
         self.check_labels(y)
         if y is not None and len(y) != size:
             raise ValueError(f"labels: expected one for each of {size} rows, got {len(y)}.")

@@ -86,9 +86,14 @@ def fake_cuda(copies: bool = False) -> Iterator[FakeCuda]:
         copies: Whether numbers may come from the host.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # This one looks for a GPU.
-    sample = mock.patch.object(torch, "_sample_dirichlet", torch.empty_like)
-    with pyro.validation_enabled(False), sample, mode:
+    with (
+        pyro.validation_enabled(False),
+        # These look for a GPU.
+        mock.patch.object(torch, "_sample_dirichlet", torch.empty_like),
+        mock.patch.object(torch.cuda, "get_rng_state", return_value=None),
+        mock.patch.object(torch.cuda, "set_rng_state"),
+        mode,
+    ):
         if copies:
             yield FakeCuda(mode)
         else:

@@ -1,8 +1,8 @@
 """A GPU that computes on the CPU: numbers as on one, and a count of the waits for it.
 
-Tensors of the class `OnGPU` hold theirs on the CPU, say that they are elsewhere, and refuse
-to be mixed with tensors that are not. So whole runs can be followed, backward passes and reads by the
-host included. The device is called `"meta"`, a name that needs no driver; what is done for a
+Tensors of the class `OnGPU` hold theirs on the CPU, say that they are elsewhere, and refuse to be
+mixed with tensors that are not. So whole runs can be followed, with their backward passes and the
+reads by the host. The device is called `"meta"`, a name that needs no driver; what is done for a
 device of the type `"cuda"` alone is not seen here, but by `fake_cuda`.
 """
 
@@ -65,7 +65,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any], waits: Counter) -> Any:
     target = None if target is None else torch.device(target)
     if not ours and target != GPU:
         return func(*args, **kwargs)
-    strangers = [x for x in given if not isinstance(x, OnGPU) and x.ndim]
+    strangers = [x for x in given if x.device != GPU and x.ndim]
     if ours and strangers and func not in CROSSING:
         raise RuntimeError(f"{func}: tensors on {GPU} and on {strangers[0].device}")
 

@@ -47,7 +47,6 @@ from ppl_models import (
 from ppl_models.engine.average import Average
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 
-
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
 COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")
 READS = ("SemiSupervisedVAE",)  # Pyro's Dice looks where the guide's probabilities are zero

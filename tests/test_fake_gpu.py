@@ -33,7 +33,7 @@ COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")
 READS = ("SemiSupervisedVAE",)  # Pyro's Dice looks where the guide's probabilities are zero
 
 
-def losses(name, place, steps=4):
+def losses(name, place, steps=3):
     """The losses of some steps, and the waits for a GPU in the last of them."""
     pyro.clear_param_store()
     torch.manual_seed(0)
@@ -150,9 +150,9 @@ ELSEWHERE = {
     "log_evidence": lambda: log_evidence(*pair(), OnGPU((X > 0).float()), num_samples=3),
     "MADE": lambda: on_gpu(MADE(4))(size=5),
     "BayesianGaussianMixture": lambda: on_gpu(BayesianGaussianMixture(4, 1))(size=5),
-    "MixturePosterior": lambda: MixturePosterior(
-        on_gpu(BayesianGaussianMixture(4, 2)), OnGPU(X)
-    )(OnGPU(X)),
+    "MixturePosterior": lambda: MixturePosterior(on_gpu(BayesianGaussianMixture(4, 2)), OnGPU(X))(
+        OnGPU(X)
+    ),
     "FactorNormal": starts,
     "LinearRegression": lambda: on_gpu(LinearRegression(4, noise=0.5)).posterior(
         OnGPU(X), OnGPU(X.sum(1))

@@ -110,7 +110,7 @@ def fit_em(
         x = start = _whole(rows)
         if batch_size is not None and x.device.type == "cpu" != place.type:
             x, start = _Parts(x, rows.batch_size, place), _some_of(x).to(place)
-    check_devices({"model": model}, (start,))
+    check_devices({"model": model}, (start,), "a batch_size, with which parts of them are moved")
 
     if restarts == 1:
         candidates = [model]

@@ -27,14 +27,21 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 @contextmanager
-def own_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws from generators seeded with `seed`, and leaves the others as they were."""
+def kept_rng(device: torch.device) -> Iterator[None]:
+    """A context after which the generators are as they were."""
     state = get_rng_state(device)
     try:
-        torch.manual_seed(seed)
         yield
     finally:
         set_rng_state(state, device)
+
+
+@contextmanager
+def own_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws from generators seeded with `seed`, and leaves the others as they were."""
+    with kept_rng(device):
+        torch.manual_seed(seed)
+        yield
 
 
 def mix(seed: int, number: int) -> int:

@@ -14,7 +14,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 _UNKNOWN = (
     "there is an entry for each row, and it is not known which rows these are. Try the tensors or "
@@ -51,7 +50,7 @@ class Rows(Messenger):
         # A plate of another size, or one that draws rows of its own, is not of this batch.
         if (plate.size, count) == (self.size, self.count):
             device = plate.device if given is None else given.device
-            message["value"] = _unknown(count, device) if self.rows is None else self.rows
+            message["value"] = _Unknown(count, device) if self.rows is None else self.rows
 
     def _pyro_param(self, message: dict) -> None:
         placed = message["kwargs"].get("event_dim") is not None
@@ -61,40 +60,22 @@ class Rows(Messenger):
 
 
 class _Unknown(Tensor):
-    """Indices of rows that are not known: there are so many, and all else is refused.
+    """Indices of rows that are not known: so many, on a device; any operation on them is refused.
 
-    At once: as an index on a GPU a number beyond all bounds would end the process.
+    At once: as an index on a GPU, a number beyond all bounds would end the process.
     """
 
+    @staticmethod
+    def __new__(cls, count: int, device: torch.device | None) -> "_Unknown":
+        return Tensor._make_wrapper_subclass(cls, (count,), dtype=torch.int64, device=device)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
     @classmethod
-    def __torch_function__(
+    def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in _OF_THE_SHAPE:
-            raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-
-_OF_THE_SHAPE = {
-    Tensor.__len__,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.size,
-    Tensor.device.__get__,  # type: ignore[attr-defined]
-    Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
-    Tensor.ndim.__get__,  # type: ignore[attr-defined]
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
-    torch.is_tensor,
-    torch.ones_like,
-    torch.zeros_like,
-}
-
-
-def _unknown(count: int, device: torch.device | None) -> Tensor:
-    with _disable_current_modes():  # a tracer's tensors have a class of their own
-        return torch.zeros(count, dtype=torch.int64, device=device).as_subclass(_Unknown)
+        raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
 
 
 def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
