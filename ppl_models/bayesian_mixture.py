@@ -31,6 +31,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.cholesky import cholesky
 from ppl_models.conjugate_mixture import ConjugateMixture, weights_of
 from ppl_models.inverse_wishart import InverseWishart
 from ppl_models.mean_field import mean_field
@@ -177,7 +178,7 @@ class BayesianGaussianMixture(nn.Module):
             with pyro.plate("component", self.num_components, dim=-1):
                 if self.covariance == "full":
                     law = InverseWishart(df, matrix[:, 0])
-                    root = torch.linalg.cholesky(pyro.sample("covariances", law))
+                    root = cholesky(pyro.sample("covariances", law))
                     center = dist.MultivariateNormal(loc, scale_tril=spread[..., None] * root)
                 else:
                     law = dist.InverseGamma(df[:, None] / 2, matrix[:, :, 0, 0] / 2).to_event(1)

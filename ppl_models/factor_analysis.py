@@ -29,6 +29,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from ppl_models.cholesky import cholesky, inverse_root
 from ppl_models.factor_em import expectation, maximisation
 from ppl_models.factor_likelihood import (
     best_loadings,
@@ -126,7 +127,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         if self.missing == "marginalise":
             given = condition(x, self.loc, self.loadings, self._noise())
             precision = given.factor @ given.factor.mT  # (B, K, K)
-            return dist.MultivariateNormal(given.mean, precision_matrix=precision)
+            return dist.MultivariateNormal(given.mean, scale_tril=inverse_root(precision))
         if is_validation_enabled():  # not in `fit`, which looks at the data once
             check_finite(x, False, type(self).__name__)
         scale = self.log_scale.exp().expand_as(self.loc)  # (D,)
@@ -134,8 +135,8 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         identity = torch.eye(whitened.shape[1], dtype=x.dtype, device=x.device)
         precision = identity + whitened.T @ whitened  # M, (K, K)
         moment = ((x - self.loc) / scale) @ whitened  # (B, K)
-        mean = torch.linalg.solve(precision, moment.T).T  # (B, K)
-        return dist.MultivariateNormal(mean, precision_matrix=precision)
+        mean = torch.cholesky_solve(moment.T, cholesky(precision)).T  # (B, K)
+        return dist.MultivariateNormal(mean, scale_tril=inverse_root(precision))
 
     @torch.no_grad()
     def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_models.cholesky import cholesky
 from ppl_models.missing import MAX_NUMBERS, condition
 
 
@@ -96,5 +97,5 @@ def maximisation(sums: Sums, loc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Factors with mean a and covariance R are standard ones, once W R^(1/2) takes the place of W.
     moments = sums.factors / sums.used
     center = moments[:-1, -1]
-    spread = torch.linalg.cholesky(moments[:-1, :-1] - center.outer(center))
+    spread = cholesky(moments[:-1, :-1] - center.outer(center))
     return loc + shift + loadings @ center, loadings @ spread, left

@@ -24,6 +24,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models.cholesky import cholesky
 from ppl_models.labels import check_labels
 from ppl_models.plates import check_rows, data_plate
 
@@ -253,7 +254,7 @@ class SoftmaxRegression(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         _check_given(x, len(self.weights_scale), "SoftmaxRegression")
         check_labels(y, len(self.correlation) + 1, len(x), "SoftmaxRegression")
-        zero, factor = self.correlation.new_zeros(()), torch.linalg.cholesky(self.correlation)
+        zero, factor = self.correlation.new_zeros(()), cholesky(self.correlation)
         slopes = dist.MultivariateNormal(
             zero.expand(len(factor)), scale_tril=self.weights_scale[:, None, None] * factor
         ).to_event(1)

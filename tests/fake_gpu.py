@@ -19,8 +19,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("meta")
 aten = torch.ops.aten
-READS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)
-SHAPES = (aten.nonzero.default, aten.masked_select.default, aten._unique2.default)
+READS = (  # what a GPU reports to the host: numbers, shapes that depend on them, and errors
+    aten._linalg_check_errors.default,
+    aten._local_scalar_dense.default,
+    aten._unique2.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.repeat_interleave.Tensor,
+)
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 CROSSING = (aten._to_copy.default, aten.copy_.default, aten._pin_memory.default)
 
 
@@ -75,12 +85,12 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any], waits: Counter) -> Any:
     with _disable_current_modes():
         result = func(*inner_args, **inner_kwargs)
     to_host = func is aten._to_copy.default and target is not None and target != GPU
-    if func in READS or func in SHAPES or (func is aten.index.Tensor and _masked(args[1])):
+    if func in READS or (func in INDEXED and _masked(args[1])):
         waits["read"] += 1
     elif to_host or (func is aten.copy_.default and not isinstance(args[0], OnGPU)):
         waits["to host"] += 1
     elif func in CROSSING and not (
-        isinstance(args[-1], OnGPU) if func is aten.copy_.default else ours
+        isinstance(args[1], OnGPU) if func is aten.copy_.default else ours
     ):
         waits["from host"] += 1
 

@@ -30,7 +30,11 @@ from ppl_models.samplers import ancestral, ddim, heun, langevin
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
 COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")
-READS = ("SemiSupervisedVAE",)  # Pyro's Dice looks where the guide's probabilities are zero
+READS = (
+    "SemiSupervisedVAE",  # Pyro's Dice looks where the guide's probabilities are zero
+    "BayesianFactorAnalysis",  # torch's LowRankMultivariateNormal takes a Cholesky factor
+    "LinearRegression, AutoLowRankMultivariateNormal",
+)
 
 
 def losses(name, place, steps=3):
@@ -61,10 +65,9 @@ def test_no_step_of_training_waits(name):
     expected, _ = losses(name, lambda *modules: modules)
     found, waits = losses(name, on_gpu)
     assert found == pytest.approx(expected, rel=1e-5)
-    if name.startswith(COPIES):
-        assert waits.keys() <= {"from host"}
-    elif not name.startswith(READS):
-        assert not waits
+    unavoidable = {"from host"} if name.startswith(COPIES) else set()
+    unavoidable |= {"read"} if name.startswith(READS) else set()
+    assert waits.keys() <= unavoidable
 
 
 @pytest.mark.parametrize("kind", ["read", "copy", "device"])

@@ -69,10 +69,10 @@ class _Unknown(Tensor):
     def __new__(cls, count: int, device: torch.device | None) -> "_Unknown":
         return Tensor._make_wrapper_subclass(cls, (count,), dtype=torch.int64, device=device)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
