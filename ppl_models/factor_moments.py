@@ -100,7 +100,7 @@ def _moments(batches: Iterable[Tensor], lenient: bool, shared: bool, where: str)
     for batch in batches:
         if not len(batch):
             continue
-        missing = batch.isnan() if lenient else torch.zeros_like(batch, dtype=torch.bool)
+        missing = batch.isnan() if lenient else batch.new_zeros((), dtype=torch.bool)
         whole = not (lenient and missing.any())
         if not len(center):
             # Counted from a point amid the rows, squares keep their digits.

@@ -13,7 +13,10 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 
 import guides
 import ppl_models
@@ -263,3 +266,26 @@ def test_the_work_around_a_step():
             average.update(1)
         assert all(a.device == CUDA for a in average.tensors)
         assert all(s["step"].device == CUDA for s in optimizer.state.values())
+
+
+class OnMPS(Tensor):
+    """A tensor that says that it is on a device of Apple's."""
+
+    device = property(lambda self: torch.device("mps"))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: FactorAnalysis(4, 2).maximum_likelihood(x),
+        lambda x: FactorAnalysis(4, 2).initialise(x),
+        lambda x: GaussianMixture(4, 2).initialise(x),
+        lambda x: GaussianDiscriminant(4, 2).maximum_likelihood(x, x[:, 0]),
+        lambda x: ppl_models.PCA(4, 2).least_squares(x),
+        lambda x: ppl_models.BayesianFactorAnalysis(4, 2).initial_values(x),
+    ],
+)
+def test_a_device_without_double_precision(use):
+    x = X.as_subclass(OnMPS)
+    with pytest.raises(TypeError, match=r"double precision, which the device mps.*Try \.cpu\(\)"):
+        use(x)

@@ -23,6 +23,7 @@ from ppl_models import (
     varimax,
     varimax_draws,
 )
+from ppl_models.cholesky import cholesky
 from ppl_models.engine.data import InMemory
 from ppl_models.engine.descend import Descent
 from ppl_models.metrics import frechet, mode_coverage, prdc
@@ -176,3 +177,14 @@ ELSEWHERE = {
 def test_one_device_elsewhere(name):
     with fake_gpu():
         ELSEWHERE[name]()
+
+
+def test_no_factor_shows_in_the_loss_and_not_as_a_wrong_number():
+    bad, good = -torch.eye(2), 4 * torch.eye(2)
+    with fake_gpu() as waits:
+        factor = cholesky(OnGPU(torch.stack([bad, good])))
+        assert not waits
+        assert factor[0].isnan().all()
+        assert torch.equal(factor[1].cpu(), 2 * torch.eye(2))
+    with pytest.raises(torch.linalg.LinAlgError):
+        cholesky(bad)
