@@ -75,7 +75,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any], waits: Counter) -> Any:
     target = None if target is None else torch.device(target)
     if not ours and target != GPU:
         return func(*args, **kwargs)
-    strangers = [x for x in given if x.device != GPU and x.ndim]
+    strangers = [x for x in given if type(x) in (Tensor, nn.Parameter) and x.ndim]
     if ours and strangers and func not in CROSSING:
         raise RuntimeError(f"{func}: tensors on {GPU} and on {strangers[0].device}")
 

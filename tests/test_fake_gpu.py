@@ -38,7 +38,7 @@ READS = (
 )
 
 
-def losses(name, place, steps=3):
+def losses(name, place, steps=2):
     """The losses of some steps, and the waits for a GPU in the last of them."""
     pyro.clear_param_store()
     torch.manual_seed(0)
