@@ -21,7 +21,8 @@ References:
     | Ladder Variational Autoencoders (Sonderby et al., 2016), https://arxiv.org/abs/1602.02282
 """
 
-from typing import Protocol
+import copy
+from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -133,6 +134,23 @@ class LadderNormal(nn.Module):
         with data_plate(x, size):
             z2 = pyro.sample("z2", _normal(self.top_encoder, x))  # (B, K2)
             return pyro.sample("z", self.posterior(x, z2))  # (B, K)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LadderNormal":
+        """Copies the guide along with its model: a copy alone would have a model that none trains.
+
+        Raises:
+            ValueError: If its model is not copied before it.
+        """
+        model = getattr(self.conditional, "__self__", None)
+        if model is not None and id(model) not in memo:
+            raise ValueError(
+                "LadderNormal: a copy of it alone would have the conditional of a model that is "
+                "not trained. Try both at once, model, guide = copy.deepcopy((model, guide))."
+            )
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def posterior(self, x: Tensor, z2: Tensor) -> dist.Independent:
         r"""Returns :math:`q(z \mid x, z^{(2)})`."""

@@ -43,7 +43,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import check_float64, check_rows, data_plate
 
 
 class BayesianFactorAnalysis(nn.Module):
@@ -120,7 +120,8 @@ class BayesianFactorAnalysis(nn.Module):
             infer={"event_dims": ["factor"]},
         )
         spread = scale[:, None] * factor_scale  # (D, K)
-        loadings = pyro.sample("loadings", dist.Normal(0.0, spread).to_event(2), infer=both)  # W
+        prior = dist.Normal(torch.zeros_like(spread), spread).to_event(2)
+        loadings = pyro.sample("loadings", prior, infer=both)  # W, (D, K)
         noise = dist.InverseGamma(torch.full_like(scale, 1.1), 0.05 * scale**2).to_event(1)
         noise_variance = pyro.sample("noise_variance", noise, infer=feature)  # psi, (D,)
 
@@ -148,6 +149,7 @@ class BayesianFactorAnalysis(nn.Module):
                 `prior_loc` or spreads more than 30 times as widely, or none spreads a 30th.
         """
         check_rows(x, len(self.prior_loc), "BayesianFactorAnalysis")
+        check_float64(x, "BayesianFactorAnalysis")
         if len(x) < 2 or not x.isfinite().all():
             raise ValueError(
                 f"BayesianFactorAnalysis: expected at least two rows of finite numbers, got "

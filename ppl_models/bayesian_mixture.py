@@ -31,6 +31,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.cholesky import cholesky
 from ppl_models.conjugate_mixture import ConjugateMixture, weights_of
 from ppl_models.inverse_wishart import InverseWishart
 from ppl_models.mean_field import mean_field
@@ -145,7 +146,8 @@ class BayesianGaussianMixture(nn.Module):
 
         with data_plate(x, size) as rows:
             if self.num_components == 1:
-                z = pyro.deterministic("z", torch.zeros_like(rows), event_dim=0)
+                zero = locs.new_zeros(len(rows), dtype=torch.int64)
+                z = pyro.deterministic("z", zero, event_dim=0)
             else:
                 z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
             if self.covariance == "full":
@@ -176,7 +178,7 @@ class BayesianGaussianMixture(nn.Module):
             with pyro.plate("component", self.num_components, dim=-1):
                 if self.covariance == "full":
                     law = InverseWishart(df, matrix[:, 0])
-                    root = torch.linalg.cholesky(pyro.sample("covariances", law))
+                    root = cholesky(pyro.sample("covariances", law))
                     center = dist.MultivariateNormal(loc, scale_tril=spread[..., None] * root)
                 else:
                     law = dist.InverseGamma(df[:, None] / 2, matrix[:, :, 0, 0] / 2).to_event(1)

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_models.cholesky import cholesky
 from ppl_models.inverse_wishart import log_diagonal, log_normaliser
 
 
@@ -92,7 +93,7 @@ class ConjugateMixture(NamedTuple):
     def expected_log_joint(self, x: Tensor) -> Tensor:
         r"""Returns :math:`\mathbb{E}[\log \pi_k \, p(x_n \mid \mu_k, \Sigma_k)]`, `(N, K)`."""
         features, size = x.shape[1], self.scale.shape[-1]
-        chol = torch.linalg.cholesky(self.scale)  # (K, G, F, F)
+        chol = cholesky(self.scale)  # (K, G, F, F)
         inside = self._blocks(x - self.loc[:, None]).movedim(1, 3)  # (K, D / F, F, N)
         distance = torch.linalg.solve_triangular(chol, inside, upper=False).square().sum((1, 2))
         steps = torch.arange(size, dtype=x.dtype, device=x.device)
@@ -111,7 +112,7 @@ class ConjugateMixture(NamedTuple):
     def log_normaliser(self) -> Tensor:
         """Returns the logarithm of what the density is divided by: a number."""
         sticks = self.sticks.lgamma().sum() - self.sticks.sum(1).lgamma().sum()
-        chol = torch.linalg.cholesky(self.scale)
+        chol = cholesky(self.scale)
         covariances = log_normaliser(self.df[:, None], chol).sum()
         locs = 0.5 * self.loc.shape[1] * (2 * math.pi / self.strength).log().sum()
         return sticks + covariances + locs

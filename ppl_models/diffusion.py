@@ -140,7 +140,8 @@ class Diffusion(nn.Module):
     def generate(self, y: Tensor | None = None) -> Tensor:
         r"""A part of programs: the sites `z_T` to `z_0` in a plate of rows; returns `z_0`."""
         log_snr = self.log_snrs()  # (T + 1,), falling
-        z = pyro.sample(f"z_{self.num_steps}", dist.Normal(self.zero, 1.0).to_event(1))  # (B, D)
+        noise = dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)
+        z = pyro.sample(f"z_{self.num_steps}", noise)  # (B, D)
         for t in range(self.num_steps, 0, -1):
             x_hat = self.denoise(z, log_snr[t], y)  # (B, D)
             step = dist.Normal(*step_back(z, x_hat, log_snr[t], log_snr[t - 1]))
@@ -195,9 +196,8 @@ class Diffusion(nn.Module):
             y: Their labels, with shape `(B,)`. Default: not known.
             num_steps: The number of steps, `T`. Default: that of the model.
         """
-        num_steps = self.num_steps if num_steps is None else num_steps
         total = self.reconstruction(x, y) - self.prior_divergence(x)
-        for t in range(1, num_steps + 1):
+        for t in range(1, (self.num_steps if num_steps is None else num_steps) + 1):
             step = torch.full((len(x),), t, device=x.device)
             total = total - self.step_divergence(x, step, y, num_steps)
         return total
@@ -303,6 +303,7 @@ class Diffusion(nn.Module):
                 rows follow the network given their labels; above 1 they exaggerate them.
 
         Raises:
+            TypeError: If the sampler cannot be called.
             ValueError: If there are labels or guidance that the network knows nothing of.
             FloatingPointError: If what comes out is not finite.
 
@@ -311,6 +312,11 @@ class Diffusion(nn.Module):
             >>> Diffusion(num_features=3).sample(5, heun, num_steps=18).shape
             torch.Size([5, 3])
         """
+        if not callable(sampler):
+            raise TypeError(
+                f"sampler: expected a function of ppl_models.samplers, got {sampler!r}. Try "
+                f"ancestral, or heun for few steps."
+            )
         self.check_labels(y)
         if y is not None and len(y) != size:
             raise ValueError(f"labels: expected one for each of {size} rows, got {len(y)}.")

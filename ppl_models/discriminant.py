@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_models.labels import check_classes, check_labels
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import check_float64, check_rows, data_plate
 
 WHERE = "GaussianDiscriminant"
 
@@ -138,6 +138,7 @@ class GaussianDiscriminant(nn.Module):
         """
         num_classes, num_features = self.locs.shape
         check_rows(x, num_features, WHERE)
+        check_float64(x, WHERE)
         check_labels(y, num_classes, len(x), WHERE)
         check_classes(y, num_classes, WHERE)
         if len(x) < 2 or not x.isfinite().all():

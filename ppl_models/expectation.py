@@ -143,9 +143,9 @@ def expectation_of_missing(
     evidence, counts = means.new_zeros(restarts), means.new_zeros(len(means))
     first, second = torch.zeros_like(means), torch.zeros_like(factors)
     rows = 0
-    for chunk in _chunks(batches, MISSING_CHUNK):
+    for chunk, most in _with_most_missing(batches):
         x = chunk.to(locs.dtype)  # (C, D)
-        given = complete(x, means, factors)
+        given = complete(x, means, factors, most)
         joint = given.log_prob.T.reshape(restarts, components, -1) + log_weights[..., None]
         evidence += _normalise(joint)  # now responsibilities, (R, K, C)
         weights = joint.flatten(0, 1)  # (R K, C)
@@ -177,6 +177,14 @@ def expectation_of_missing(
 def _chunks(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
     for batch in batches:
         yield from batch.split(rows)
+
+
+def _with_most_missing(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
+    """Chunks, and the most missing entries of a row in each: read once for all of a batch."""
+    for batch in batches:
+        chunks = batch.split(MISSING_CHUNK)
+        most = torch.stack([chunk.isnan().sum(1).max() for chunk in chunks])
+        yield from zip(chunks, most.tolist(), strict=True)
 
 
 def _products(rows: Tensor, center: Tensor, covariance: str, out: Tensor | None = None) -> Tensor:

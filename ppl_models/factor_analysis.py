@@ -29,6 +29,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from ppl_models.cholesky import cholesky, inverse_root
 from ppl_models.factor_em import expectation, maximisation
 from ppl_models.factor_likelihood import (
     best_loadings,
@@ -53,7 +54,7 @@ from ppl_models.missing import (
     check_missing,
     condition,
 )
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import check_float64, check_rows, data_plate
 
 
 class FactorAnalysis(nn.Module, InformationCriteria):
@@ -96,7 +97,8 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, len(self.loc), type(self).__name__)
-        prior = dist.Normal(self.loadings.new_zeros(self.loadings.shape[1]), 1.0)
+        zero = self.loadings.new_zeros(self.loadings.shape[1])  # (K,)
+        prior = dist.Normal(zero, torch.ones_like(zero))
         noise = MarginalNormal if self.missing == "marginalise" else dist.Normal
 
         with data_plate(x, size):
@@ -125,7 +127,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         if self.missing == "marginalise":
             given = condition(x, self.loc, self.loadings, self._noise())
             precision = given.factor @ given.factor.mT  # (B, K, K)
-            return dist.MultivariateNormal(given.mean, precision_matrix=precision)
+            return dist.MultivariateNormal(given.mean, scale_tril=inverse_root(precision))
         if is_validation_enabled():  # not in `fit`, which looks at the data once
             check_finite(x, False, type(self).__name__)
         scale = self.log_scale.exp().expand_as(self.loc)  # (D,)
@@ -133,8 +135,8 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         identity = torch.eye(whitened.shape[1], dtype=x.dtype, device=x.device)
         precision = identity + whitened.T @ whitened  # M, (K, K)
         moment = ((x - self.loc) / scale) @ whitened  # (B, K)
-        mean = torch.linalg.solve(precision, moment.T).T  # (B, K)
-        return dist.MultivariateNormal(mean, precision_matrix=precision)
+        mean = torch.cholesky_solve(moment.T, cholesky(precision)).T  # (B, K)
+        return dist.MultivariateNormal(mean, scale_tril=inverse_root(precision))
 
     @torch.no_grad()
     def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
@@ -256,7 +258,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         best = best_loadings(found.root, noise, loadings.shape[1])
         left = self._pool(found.root.square().sum(0) - best.square().sum(1), found.counts)
         self._set_best(found, self._floored(left, noise, torch.ones_like(noise)))
-        return value
+        return value.to(self.loc.device)
 
     def _step_with_missing(self, x: Tensor | Iterable[Tensor]) -> Tensor:
         loc, loadings, noise = self._precise()
@@ -309,6 +311,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def _precise(self) -> tuple[Tensor, Tensor, Tensor]:
         """The mean, the loadings and the variance of the noise, in float64."""
+        check_float64(self.loc, type(self).__name__)
         return self.loc.double(), self.loadings.double(), self._noise().double()
 
     def _pool(self, values: Tensor, weights: Tensor) -> Tensor:

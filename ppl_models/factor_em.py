@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_models.cholesky import cholesky
 from ppl_models.missing import MAX_NUMBERS, condition
 
 
@@ -33,7 +34,7 @@ class Sums(NamedTuple):
 
     log_prob: Tensor  # of the observed entries, ()
     rows: int
-    used: int  # rows with an observed entry
+    used: Tensor  # rows with an observed entry, ()
     factors: Tensor  # E[z~ z~^T], over the rows used, (J, J)
     products: Tensor  # E[z~ z~^T], over the rows that have d, (D, J, J)
     cross: Tensor  # E[z~] x_d, over the rows that have d, (D, J)
@@ -60,25 +61,25 @@ def expectation(batches: Iterable[Tensor], loc: Tensor, loadings: Tensor, noise:
     products = loc.new_zeros(features, width * width)
     cross, squares = loc.new_zeros(features, width), torch.zeros_like(loc)
     total, counts = loc.new_zeros(width, width), torch.zeros_like(loc)
-    rows = used = 0
+    rows, used = 0, loc.new_zeros(())
     for batch in batches:
         rows += len(batch)
         for chunk in batch.split(max(1, MAX_NUMBERS // max(features, width * width))):
             x = chunk.to(loc.dtype)
-            x = x[~x.isnan().all(1)]
             given = condition(x, loc, loadings, noise)
             mean = torch.nn.functional.pad(given.mean, (0, 1), value=1.0)  # E[z~], (B, J)
             second = mean[:, :, None] * mean[:, None]  # (B, J, J)
             second[:, :factors, :factors] += torch.cholesky_inverse(given.factor)
             observed = (~x.isnan()).to(loc.dtype)
+            seen = observed.amax(1)  # 0 for a row without any entry
             y = torch.where(x.isnan(), 0.0, x - loc)
             products.addmm_(observed.T, second.flatten(1))
             cross.addmm_(y.T, mean)
             squares += y.square().sum(0)
             counts += observed.sum(0)
-            total += second.sum(0)
+            total += torch.einsum("b,bij->ij", seen, second)
             log_prob += given.log_prob.sum()
-            used += len(x)
+            used += seen.sum()
     shape = (features, width, width)
     return Sums(log_prob, rows, used, total, products.view(shape), cross, squares, counts)
 
@@ -96,5 +97,5 @@ def maximisation(sums: Sums, loc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Factors with mean a and covariance R are standard ones, once W R^(1/2) takes the place of W.
     moments = sums.factors / sums.used
     center = moments[:-1, -1]
-    spread = torch.linalg.cholesky(moments[:-1, :-1] - center.outer(center))
+    spread = cholesky(moments[:-1, :-1] - center.outer(center))
     return loc + shift + loadings @ center, loadings @ spread, left

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.plates import check_rows
+from ppl_models.plates import check_float64, check_rows
 
 INF = math.inf
 CHUNK = 16_384  # rows that are in float64 at once
@@ -91,17 +91,17 @@ def moments(
             unless `shared`, a feature is constant.
     """
     with one_thread(x.numel() * num_features if isinstance(x, Tensor) else LITTLE):
-        return _moments(check_batches(x, num_features, missing, where), shared, where)
+        return _moments(check_batches(x, num_features, missing, where), missing, shared, where)
 
 
-def _moments(batches: Iterable[Tensor], shared: bool, where: str) -> Moments:
+def _moments(batches: Iterable[Tensor], lenient: bool, shared: bool, where: str) -> Moments:
     rows = 0
     center = torch.zeros(0)
     for batch in batches:
         if not len(batch):
             continue
-        missing = batch.isnan()
-        whole = not missing.any()
+        missing = batch.isnan() if lenient else batch.new_zeros((), dtype=torch.bool)
+        whole = not (lenient and missing.any())
         if not len(center):
             # Counted from a point amid the rows, squares keep their digits.
             some = batch if whole else batch.nanmean(0, keepdim=True).nan_to_num()
@@ -137,23 +137,37 @@ def check_batches(
 ) -> Iterator[Tensor]:
     """Yields batches of rows, and refuses those that the model does not take.
 
+    Whether numbers are finite is looked up after the last batch: a look makes a GPU wait.
+
     Arguments:
         x: All rows, or batches of them.
         num_features: The features that a row should have.
         missing: Whether NaN means that an entry is missing.
         where: The name of the model, for errors.
     """
+    rows, bad = 0, []
     for batch in [x] if isinstance(x, Tensor) else x:
         check_rows(batch, num_features, where)
-        check_finite(batch, missing, where)
+        check_float64(batch, where)
+        rows += len(batch)
+        bad.append(_not_finite(batch, missing))
         yield batch
+    if bad:
+        _refuse(int(torch.stack(bad).sum()), rows, missing, where)
 
 
 def check_finite(x: Tensor, missing: bool, where: str) -> None:
     """Raises where rows are not finite; NaN is fine where it means that an entry is missing."""
-    fine = ~x.isinf() if missing else x.isfinite()
-    if not fine.all():
-        bad = (~fine).any(1)
+    _refuse(int(_not_finite(x, missing)), len(x), missing, where)
+
+
+def _not_finite(x: Tensor, missing: bool) -> Tensor:
+    """How many rows are not finite, ()."""
+    return (x.isinf() if missing else ~x.isfinite()).any(1).sum()
+
+
+def _refuse(bad: int, rows: int, missing: bool, where: str) -> None:
+    if bad:
         what = "infinity" if missing else "NaN or infinity"
         more = (
             ""
@@ -161,7 +175,7 @@ def check_finite(x: Tensor, missing: bool, where: str) -> None:
             else ", or a factor model with missing='marginalise', to which NaN means missing"
         )
         raise ValueError(
-            f"{where}: expected rows of finite numbers, got {int(bad.sum())} of {len(x)} rows "
+            f"{where}: expected rows of finite numbers, got {bad} of {rows} rows "
             f"with {what}. Try leaving them out: x[x.isfinite().all(1)]{more}."
         )
 

@@ -43,7 +43,7 @@ from ppl_models.missing import (
     check_missing,
     complete,
 )
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import check_float64, check_rows, data_plate
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 MANY = 20_000  # rows that are enough to choose a start
@@ -220,8 +220,9 @@ class GaussianMixture(nn.Module, InformationCriteria):
     def stack(self, restarts: int) -> "GaussianMixture":
         """Returns a copy that EM can take to several optima at once: parameters of `(R, *)`."""
         model = copy.deepcopy(self)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.expand(restarts, *parameter.shape).clone()
+        for name, parameter in self.named_parameters():
+            stacked = parameter.detach().expand(restarts, *parameter.shape).clone()
+            setattr(model, name, nn.Parameter(stacked, parameter.requires_grad))
         return model
 
     @torch.no_grad()
@@ -257,6 +258,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
     def _check_fit(self, x: Tensor) -> None:
         components, features = self.locs.shape[-2:]
         check_rows(x, features, "GaussianMixture")
+        check_float64(x, "GaussianMixture")
         if x.isinf().any() or (self.missing == "error" and x.isnan().any()):
             raise ValueError(
                 "GaussianMixture: expected finite rows, got NaN or infinity. "
@@ -285,6 +287,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         Arguments:
             x: Rows, with shape `(N, D)`, or batches of them.
         """
+        check_float64(self.logits, "GaussianMixture")
         stacked = self.logits.ndim == 2
         logits, locs, scale = self.logits.double(), self.locs.double(), self.scale.double()
         if self.covariance == "tied":

@@ -75,7 +75,7 @@ class HierarchicalVAE(nn.Module):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, self.num_features, "HierarchicalVAE")
-        top = dist.Normal(self.top_loc, 1.0).to_event(1)
+        top = dist.Normal(self.top_loc, torch.ones_like(self.top_loc)).to_event(1)
 
         with data_plate(x, size):
             z2 = pyro.sample("z2", top)  # (B, K2)

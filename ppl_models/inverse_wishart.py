@@ -20,6 +20,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
+from ppl_models.cholesky import cholesky
+
 
 class InverseWishart(TorchDistribution):
     r"""The conjugate prior of the covariance matrix of a normal distribution.
@@ -40,7 +42,7 @@ class InverseWishart(TorchDistribution):
     def __init__(self, df: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         shape = torch.broadcast_shapes(df.shape, scale.shape[:-2])
         self.df, self.scale = df.expand(shape), scale.expand(*shape, -1, -1)
-        self.scale_tril = torch.linalg.cholesky(self.scale)  # C, with C C^T = Psi
+        self.scale_tril = cholesky(self.scale)  # C, with C C^T = Psi
         super().__init__(shape, scale.shape[-2:], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=2)
@@ -74,7 +76,7 @@ class InverseWishart(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         features = self.event_shape[0]
-        chol = torch.linalg.cholesky(value)
+        chol = cholesky(value)
         root = torch.linalg.solve_triangular(
             chol, self.scale_tril.expand(*value.shape[:-2], -1, -1), upper=False
         )
@@ -148,7 +150,7 @@ class CovarianceTransform(Transform):
         return triangular @ triangular.mT
 
     def _inverse(self, y: Tensor) -> Tensor:
-        triangular = torch.linalg.cholesky(y)
+        triangular = cholesky(y)
         i, j = torch.tril_indices(y.shape[-1], y.shape[-1], device=y.device)
         x = triangular[..., i, j]
         return torch.where(i == j, x.abs().log(), x)

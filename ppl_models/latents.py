@@ -44,7 +44,7 @@ class NormalLatents(nn.Module):
         self.register_buffer("loc", torch.zeros(num_latents), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Normal(self.loc, 1.0).to_event(1)
+        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
 
 class NormalOneHotLatents(nn.Module):

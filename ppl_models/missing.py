@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_models.cholesky import cholesky
+
 MAX_NUMBERS = 2**23  # in the matrices of rows that are worked on at once: 64 MiB
 
 
@@ -150,7 +152,7 @@ class MarginalMultivariateNormal(dist.MultivariateNormal):
         # The covariance of what was observed; what was not has unit variance, and adds nothing.
         pairs = observed[..., None, :] * observed[..., None]
         covariance = self.covariance_matrix * pairs + torch.diag_embed(1 - observed)
-        factor = torch.linalg.cholesky(covariance)  # (*, D, D)
+        factor = cholesky(covariance)  # (*, D, D)
         whitened = torch.linalg.solve_triangular(factor, difference[..., None], upper=False)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = 0.5 * math.log(2 * math.pi) * observed.sum(-1)
@@ -167,7 +169,7 @@ class Completion(NamedTuple):
     factor: Tensor  # the Cholesky factor of their precision, (B, K, M, M)
 
 
-def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
+def complete(x: Tensor, locs: Tensor, scale_tril: Tensor, most: int | None = None) -> Completion:
     r"""Returns the conditionals of the missing entries of rows under `K` Gaussians.
 
     With the precision :math:`P = \Sigma^{-1}`,
@@ -179,9 +181,11 @@ def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
         x: Rows with NaN where entries are missing, `(B, D)`.
         locs: `(K, D)`.
         scale_tril: Cholesky factors of the covariances, `(K, D, D)`.
+        most: The largest number of missing entries of a row, where it is known.
     """
     missing = x.isnan()  # (B, D)
-    most = int(missing.sum(1).max())
+    if most is None:
+        most = int(missing.sum(1).max())
     places = missing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[
         :, :most
     ]  # (B, M)
@@ -196,7 +200,7 @@ def complete(x: Tensor, locs: Tensor, scale_tril: Tensor) -> Completion:
     pairs = present[:, :, None] & present[:, None]  # (B, M, M)
     block = precision[:, places[:, :, None], places[:, None]].transpose(0, 1)  # P_mm, (B, K, M, M)
     block = block * pairs[:, None] + torch.diag_embed((~present).to(x.dtype))[:, None]
-    factor = torch.linalg.cholesky(block)
+    factor = cholesky(block)
     shift = -torch.cholesky_solve(pull[..., None], factor)[..., 0]  # (B, K, M)
 
     square = (difference * pulled).sum(2) + (pull * shift).sum(2)
@@ -260,7 +264,7 @@ def condition(x: Tensor, loc: Tensor, loadings: Tensor, variance: Tensor) -> Con
     products = (whitened[:, :, None] * whitened[:, None]).flatten(1)  # (D, K K)
     identity = torch.eye(whitened.shape[1], dtype=loc.dtype, device=loc.device)
     precision = identity + (observed @ products).unflatten(1, identity.shape)  # M, (B, K, K)
-    factor = torch.linalg.cholesky(precision)
+    factor = cholesky(precision)
 
     difference = torch.where(missing, 0.0, x - loc) / scale  # (B, D)
     mean = torch.cholesky_solve((difference @ whitened)[..., None], factor)[..., 0]  # (B, K)

@@ -50,6 +50,15 @@ def data_plate(x: Tensor | None = None, size: int | None = None) -> pyro.plate:
     return pyro.plate("data", size, subsample=torch.arange(rows, device=x.device), dim=-1)
 
 
+def check_float64(x: Tensor, where: str) -> None:
+    """Raises a TypeError where rows are on a device without double precision: Apple's."""
+    if x.device.type == "mps":
+        raise TypeError(
+            f"{where}: this is computed in double precision, which the device {x.device} has not. "
+            f"Try .cpu() of the model and of the rows."
+        )
+
+
 def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
     """Raises an error unless `x` is None or holds rows of `num_features` floating-point numbers.
 

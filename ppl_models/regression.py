@@ -24,6 +24,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models.cholesky import cholesky
 from ppl_models.labels import check_labels
 from ppl_models.plates import check_rows, data_plate
 
@@ -85,9 +86,9 @@ class LinearRegression(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         _check_given(x, len(self.weights_scale), "LinearRegression")
         _check_targets(y, len(x))
-        slopes = dist.Normal(0.0, self.weights_scale).to_event(1)
+        slopes = _centered(self.weights_scale).to_event(1)
         weights = pyro.sample("weights", slopes, infer={"event_dims": ["feature"]})  # (D,)
-        bias = pyro.sample("bias", dist.Normal(0.0, self.bias_scale))
+        bias = pyro.sample("bias", _centered(self.bias_scale))
         scale = self.noise
         if scale is None:
             scale = pyro.sample("scale", dist.HalfNormal(self.noise_scale))
@@ -188,9 +189,9 @@ class LogisticRegression(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         _check_given(x, len(self.weights_scale), "LogisticRegression")
         check_labels(y, 2, len(x), "LogisticRegression")
-        slopes = dist.Normal(0.0, self.weights_scale).to_event(1)
+        slopes = _centered(self.weights_scale).to_event(1)
         weights = pyro.sample("weights", slopes, infer={"event_dims": ["feature"]})  # (D,)
-        bias = pyro.sample("bias", dist.Normal(0.0, self.bias_scale))
+        bias = pyro.sample("bias", _centered(self.bias_scale))
 
         with data_plate(x, size):
             return pyro.sample("y", self.conditional(x, weights, bias), obs=y)
@@ -253,7 +254,7 @@ class SoftmaxRegression(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
         _check_given(x, len(self.weights_scale), "SoftmaxRegression")
         check_labels(y, len(self.correlation) + 1, len(x), "SoftmaxRegression")
-        zero, factor = self.correlation.new_zeros(()), torch.linalg.cholesky(self.correlation)
+        zero, factor = self.correlation.new_zeros(()), cholesky(self.correlation)
         slopes = dist.MultivariateNormal(
             zero.expand(len(factor)), scale_tril=self.weights_scale[:, None, None] * factor
         ).to_event(1)
@@ -287,6 +288,11 @@ def _outputs(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
             f"{tuple(bias.shape[:-1])}."
         )
     return (x @ weights).squeeze(-3) + bias
+
+
+def _centered(scale: Tensor) -> dist.Normal:
+    """N(0, s^2). A number for the mean would be copied to the device at each call."""
+    return dist.Normal(torch.zeros_like(scale), scale)
 
 
 def _classes(logits: Tensor) -> dist.Categorical:

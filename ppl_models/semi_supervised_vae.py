@@ -97,7 +97,7 @@ class SemiSupervisedVAE(nn.Module):
         check_rows(x, self.num_features, WHERE)
         self._check_labels(x, y)
         classes = dist.Categorical(logits=self.logits)
-        prior = dist.Normal(self.prior_loc, 1.0).to_event(1)
+        prior = dist.Normal(self.prior_loc, torch.ones_like(self.prior_loc)).to_event(1)
 
         with data_plate(y if x is None else x, size):
             # Labels to sample rows of are given; beside rows some may be latent, and all are.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from guides import AmortizedNormal, ExactPosterior
-from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit, log_evidence
+from ppl_models import VAE, Diffusion, FactorAnalysis, data_plate, elbo, fit, log_evidence
 from ppl_models.likelihoods import Bernoulli, Categorical, Normal
+from ppl_models.nn import ResNet, UNet
 
 quiet = functools.partial(fit, progress=False)
 
@@ -587,3 +588,24 @@ def test_evidence_of_bad_rows():
     pair = vae(Normal())
     with pytest.raises(ValueError, match=r"1 of 9 rows hold NaN"):
         log_evidence(*pair, spoiled(3), num_samples=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: UNet(8),
+            r"UNet: expected the height and the width.*shape=8. Try UNet\(\(8, 8\)\)",
+        ),
+        (lambda: UNet((8, 8, 1)), r"UNet: expected the height and the width"),
+        (
+            lambda: UNet((8, 8), channels=8),
+            r"UNet: expected the channels of each level.*channels=8",
+        ),
+        (lambda: ResNet(64), r"ResNet: expected the height and the width.*shape=64"),
+        (lambda: Diffusion(3).sample(5, None), r"sampler: expected a function.*got None. Try anc"),
+    ],
+)
+def test_arguments_of_another_kind(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

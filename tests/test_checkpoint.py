@@ -538,6 +538,39 @@ def test_other_settings_are_refused(tmp_path, change, message):
     assert same(state(*pair), old)
 
 
+def test_a_checkpoint_from_before_a_setting_existed(tmp_path):
+    path, options = tmp_path / "run", everything("tensor")
+    whole, pair = dropout_vae(), dropout_vae()
+    quiet(elbo(*whole), steps=6, **options)
+    quiet(elbo(*pair), steps=3, checkpoint=path, **options)
+    tree = files.read(path)
+    for name in ("compile", "ema"):
+        del tree["settings"][name]
+    files.write(path, tree)
+    with pytest.raises(ValueError, match="compile=False, now True"):
+        quiet(elbo(*dropout_vae()), steps=6, checkpoint=path, resume=True, compile=True, **options)
+    with pytest.raises(ValueError, match=r"ema=None, now 0\.9"):
+        quiet(elbo(*dropout_vae()), steps=6, checkpoint=path, resume=True, ema=0.9, **options)
+    pair = dropout_vae()
+    quiet(elbo(*pair), steps=6, checkpoint=path, resume=True, compile=False, **options)
+    assert same(state(*pair), state(*whole))
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_checkpoint_from_another_device_goes_on_here(tmp_path, device):
+    """Its generator of random numbers is left out, where there is none."""
+    path, options = tmp_path / "run", everything("tensor")
+    whole, pair = dropout_vae(), dropout_vae()
+    quiet(elbo(*whole), steps=6, **options)
+    quiet(elbo(*pair), steps=3, checkpoint=path, **options)
+    tree = files.read(path)
+    tree["rng"][device] = torch.zeros(16, dtype=torch.uint8)
+    files.write(path, tree)
+    pair = dropout_vae()
+    quiet(elbo(*pair), steps=6, checkpoint=path, resume=True, **options)
+    assert same(state(*pair), state(*whole))
+
+
 def test_another_models_checkpoint(tmp_path):
     path = tmp_path / "run"
     quiet(elbo(*dropout_vae()), steps=3, checkpoint=path, **everything("tensor"))

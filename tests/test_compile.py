@@ -396,9 +396,9 @@ def test_code_that_gives_another_gradient_is_not_used(monkeypatch):
 
 
 def test_a_graph_is_compared_again(monkeypatch):
-    """What nothing watches, here an entry of a long list, is found after some steps."""
+    """What nothing watches, here an entry of a very long list, is found later."""
     monkeypatch.setattr(compiling, "CHECK_EVERY", 3)
-    settings = [1.0] * 200
+    settings = [1.0] * 20_000
 
     class Hidden(nn.Module):
         def __init__(self):

@@ -6,166 +6,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import (
-    AutoIAFNormal,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-    AutoStructured,
-)
+from every_objective import COMPILED, SOME, X, player, semi_supervised
+from pyro.infer.autoguide import AutoNormal
 
-from guides import (
-    AmortizedNormal,
-    BottomUpNormal,
-    ConditionalNormal,
-    ExactPosterior,
-    LabelNormal,
-    LadderNormal,
-)
-from ppl_models import (
-    GAN,
-    MADE,
-    VAE,
-    AutoEncoder,
-    BayesianFactorAnalysis,
-    BayesianGaussianMixture,
-    Classifier,
-    ConditionalVAE,
-    DenoisingAutoEncoder,
-    Diffusion,
-    FactorAnalysis,
-    GaussianDiscriminant,
-    GaussianMixture,
-    HierarchicalVAE,
-    LinearRegression,
-    LogisticRegression,
-    MixturePrior,
-    PixelCNN,
-    PixelRNN,
-    ProbabilisticPCA,
-    SemiSupervisedVAE,
-    SoftmaxRegression,
-    VampPrior,
-    adversarial,
-    data_plate,
-    denoising,
-    elbo,
-    iwae,
-    reconstruction,
-)
-from ppl_models.corruption import GaussianNoise
+from ppl_models import data_plate, elbo
 from ppl_models.engine.data import Batch
 from ppl_models.engine.descend import Descent
-from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
-from ppl_models.nn import TimeMLP
 
 
 @pytest.fixture(autouse=True)
 def _small_compiler(monkeypatch):
     """Graphs run as they are: a compiler takes seconds for each."""
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
-
-
-X = torch.randn(24, 4)
-BINARY = (X > 0).float()
-GREY = (3 * torch.rand(24, 4)).round() / 3
-LABELS = torch.arange(24) % 3
-SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
-HOLES = X.where(torch.rand(24, 4) > 0.2, torch.nan)
-
-
-def mixture(**settings):
-    return BayesianGaussianMixture(4, 2, **settings)
-
-
-def vae(likelihood, prior=lambda guide: None, num_features=4):
-    guide = AmortizedNormal(num_features, 2)
-    return elbo(VAE(num_features, 2, likelihood, prior=prior(guide)), guide)
-
-
-def with_auto(model, kind):
-    return elbo(model, kind(poutine.block(model, hide=["z"])))
-
-
-def regression(kind, estimator=None):
-    model = LinearRegression(4)
-    return elbo(model, kind(model), estimator)
-
-
-COMPILED = {
-    "FactorAnalysis": (lambda: exact(FactorAnalysis(4, 2)), (X,)),
-    "FactorAnalysis, missing": (lambda: exact(FactorAnalysis(4, 2, "marginalise")), (HOLES,)),
-    "ProbabilisticPCA": (lambda: exact(ProbabilisticPCA(4, 2)), (X,)),
-    "GaussianMixture": (lambda: elbo(GaussianMixture(4, 2)), (X,)),
-    "GaussianMixture, tied": (lambda: elbo(GaussianMixture(4, 2, "tied")), (X,)),
-    "GaussianMixture, diag": (lambda: elbo(GaussianMixture(4, 2, "diag")), (X,)),
-    "GaussianDiscriminant": (lambda: elbo(GaussianDiscriminant(4, 3)), (X, LABELS)),
-    "BayesianGaussianMixture, AutoNormal": (lambda: with_auto(mixture(), AutoNormal), (X,)),
-    "BayesianGaussianMixture, diag, stick-breaking": (
-        lambda: with_auto(mixture(covariance="diag", weights="stick-breaking"), AutoNormal),
-        (X,),
-    ),
-    "BayesianFactorAnalysis": (lambda: with_auto(BayesianFactorAnalysis(4, 2), AutoNormal), (X,)),
-    "LinearRegression, AutoNormal": (lambda: regression(AutoNormal), (X, X.sum(1))),
-    "LinearRegression, AutoMultivariateNormal": (
-        lambda: regression(AutoMultivariateNormal),
-        (X, X.sum(1)),
-    ),
-    "LinearRegression, AutoLowRankMultivariateNormal": (
-        lambda: regression(AutoLowRankMultivariateNormal),
-        (X, X.sum(1)),
-    ),
-    "LinearRegression, AutoIAFNormal": (lambda: regression(AutoIAFNormal), (X, X.sum(1))),
-    "LinearRegression, AutoStructured": (lambda: regression(AutoStructured), (X, X.sum(1))),
-    "LogisticRegression": (lambda: with_auto(LogisticRegression(4), AutoNormal), (X, LABELS % 2)),
-    "SoftmaxRegression": (lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS)),
-    "Classifier": (lambda: elbo(Classifier(4, 3)), (X, LABELS)),
-    "VAE, Bernoulli": (lambda: vae(Bernoulli()), (BINARY,)),
-    "VAE, Normal": (lambda: vae(Normal()), (X,)),
-    "VAE, Normal with own scales": (lambda: vae(Normal(own_scale=True)), (X,)),
-    "VAE, Categorical": (lambda: vae(Categorical(4)), (GREY,)),
-    "VAE, LogisticMixture": (lambda: vae(LogisticMixture(4, 2)), (GREY,)),
-    "VAE, mixture prior": (lambda: vae(Bernoulli(), lambda _: MixturePrior(2, 3)), (BINARY,)),
-    "VAE, VampPrior": (lambda: vae(Bernoulli(), lambda g: VampPrior(BINARY[:5], g)), (BINARY,)),
-    "iwae": (lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,)),
-    "HierarchicalVAE, bottom-up": (
-        lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)),
-        (BINARY,),
-    ),
-    "HierarchicalVAE, ladder": (lambda: ladder(), (BINARY,)),
-    "ConditionalVAE": (
-        lambda: elbo(ConditionalVAE(4, 3, 2), ConditionalNormal(4, 3, 2)),
-        (BINARY, LABELS),
-    ),
-    "MADE": (lambda: elbo(MADE(4)), (BINARY,)),
-    "PixelCNN": (lambda: elbo(PixelCNN(2, 2, Bernoulli(), 4, 2)), (BINARY,)),
-    "PixelRNN": (lambda: elbo(PixelRNN(2, 2, Bernoulli(), "diagonal", 4, 1)), (BINARY,)),
-    "Diffusion": (lambda: denoising(Diffusion(4)), (X,)),
-    "Diffusion, labels": (
-        lambda: denoising(Diffusion(4, TimeMLP(4, 4, num_classes=3))),
-        (X, LABELS),
-    ),
-    "AutoEncoder": (lambda: reconstruction(AutoEncoder(4, 2)), (X,)),
-    "DenoisingAutoEncoder": (
-        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=GaussianNoise(0.1))),
-        (X,),
-    ),
-    "four particles": (
-        lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)),
-        (X, X.sum(1)),
-    ),
-}
-
-
-def exact(model):
-    return elbo(model, ExactPosterior(model))
-
-
-def ladder():
-    model = HierarchicalVAE(4, 2, 2)
-    return elbo(model, LadderNormal(model, 4, 2, 2))
 
 
 def compare(objective, data):
@@ -198,14 +50,13 @@ def test_compiled(name):
 
 
 def test_players_of_a_game_run_eagerly():
-    assert "players share" in compare(adversarial(GAN(4, 2))[1], (X,))
+    assert "players share" in compare(player(1), (X,))
 
 
 def test_labels_that_are_not_known():
     """Rows are told apart by their labels, which no graph can do."""
-    objective = elbo(SemiSupervisedVAE(4, 3, 2), LabelNormal(4, 3, 2))
     with pytest.warns(UserWarning, match="cannot be traced"):
-        assert compare(objective, (BINARY, SOME)) is not None
+        assert compare(elbo(*semi_supervised()), ((X > 0).float(), SOME)) is not None
 
 
 def correlated():

@@ -1,5 +1,7 @@
 """Two layers of latents: a linear model with exact posteriors, then training."""
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -146,3 +148,23 @@ def test_gradients_reach_through_both_layers():
         first = guide.encoder if site == "z2" else guide.top_encoder
         gradients = torch.autograd.grad(value.sum(), list(first.parameters()))
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_a_copy_of_a_ladder_has_a_copy_of_its_model():
+    model = HierarchicalVAE(4, 2, 1)
+    guide = LadderNormal(model, 4, 2, 1)
+    for alone in (guide, (guide, model)):  # in that order the model is not yet copied
+        with pytest.raises(ValueError, match=r"LadderNormal: a copy of it alone.*deepcopy\(\("):
+            copy.deepcopy(alone)
+    other, its_guide = copy.deepcopy((model, guide))
+    assert its_guide.conditional.__self__ is other
+    assert guide.conditional.__self__ is model
+    x = torch.ones(20, 4)
+    torch.manual_seed(0)
+    fit(elbo(other, its_guide), x, steps=3, seed=0)
+    torch.manual_seed(1)
+    expected = elbo(other, its_guide).loss(x)
+    model.load_state_dict(other.state_dict())
+    guide.load_state_dict(its_guide.state_dict())
+    torch.manual_seed(1)
+    torch.testing.assert_close(elbo(model, guide).loss(x), expected)

@@ -161,6 +161,12 @@ def test_a_weighted_sum_of_objectives():
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
     with pytest.raises(ValueError, match="expected objectives, got none"):
         weighted({})
+    with pytest.raises(TypeError, match="expected objectives with their weights, got a list"):
+        weighted([first, second])
+    with pytest.raises(TypeError, match="expected objectives, got SemiSupervisedVAE"):
+        weighted({model: 1.0})
+    with pytest.raises(TypeError, match="expected a number as the weight of 'elbo', got 'a'"):
+        weighted({first: "a"})
     for weight in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="expected a positive weight of 'elbo'"):
             weighted({first: weight})

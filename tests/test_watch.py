@@ -89,6 +89,18 @@ def in_a_global_dict(kind):
         SETTINGS["scale"] = 1.0
 
 
+def long(container):
+    def run(kind):
+        held = container([1.0] * 500)
+
+        def change(svi):
+            held[300] = 2.0 if isinstance(held[300], float) else torch.tensor(2.0)
+
+        return steps(kind, of(lambda: held[300]), once(change))
+
+    return run
+
+
 class Plain:
     """A model that is a method, of an object that is no module."""
 
@@ -243,6 +255,9 @@ SAME = {
     "an attribute of an object": plain(lambda o: setattr(o, "beta", 2.0)),
     "a tensor of an object": plain(lambda o: setattr(o, "tensor", torch.full((3,), 2.0))),
     "a list of an object": plain(lambda o: o.numbers.__setitem__(0, 2.0)),
+    "a long list": long(list),
+    "a long dict": long(lambda entries: dict(enumerate(entries))),
+    "a long list of tensors": long(lambda entries: [torch.tensor(entry) for entry in entries]),
     "an object of an object": plain(lambda o: setattr(o.inner, "scale", 2.0)),
     "an attribute of a class": of_the_class,
     "a tensor of a module": holder(

@@ -60,6 +60,10 @@ def fit_em(
     Each step goes through all rows; no step raises the loss, the mean of minus the log evidence.
     The model is left with the parameters of the last loss in the history.
 
+    It runs where the model is. Batches of a `Dataset` or a `DataLoader` are moved there one at a
+    time, and so are the parts of a tensor on the CPU, where a `batch_size` is given: data that do
+    not fit on a GPU stay where they are (`x.pin_memory()` makes the copies faster).
+
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
         data: A tensor of rows, or a `Dataset` or `DataLoader` that streams them in batches.
@@ -67,7 +71,8 @@ def fit_em(
         restarts: The number of starts, of which the best end is kept.
         max_steps: The largest number of steps.
         tolerance: Stop when a step raises the evidence by no more, in nats per row.
-        batch_size: The rows of a batch of a `Dataset`. Default: all.
+        batch_size: The rows of a batch of a `Dataset`, or of a tensor that stays on the CPU while
+            the model is elsewhere. Default: all.
         seed: Seeds torch's generator, for the starts.
         progress: Whether to show a progress bar (on a terminal).
 
@@ -93,12 +98,19 @@ def fit_em(
     _check_arguments(model, initialise, restarts, max_steps, tolerance)
     began = time.perf_counter()
     missing = allows_missing([model])
+    place = next(iter(model.parameters())).device
     rows = source(data, batch_size, None, missing=missing)
     if seed is not None:
         torch.manual_seed(seed)
-    x = _Batches(rows, missing) if not isinstance(rows, InMemory) else _whole(rows)
-    start = _some(rows, missing) if isinstance(x, _Batches) else x
-    check_devices({"model": model}, (start,))
+    x: Any
+    if not isinstance(rows, InMemory):
+        rows.device = place
+        x, start = _Batches(rows, missing), _some(rows, missing)
+    else:
+        x = start = _whole(rows)
+        if batch_size is not None and x.device.type == "cpu" != place.type:
+            x, start = _Parts(x, rows.batch_size, place), _some_of(x).to(place)
+    check_devices({"model": model}, (start,), "a batch_size, with which parts of them are moved")
 
     if restarts == 1:
         candidates = [model]
@@ -138,11 +150,11 @@ def _climb(
     through the rows; so the parameters before each step are kept.
     """
     slack = SLACK.get(next(model.parameters()).dtype, 1e-2)
-    values: list[Tensor] = []
+    values: list[Tensor] = []  # on the CPU: one read for each step
     before: dict[str, Tensor] = {}
     while True:
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        value = model.em_step(x)
+        value = model.em_step(x).cpu()
         if not torch.isfinite(value).all():
             model.load_state_dict(before or state)
             raise FloatingPointError(
@@ -158,8 +170,8 @@ def _climb(
                     f"{-gain.min():.1e} nats per row, which no step of EM does: see its em_step. "
                     f"The parameters are those before it."
                 )
-            # What rounding took back is not accepted.
-            state = {k: _choose(gain < 0, before[k], state[k]) for k in state}
+            if (gain < 0).any():  # what rounding took back is not accepted
+                state = {k: _choose(gain < 0, before[k], state[k]) for k in state}
             value = torch.maximum(value, values[-1])
         values.append(value)
         bar.update()
@@ -174,7 +186,8 @@ def _climb(
 
 
 def _choose(back: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    return torch.where(back.reshape(back.shape + (1,) * (new.ndim - back.ndim)), old, new)
+    back = back.reshape(back.shape + (1,) * (new.ndim - back.ndim)).to(new.device)
+    return torch.where(back, old, new)
 
 
 class _Batches:
@@ -189,6 +202,22 @@ class _Batches:
                 check_tensors(batch.values, self.missing)
             yield batch.values[0]
         self.checked = True
+
+
+class _Parts:
+    """A tensor of rows on the CPU, of which parts are moved to where the model is."""
+
+    def __init__(self, x: Tensor, batch_size: int, place: torch.device) -> None:
+        self.x, self.batch_size, self.place = x, batch_size, place
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self.x.split(self.batch_size):
+            yield part.to(self.place, non_blocking=True)  # it stays as it is
+
+
+def _some_of(x: Tensor) -> Tensor:
+    """Rows to choose a start from, where not all may be moved at once."""
+    return x if len(x) <= MANY else x[torch.randperm(len(x))[:MANY]]
 
 
 def _whole(rows: InMemory) -> Tensor:

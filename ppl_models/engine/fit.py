@@ -198,6 +198,7 @@ def fit(
             if state.batch < train.batches:
                 break  # the last step came in the middle of an epoch
             _end_epoch(state, held_out, patience)
+            state.warn_of_caveats()
             bar.set_postfix(state.latest(), refresh=False)
         state.check()
         if path is not None:
@@ -205,6 +206,7 @@ def fit(
         if state.batch:
             _end_epoch(state, held_out, patience)
             state.read()
+        state.warn_of_caveats()
         descent.finish()
         state.return_to_best()
     for module in descent.modules():
@@ -236,26 +238,41 @@ def _end_epoch(state: State, held_out: Source | None, patience: int | None) -> N
     else:
         with state.descent.averaged():
             state.end_epoch(_evaluate(state.descent, held_out, state.order_seed), patience)
-    state.warn_of_caveats()
 
 
 @torch.no_grad()
 def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
     """The loss of held-out data in nats per row, with the same draws each time."""
-    total, rows = 0.0, 0
-    (objective,) = descent.objectives
     with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
-        for batch in _others(held_out):
-            rng = get_rng_state(descent.device)
-            with pyro.validation_enabled(False):
-                loss = descent.evaluate(objective, batch)
-            if not torch.isfinite(loss):
-                set_rng_state(rng, descent.device)
-                when = f"on the validation data after step {descent.step_number}"
-                raise FloatingPointError(descent.blame(objective, batch, loss, when))
-            total += loss.item() * len(batch.values[0])
-            rows += len(batch.values[0])
-    return total / rows
+        losses, counts = [], []
+        for loss, batch in _losses(descent, held_out):
+            losses.append(loss)
+            counts.append(len(batch.values[0]))
+        values = torch.stack(losses).tolist()  # read at once, from a GPU
+        mean = sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+    if not math.isfinite(mean):
+        with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
+            _find_fault(descent, held_out)
+    return mean
+
+
+def _losses(descent: Descent, held_out: Source) -> Iterator[tuple[Tensor, Batch]]:
+    (objective,) = descent.objectives
+    for batch in _others(held_out):
+        with pyro.validation_enabled(False):
+            loss = descent.evaluate(objective, batch)
+        yield loss, batch
+
+
+def _find_fault(descent: Descent, held_out: Source) -> None:
+    """Raises at the held-out batch whose loss is not finite, with the same draws."""
+    rng = get_rng_state(descent.device)
+    for loss, batch in _losses(descent, held_out):
+        if not torch.isfinite(loss):
+            set_rng_state(rng, descent.device)
+            when = f"on the validation data after step {descent.step_number}"
+            raise FloatingPointError(descent.blame(descent.objectives[0], batch, loss, when))
+        rng = get_rng_state(descent.device)
 
 
 def _check(descent: Descent, held_out: Source, seed: int) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor
 from ppl_models.engine import inspection
 from ppl_models.engine.joint import check_count, log_density, sum_out, tile
 from ppl_models.engine.objectives import EvidenceLowerBound
+from ppl_models.engine.rng import kept_rng
 from ppl_models.engine.rows import Rows
 
 
@@ -116,7 +117,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             )
         with (
             torch.no_grad(),
-            torch.random.fork_rng(),
+            kept_rng(batch[0].device),
             pyro.validation_enabled(False),
             Rows(None, rows, rows),
         ):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ppl_models.engine import inspection
 from ppl_models.engine.program import Program, no_latents
+from ppl_models.engine.rng import kept_rng
 
 
 class Objective(Protocol):
@@ -151,7 +152,7 @@ class EvidenceLowerBound:
         return model, guide
 
     def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
-        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
         inspection.check_sites(model, guide)
         enumerated = inspection.enumerated_sites(model) or inspection.enumerated_sites(guide)

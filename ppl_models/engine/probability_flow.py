@@ -116,7 +116,8 @@ def probability_flow(
 
 def _path(diffusion: Any, num_steps: int, x: Tensor, y: Tensor | None = None) -> Tensor:
     """The estimate of some rows by one path each, (B,), in float64 on the CPU."""
-    ends = diffusion.log_snrs()[[0, -1]]
+    log_snrs = diffusion.log_snrs()
+    ends = torch.stack([log_snrs[0], log_snrs[-1]])
     z = diffusion.noisy(x, ends[0])  # (B, D)
     scale = (-ends[0]).sigmoid().sqrt()
     noise = (z - ends[0].sigmoid().sqrt() * diffusion.standardise(x)) / scale

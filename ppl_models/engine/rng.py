@@ -17,24 +17,31 @@ def get_rng_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def set_rng_state(state: dict[str, Tensor], device: torch.device | None = None) -> None:
-    """Restores what `get_rng_state` returned."""
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Restores what `get_rng_state` returned, as far as a program on `device` draws from it."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device or torch.device("cuda"))
-    if "mps" in state:
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+@contextmanager
+def kept_rng(device: torch.device) -> Iterator[None]:
+    """A context after which the generators are as they were."""
+    state = get_rng_state(device)
+    try:
+        yield
+    finally:
+        set_rng_state(state, device)
 
 
 @contextmanager
 def own_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Draws from generators seeded with `seed`, and leaves the others as they were."""
-    state = get_rng_state(device)
-    try:
+    with kept_rng(device):
         torch.manual_seed(seed)
         yield
-    finally:
-        set_rng_state(state, device)
 
 
 def mix(seed: int, number: int) -> int:

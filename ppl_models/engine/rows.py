@@ -40,10 +40,7 @@ class Rows(Messenger):
 
     def __init__(self, rows: Tensor | None, size: int, count: int) -> None:
         super().__init__()
-        self.known = rows is not None
-        # Unknown rows have numbers beyond all bounds, so that no index finds a parameter.
-        self.rows = torch.arange(count) + 2**40 if rows is None else rows
-        self.size = size
+        self.rows, self.size, self.count = rows, size, count
 
     def _pyro_sample(self, message: dict) -> None:
         if message["name"] != "data" or not site_is_subsample(message):
@@ -51,19 +48,34 @@ class Rows(Messenger):
         plate, given = message["fn"], message["value"]
         count = (plate.subsample_size or plate.size) if given is None else len(given)
         # A plate of another size, or one that draws rows of its own, is not of this batch.
-        if (plate.size, count) == (self.size, len(self.rows)):
-            message["value"] = self.rows
+        if (plate.size, count) == (self.size, self.count):
+            device = plate.device if given is None else given.device
+            message["value"] = _Unknown(count, device) if self.rows is None else self.rows
 
     def _pyro_param(self, message: dict) -> None:
         placed = message["kwargs"].get("event_dim") is not None
         plates = {frame.name: frame for frame in message["cond_indep_stack"]}
-        if not self.known and placed and "data" in plates:
+        if self.rows is None and placed and "data" in plates:
             raise ValueError(f"parameter {message['name']!r}: {_UNKNOWN}")
 
-    def __exit__(self, kind: type | None, error: BaseException | None, *rest: Any) -> None:
-        super().__exit__(kind, error, *rest)
-        if not self.known and isinstance(error, IndexError):
-            raise ValueError(f"an index of the plate 'data': {_UNKNOWN}") from error
+
+class _Unknown(Tensor):
+    """Indices of rows that are not known: so many, on a device; any operation on them is refused.
+
+    At once: as an index on a GPU, a number beyond all bounds would end the process.
+    """
+
+    @staticmethod
+    def __new__(cls, count: int, device: torch.device | None) -> "_Unknown":
+        return Tensor._make_wrapper_subclass(cls, (count,), dtype=torch.int64, device=device)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
 
 
 def follow_rows(guide: AutoGuide, takes_size: bool) -> None:

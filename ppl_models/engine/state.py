@@ -64,12 +64,12 @@ class State:
 
     def warn_of_caveats(self) -> None:
         """Warns, once, of what an objective has to say of the epochs so far: its `caveat`."""
-        for objective in self.descent.objectives:
+        for objective in self.descent.objectives if self.history else ():
             caveat = getattr(objective, "caveat", None)
             text = caveat and objective.name not in self.warned and caveat(self.history)
             if text:
                 self.warned.add(objective.name)
-                warnings.warn(text, stacklevel=4)  # whoever called fit
+                warnings.warn(text, stacklevel=3)  # whoever called fit
 
     def latest(self) -> dict[str, float]:
         """The last entries of the history."""
@@ -138,10 +138,11 @@ class State:
                 f"the learning rates so far would be other ones. Try the same horizon, or load() "
                 f"the weights and start anew."
             )
+        before = {**_ADDED, **written}
         differing = [
-            f"{name}={written.get(name)!r}, now {value!r}"
+            f"{name}={before.get(name)!r}, now {value!r}"
             for name, value in self.settings.items()
-            if written.get(name) != value
+            if before.get(name) != value
         ]
         if differing:
             raise ValueError(
@@ -212,3 +213,6 @@ _PROGRESS = (
     "waited",
     "stopped",
 )
+
+# What a run was like whose checkpoint is older than the setting.
+_ADDED = {"ema": None, "compile": False}

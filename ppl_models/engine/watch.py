@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from ppl_models.engine.program import Program, own_parameters
 
 SCALARS = (bool, int, float, complex, str, type(None))
-LONG = 100  # entries of a container, beyond which only their number is watched
+LONG = 100  # entries of a container, beyond which they are looked at in one go
+MOST = 10_000  # beyond which only their number is watched
 LIBRARIES = ("torch", "pyro", "ppl_models", "guides", *sys.stdlib_module_names)
 INSTALLED = str(Path(torch.__file__).parents[1])
 ENTRIES = {"forward", "__call__"}  # methods that are called without their name
@@ -106,11 +108,17 @@ class Finder:
             self._module(value)
         elif isinstance(value, dict):
             self.watch.append((value.__len__, len(value)))
-            self._all(value, list(value) if len(value) <= LONG else ())
+            if len(value) <= LONG:
+                self._all(value, list(value))
+            elif len(value) <= MOST:
+                self._long(value.values, list(value.values()))
         elif isinstance(value, list):
             self.watch.append((value.__len__, len(value)))
-            for n, entry in enumerate(value if len(value) <= LONG else ()):
-                self._note(partial(_entry, value, n), entry)
+            if len(value) <= LONG:
+                for n, entry in enumerate(value):
+                    self._note(partial(_entry, value, n), entry)
+            elif len(value) <= MOST:
+                self._long(partial(iter, value), list(value))
         elif isinstance(value, tuple):
             for entry in value[:LONG]:
                 self._visit(entry)
@@ -128,6 +136,13 @@ class Finder:
             else:
                 used = self._class(type(value))
                 self._all(vars(value), [name for name in vars(value) if name in used])
+
+    def _long(self, entries: Callable[[], Iterable[Any]], before: list[Any]) -> None:
+        """Many entries at once: a call for each would take longer than a step."""
+        same = _equal if all(isinstance(entry, SCALARS) for entry in before) else _identical
+        self.watch.append((partial(same, entries, before), True))
+        for entry in before[:LONG]:
+            self._visit(entry)
 
     def _module(self, module: nn.Module) -> None:
         self.modules.append(module)
@@ -193,6 +208,16 @@ def _in_store(name: str) -> Tensor | None:
 
 def _entry(values: list, n: int) -> Any:
     return values[n] if n < len(values) else values
+
+
+def _equal(entries: Callable[[], Iterable[Any]], before: list[Any]) -> bool:
+    """Whether numbers are what they were: a nanosecond or two for each."""
+    return list(entries()) == before
+
+
+def _identical(entries: Callable[[], Iterable[Any]], before: list[Any]) -> bool:
+    now = list(entries())
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _content(cell: types.CellType) -> Any:

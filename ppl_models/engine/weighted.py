@@ -7,6 +7,7 @@ parameters and belongs to one loss is added up instead.
 """
 
 from collections.abc import Iterator, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
         objectives: Each with its weight.
 
     Raises:
+        TypeError: If they are no objectives with numbers.
         ValueError: If there are none, or a weight is not a positive number.
 
     Example:
@@ -43,9 +45,25 @@ class Weighted:
     name = "weighted"
 
     def __init__(self, objectives: Mapping[Objective, float]) -> None:
+        if not isinstance(objectives, Mapping):
+            raise TypeError(
+                f"weighted: expected objectives with their weights, got a "
+                f"{type(objectives).__name__}. Try {{elbo(model, guide): 1.0, another: 2.0}}; "
+                f"objectives in a list take turns, fit([first, second], x)."
+            )
         if not objectives:
             raise ValueError("weighted: expected objectives, got none.")
         for objective, weight in objectives.items():
+            if not hasattr(objective, "loss") or not hasattr(objective, "prepare"):
+                raise TypeError(
+                    f"weighted: expected objectives, got {type(objective).__name__}. "
+                    f"Try elbo(model, guide)."
+                )
+            if isinstance(weight, bool) or not isinstance(weight, Real):
+                raise TypeError(
+                    f"weighted: expected a number as the weight of {objective.name!r}, got "
+                    f"{weight!r}."
+                )
             if not 0 < weight < float("inf"):
                 raise ValueError(
                     f"weighted: expected a positive weight of {objective.name!r}, got {weight!r}."

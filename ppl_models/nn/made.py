@@ -11,6 +11,7 @@ References:
     | https://arxiv.org/abs/1502.03509
 """
 
+from bisect import bisect_right
 from collections.abc import Generator, Sequence
 from typing import cast
 
@@ -68,12 +69,12 @@ class MaskedMLP(nn.Module):
         self.num_features, self.num_outputs = num_features, num_outputs
         below = torch.arange(1, num_features + 1)
         features = below.repeat_interleave(num_outputs)  # of each output
-        self.degrees: list[Tensor] = []  # of the units of each hidden layer
+        self.degrees: list[list[int]] = []  # of the units of each hidden layer, rising
         layers: list[MaskedLinear] = []
         for width in hidden:
             degree = 1 + torch.arange(width) * max(1, num_features - 1) // width
             layers.append(MaskedLinear((degree[:, None] >= below).float()))
-            self.degrees.append(degree)
+            self.degrees.append(degree.tolist())
             below = degree
         layers.append(MaskedLinear((features[:, None] > below).float()))
         self.layers = nn.ModuleList(layers)
@@ -98,7 +99,7 @@ class MaskedMLP(nn.Module):
         known = [0] * len(widths)
         for d in range(self.num_features):
             for i, (weight, bias) in enumerate(hidden):
-                stop = int((self.degrees[i] <= d).sum())
+                stop = bisect_right(self.degrees[i], d)
                 new = slice(known[i + 1], stop)  # those of degree d
                 below = units[i][:, : known[i]]
                 units[i + 1][:, new] = F.linear(below, weight[new, : known[i]], bias[new]).relu()

@@ -99,6 +99,7 @@ class ResNet(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
+        _check_shape(shape, "ResNet")
         self.num_classes = num_classes
         self.shape = shape
         self.condition = Condition(num_times, num_classes)
@@ -133,6 +134,7 @@ class UNet(nn.Module):
         num_classes: The number of labels that it may be told, or 0.
 
     Raises:
+        TypeError: If `shape` or `channels` is none.
         ValueError: If the image cannot be halved so often.
 
     Example:
@@ -151,6 +153,12 @@ class UNet(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
+        _check_shape(shape, "UNet")
+        if isinstance(channels, int) or not channels:
+            raise TypeError(
+                f"UNet: expected the channels of each level, the finest first, got "
+                f"channels={channels!r}. Try channels=(32, 64)."
+            )
         self.num_classes = num_classes
         smallest = 2 ** (len(channels) - 1)
         if any(length % smallest for length in shape):
@@ -187,6 +195,15 @@ class UNet(nn.Module):
             h = self.join[i](torch.cat([kept[i], self.grow[i](h)], 1))
             h = self.up[i](h, time)
         return self.end(h).movedim(1, -1).flatten(1)  # (B, H * W * num_outputs)
+
+
+def _check_shape(shape: object, where: str) -> None:
+    whole = isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)
+    if not whole or len(shape) != 2:  # type: ignore[arg-type]
+        raise TypeError(
+            f"{where}: expected the height and the width of the images in a row, got "
+            f"shape={shape!r}. Try {where}((8, 8))."
+        )
 
 
 def _silence(layer: nn.Module) -> None:
