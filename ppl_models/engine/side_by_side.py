@@ -95,7 +95,7 @@ def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) ->
         if _state() != before:  # random numbers that are not torch's, the same for all draws
             return None
         results = {key: value.flatten(0, 1) for key, value in stacked.items()}
-        for n in torch.linspace(0, len(numbers) - 1, checks + 2).long().tolist()[-checks:]:
+        for n in torch.linspace(len(numbers) - 1, 0, checks).long().tolist():
             if not _is_that_alone(run, numbers[n], n, results, drawn):
                 return None
     except Exception:  # whatever a program does that can only be done for one draw
@@ -149,6 +149,8 @@ class _Apart(TorchFunctionMode):
             return args[0].copy_(args[0].clamp(*args[1:], **(kwargs or {})))
         if getattr(func, "__self__", None) is Tensor.data:  # refused, and only looked at
             return args[0].detach()
+        if func is Tensor.requires_grad_ and args[0].requires_grad:  # refused, though it is so
+            return args[0]
         result = func(*args, **(kwargs or {}))
         if func in MAKERS and not is_batchedtensor(result):
             result = result + self.zero.to(result.device, result.dtype)
