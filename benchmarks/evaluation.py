@@ -30,7 +30,7 @@ from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from benchmarks.steps import mixture, regression
+from benchmarks.steps import regression
 from guides import AmortizedNormal, FactorNormal, MeanFieldMixture
 from ppl_models import (
     VAE,
@@ -54,13 +54,24 @@ class Case(NamedTuple):
     model: Callable[..., Any]
     guide: Callable[..., Any]
     data: tuple[Tensor, ...]
-    unobserved: Callable[[Predictive], Any]
+    unobserved: Callable[[Predictive], Any] | None
 
 
 def poisson(x: Tensor | None = None, size: int | None = None) -> Tensor:
     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
     with data_plate(x, size):
         return pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+@pyro.infer.config_enumerate
+def mixture(x: Tensor | None = None, size: int | None = None) -> Tensor:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(5)))
+    with pyro.plate("components", 5):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(4), 3.0).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros(4), 0.5).to_event(1))
+    with data_plate(x, size):
+        z = pyro.sample("z", dist.Categorical(weights))
+        return pyro.sample("x", dist.Normal(loc[z], scale[z]).to_event(1), obs=x)
 
 
 def eight_schools(error: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
@@ -74,13 +85,15 @@ def eight_schools(error: Tensor, y: Tensor | None = None, size: int | None = Non
 def cases(device: str) -> Iterator[Case]:
     torch.manual_seed(0)
 
-    def ready(name: str, model: Any, guide: Any, *data: Tensor, given: int = 0) -> Case:
+    def ready(
+        name: str, model: Any, guide: Any, *data: Tensor, given: int = 0, by_row: bool = False
+    ) -> Case:
         model, guide = (m.to(device) if isinstance(m, nn.Module) else m for m in (model, guide))
         data = tuple(x.to(device) for x in data)
         if not isinstance(guide, MeanFieldMixture):  # which needs no fit
             fit(elbo(model, guide), data, steps=2, progress=False, seed=0, compile=False)
         call = partial(lambda p, x, n: p(*x[:given], size=n), x=data, n=len(data[0]))
-        return Case(name, model, guide, data, call)
+        return Case(name, model, guide, data, None if by_row else call)
 
     counts = torch.poisson(torch.full((200,), 3.0))
     yield ready("Poisson, 200 rows", poisson, AutoNormal(poisson), counts)
@@ -102,7 +115,9 @@ def cases(device: str) -> Iterator[Case]:
     guide = FactorNormal(factors.initial_values(marks))
     yield ready("BayesianFactorAnalysis, K=4, D=8", factors, guide, marks)
     images = torch.bernoulli(torch.rand(64, 64))
-    yield ready("VAE, 64 rows (latents of rows)", VAE(64, 8), AmortizedNormal(64, 8), images)
+    yield ready(
+        "VAE, 64 rows (latents of rows)", VAE(64, 8), AmortizedNormal(64, 8), images, by_row=True
+    )
 
 
 def one_by_one() -> Any:
@@ -121,13 +136,16 @@ def ways(case: Case, draws: int) -> Iterator[tuple[str, str, Work]]:
             )
 
     for function in (log_evidence, from_pyro_svi):
-        for apart in (True, False):
-            name = "one by one" if apart else "side by side"
+        for apart in (True, False) if case.unobserved else (False,):
+            name = "one by one" if apart else "side by side" if case.unobserved else "rows tiled"
             yield function.__name__, name, partial(call, function, apart)
+
+    if case.unobserved is None:
+        return
 
     def predict(parallel: bool) -> Any:
         predictive = Predictive(case.model, guide=case.guide, num_samples=draws, parallel=parallel)
-        with torch.no_grad():
+        with torch.no_grad(), pyro.get_param_store().scope():  # in which guides share names
             return case.unobserved(predictive)
 
     for parallel in (False, True):
@@ -143,12 +161,21 @@ def seconds(work: Work, device: str) -> float:
     return time.perf_counter() - began
 
 
-def agreement(case: Case) -> float:
-    """How far the evidence of both ways is apart for the same draws, in nats of all rows.
+def difference(case: Case) -> float | None:
+    """How far log-densities of draws side by side are from those of the same draws alone.
 
-    The draws are those of a guide without spread in effect: a seed gives each way others.
+    Relatively; None where no draws go side by side.
     """
-    ...
+    found: list[float] = []
+    original = side_by_side._same
+
+    def same(value: Tensor, other: Tensor, tolerance: float) -> bool:
+        found.append(((value - other).abs() / (1 + other.abs())).max().item())
+        return original(value, other, tolerance)
+
+    with mock.patch.object(side_by_side, "_same", same):
+        log_evidence(case.model, case.guide, *case.data, num_samples=100, method="importance")
+    return max(found, default=None)
 
 
 def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
@@ -158,7 +185,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         try:
             work()
         except Exception as error:  # Pyro's, of programs that do not broadcast
-            print(f"  {' '.join(key)}: fails ({str(error).splitlines()[0][:60]})")
+            print(f"  {key[0]:22} {key[1]:13} fails: {str(error).splitlines()[0][:60]}")
             del works[key]
     times: dict[tuple[str, str], list[float]] = {key: [] for key in works}
     for _ in range(args.rounds):
@@ -168,7 +195,11 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for (kind, name), value in medians.items():
         base = next(v for (k, _), v in medians.items() if k == kind)
         print(f"  {kind:22} {name:13}{1e3 * value:9.1f} ms  {base / value:7.1f} x")
-    return {"name": case.name, "seconds": {" ".join(key): v for key, v in medians.items()}}
+    apart = difference(case)
+    if apart is not None:
+        print(f"  log-densities of a draw, side by side and alone: within {apart:.0e}, relatively")
+    seconds_of = {" ".join(key): value for key, value in medians.items()}
+    return {"name": case.name, "seconds": seconds_of, "difference": apart}
 
 
 def main() -> None:
@@ -179,8 +210,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore")  # of ArviZ about ArviZ, and of Pyro about shapes
 
+    if args.device != "cpu":
+        torch.set_default_device(args.device)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
     threads = torch.get_num_threads()
     print(f"{args.device} ({machine}), {threads} thread(s), torch {torch.__version__}")

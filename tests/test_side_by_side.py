@@ -630,6 +630,29 @@ def test_a_wrong_number_of_any_kind_is_seen():
         assert side_by_side._together(run, index, 3) is None
 
 
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_random_numbers_that_seldom_matter_are_seen(draw):
+    """The draws that are compared agree; another might not."""
+
+    def run(number):
+        return {"a": torch.randn(1) + (draw() > 2)}
+
+    assert side_by_side._together(run, torch.arange(20), 3) is None
+
+
+def test_writing_in_place_gives_what_it_gives_alone():
+    def run(number):
+        above = torch.randn(1, 3).clamp_(min=0.5)
+        data = torch.zeros(1, 3)
+        data.data[:, 1:] = above[:, 1:]
+        return {"above": above, "data": data}
+
+    results = side_by_side._together(run, torch.arange(20), 3)
+    assert results["above"].min() == 0.5
+    assert torch.equal(results["data"][:, 1:], results["above"][:, 1:])
+    assert results["data"][:, 0].eq(0.0).all()
+
+
 def test_each_batch_is_checked(monkeypatch):
     """Also those after the first: what is wrong in one of them alone is seen."""
     monkeypatch.setattr(side_by_side, "FEW", 2)
