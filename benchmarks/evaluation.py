@@ -140,13 +140,14 @@ def ways(case: Case, draws: int) -> Iterator[tuple[str, str, Work]]:
             name = "one by one" if apart else "side by side" if case.unobserved else "rows tiled"
             yield function.__name__, name, partial(call, function, apart)
 
-    if case.unobserved is None:
+    call_predictive = case.unobserved
+    if call_predictive is None:
         return
 
     def predict(parallel: bool) -> Any:
         predictive = Predictive(case.model, guide=case.guide, num_samples=draws, parallel=parallel)
         with torch.no_grad(), pyro.get_param_store().scope():  # in which guides share names
-            return case.unobserved(predictive)
+            return call_predictive(predictive)
 
     for parallel in (False, True):
         name = "in parallel" if parallel else "in turn"

@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -514,6 +515,32 @@ def test_programs_of_one_draw_only_run_one_by_one(model, guide, batches):
         log_p = values(data, "sample_stats", "log_p")[s].item()
         assert log_p == pytest.approx(log_joint(model, latents, Y), abs=1e-10, rel=1e-12)
     assert len(values(data, "prior", "loc").unique()) == 30
+
+
+def test_networks_compiled_or_scripted(batches):
+    """Whatever way they go, the numbers are those of the network itself."""
+    plain = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def model_of(network):
+        def model(x=None, size=None):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            with data_plate(x, size):
+                return pyro.sample("x", dist.Normal(network(loc[None])[0], 1.0), obs=x)
+
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, which deprecates scripts
+        networks = [torch.jit.script(plain), torch.jit.trace(plain, torch.zeros(1)), plain]
+        networks += [torch.compile(plain, backend="eager")]
+        for network in networks:
+            data = from_pyro_svi(model_of(network), loc_guide, Y, num_samples=20, seed=0)
+            for s in range(20):
+                latents = {"loc": values(data, "posterior", "loc")[s]}
+                expected = log_joint(model_of(plain), latents, Y)
+                log_p = values(data, "sample_stats", "log_p")[s].item()
+                assert log_p == pytest.approx(expected, abs=1e-10, rel=1e-12)
+    assert 19 in batches
 
 
 class Remembering(nn.Module):

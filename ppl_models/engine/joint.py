@@ -9,7 +9,7 @@ Shapes: `S` draws, `N` rows.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pyro
@@ -167,9 +167,11 @@ class Joint:
         self, run: Callable[[Tensor], Results], num_samples: int, batch_size: int
     ) -> Iterator[Results]:
         """Yields what `run` says of draws of the whole data, given their numbers."""
-        device = self.data[0].device
-        watch = Finder(self).watch if num_samples > FEW else []
-        return side_by_side(run, num_samples, batch_size * ROOM, watch, device)
+        watch = None
+        if num_samples > FEW:
+            with suppress(Exception):  # what it holds cannot be told, as of a scripted module
+                watch = Finder(self).watch
+        return side_by_side(run, num_samples, batch_size * ROOM, watch, self.data[0].device)
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules of both programs."""

@@ -53,7 +53,11 @@ MAKERS |= {Tensor.new, Tensor.new_empty, Tensor.new_zeros}
 
 
 def side_by_side(
-    run: Callable[[Tensor], Results], total: int, most: int, watch: Watch, device: torch.device
+    run: Callable[[Tensor], Results],
+    total: int,
+    most: int,
+    watch: Watch | None,
+    device: torch.device,
 ) -> Iterator[Results]:
     """Yields the results of `run(0), ..., run(total - 1)`, of many draws at a time where possible.
 
@@ -62,14 +66,18 @@ def side_by_side(
             first dimension of one.
         total: The number of draws.
         most: How many numbers the largest tensor of draws side by side may hold.
-        watch: What the programs hold. Where a draw changes it, all run one by one.
+        watch: What the programs hold. Where a draw changes it, or where that is not known (None),
+            all run one by one.
         device: Where they run.
     """
     numbers = torch.arange(total, device=device)
+    if total <= FEW or watch is None:
+        yield from map(run, numbers)
+        return
     with _Again() as size:
         yield run(numbers[0])
     done, width = 1, most // max(size.largest, 1)
-    alike = total > FEW and width > 1 and holds(watch)
+    alike = width > 1 and holds(watch)
     while done < total:
         chosen = numbers[done : done + width] if alike else numbers[done : done + 1]
         results = _together(run, chosen, 3 if done == 1 else 1) if len(chosen) > 1 else None
