@@ -693,6 +693,18 @@ def test_each_batch_is_checked(monkeypatch):
     assert [len(part["a"]) for part in parts] == [1, 10] + [1] * 49
 
 
+def test_nothing_is_left_switched_on_between_draws():
+    """Whoever takes the draws runs code of its own meanwhile."""
+
+    def run(number):
+        return {"a": torch.randn(1)}
+
+    before = len(torch.overrides._get_current_function_mode_stack())
+    for _ in side_by_side.side_by_side(run, 60, 10, [], torch.device("cpu")):
+        assert len(torch.overrides._get_current_function_mode_stack()) == before
+        assert side_by_side.Function.__dict__["apply"] is side_by_side.APPLY
+
+
 # Order, memory, seeds
 
 

@@ -75,7 +75,8 @@ def side_by_side(
         yield from map(run, numbers)
         return
     with _Again() as size:
-        yield run(numbers[0])
+        first = run(numbers[0])
+    yield first
     done, width = 1, most // max(size.largest, 1)
     alike = width > 1 and holds(watch)
     while done < total:
