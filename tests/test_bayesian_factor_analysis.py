@@ -285,7 +285,7 @@ def test_an_autoguide_finds_the_same(found):
 def test_the_spread_of_the_posterior_is_that_of_many_rows(found):
     """Of the mean, Sigma / N; of the covariance, that of a sample covariance."""
     model, guide, x = found
-    draws = posterior(model, guide, x, 300)
+    draws = posterior(model, guide, x, 3000)
     sample = torch.cov(x.T)
     loc = torch.cov(draws["loc"].T) * len(x)
     assert (loc - sample).abs().mean() < 0.1

@@ -24,8 +24,8 @@ def posterior_of(weights: str = "dirichlet", draws: int = DRAWS) -> dict[str, xa
     """Draws of a mixture with three clusters and two empty components, as several chains."""
     model = BayesianGaussianMixture(2, COMPONENTS, weights=weights).double()
     centers = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.0]]).double()
-    x = centers[torch.arange(60) % 3] + 0.3 * torch.randn(60, 2).double()
-    x = x[:55]  # clusters of 19, 18 and 18 rows
+    cluster = torch.cat([torch.arange(54) % 3, torch.zeros(10).long()])  # 28, 18 and 18 rows
+    x = centers[cluster] + 0.3 * torch.randn(64, 2).double()
     guide = MeanFieldMixture(model, x)
     data = from_pyro_svi(model, guide, x, num_samples=CHAINS * draws, seed=0)
     sets = {}

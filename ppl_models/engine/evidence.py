@@ -21,10 +21,12 @@ from torch import Tensor
 
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
+from ppl_models.engine.draws import Draws
 from ppl_models.engine.joint import Joint, check_count, sampling
 from ppl_models.engine.modules import allows_missing, check_devices, modes
 from ppl_models.engine.program import Program
 from ppl_models.engine.rng import own_rng
+from ppl_models.engine.side_by_side import Results
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,10 @@ def log_evidence(
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
-        batch_size: How many draws are evaluated at once: with latents of a row the memory that
-            this takes depends on it alone. With latents shared by all rows, and with guides that
-            have parameters for each row, one draw of the whole data is evaluated at a time.
+        batch_size: How many draws are evaluated at once: the memory that this takes depends on it
+            alone. With latents shared by all rows, and with guides that have parameters for each
+            row, a draw is one of the whole data, and counts once for every 1024 numbers of its
+            largest tensor; where a program does not allow more, they are evaluated one by one.
         seed: Seeds draws of their own; by default they come from torch's generator.
 
     Raises:
@@ -197,15 +200,19 @@ def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor
     """The log of the mean weight of each row, and its variance by the delta method."""
     first = torch.full((joint.num_rows if joint.by_row else 1,), -math.inf, dtype=torch.float64)
     second = first.clone()  # log sums of the weights, and of their squares
-    for draws in joint.draws(num_samples, batch_size):
-        rows = draws.rows if joint.by_row else slice(None)
-        log_weight = (draws.log_p.double() - draws.log_q.double()).cpu()  # (K, R)
+    for which, densities in joint.each(_densities, num_samples, batch_size):
+        rows = which if joint.by_row else slice(None)
+        log_weight = (densities["log_p"].double() - densities["log_q"].double()).cpu()  # (K, R)
         first[rows] = torch.logaddexp(first[rows], log_weight.logsumexp(0))
         second[rows] = torch.logaddexp(second[rows], (2 * log_weight).logsumexp(0))
     value = first - math.log(num_samples)
     # var(log mean w) = (E[w^2] / E[w]^2 - 1) / (S - 1), unknown (0 / 0) after a single draw
     spread = (second - 2 * first).exp() * num_samples - 1
     return value, spread.clamp(min=0) / (num_samples - 1)
+
+
+def _densities(draws: Draws) -> Results:
+    return {"log_p": draws.log_p, "log_q": draws.log_q}
 
 
 def _num_discrete(joint: Joint) -> int | None:

@@ -20,8 +20,10 @@ from ppl_models.engine import inspection
 from ppl_models.engine.draws import Draws
 from ppl_models.engine.joint import Joint, check_count, sampling
 from ppl_models.engine.program import Program
+from ppl_models.engine.side_by_side import Results
 
 Names = Mapping[str, Sequence[str]]
+BATCH = 4096  # draws of a row that are made at once
 Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
 
 
@@ -32,7 +34,7 @@ def from_pyro_svi(
     num_samples: int = 500,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Names | None = None,
-    batch_size: int = 4096,
+    batch_size: int = BATCH,
     seed: int | None = None,
 ) -> Any:
     r"""Returns the posterior of a guide as ArviZ reads it.
@@ -54,7 +56,7 @@ def from_pyro_svi(
         num_samples: The number of draws.
         coords: Labels along dimensions, such as `{"factor": ["ability"]}`.
         dims: Names for the event dimensions of sites, such as `{"z": ["factor"]}`.
-        batch_size: How many draws of a row are made at once.
+        batch_size: How many draws are made at once, as in `log_evidence`.
         seed: Seeds draws of their own; by default they come from torch's generator.
 
     Returns:
@@ -72,9 +74,8 @@ def from_pyro_svi(
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
         groups = _Groups(joint, dims or {})
-        for draws in joint.draws(num_samples, batch_size):
-            stats = {"log_p": draws.log_p, "log_q": draws.log_q}
-            groups.add(draws, {name: value.sum(1) for name, value in stats.items()})
+        for rows, results in joint.each(groups.look, num_samples, batch_size):
+            groups.add(rows, results)
     return _to_arviz(groups.arrays(chains=1), joint.arguments(), coords or {})
 
 
@@ -104,27 +105,31 @@ def from_pyro_mcmc(
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
     chains, number = next(iter(samples.values())).shape[:2]
     flat = {name: values.flatten(0, 1) for name, values in samples.items()}
-    draw = 0
+    first = torch.zeros(1, dtype=torch.long, device=next(iter(flat.values())).device)
 
-    # The draws as a program, and the model on the arguments of its run: no rows are passed.
-    def guide(*_: Tensor, size: int | None = None) -> None:
+    # The draws as a program of their number, and the model on the arguments of its run.
+    def guide(number: Tensor, size: int | None = None) -> None:
         for name, values in flat.items():
-            pyro.sample(name, pyro.distributions.Delta(values[draw]).to_event())
+            value = values.index_select(0, number[:1])[0]
+            pyro.sample(name, pyro.distributions.Delta(value).to_event())
 
     def program(*_: Tensor, size: int | None = None) -> Any:
         return model(*mcmc._args, **mcmc._kwargs)
 
-    with sampling(program, guide, (torch.zeros(1),), seed) as joint:
+    with sampling(program, guide, (first,), seed) as joint:
         joint.by_row = joint.tiled = False
         groups = _Groups(joint, dims or {})
-        while draw < chains * number:
-            draws = joint.draw(slice(0, 1), 1)
-            groups.add(draws, {"log_p": draws.log_p.sum(1)})
-            draw += 1
+
+        def look(number: Tensor) -> Results:
+            return groups.look(joint.draw(joint.all_rows, 1, (number[None],)))
+
+        for results in joint.of_all(look, chains * number, BATCH):
+            groups.add(joint.all_rows, results)
     arrays = groups.arrays(chains)
     diverging = np.zeros((chains, number), dtype=bool)
     for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
         diverging[chain, where] = True
+    arrays["sample_stats"].pop("log_q")  # of points, which have none
     arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
     given = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
     return _to_arviz(arrays, given, coords or {})
@@ -141,8 +146,8 @@ class _Groups:
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
 
-    def add(self, draws: Draws, stats: dict[str, Tensor]) -> None:
-        """Adds what some draws of some rows say."""
+    def look(self, draws: Draws) -> Results:
+        """What some draws of some rows say: of each variable of a group, the draws in front."""
         latents = draws.latents(self.joint.model)
         predictive = draws.predictive(self.joint.model, given=latents)
         try:
@@ -153,18 +158,32 @@ class _Groups:
         named = prior if len(prior) else predictive
         for name, site in named.nodes.items():  # in others replaced by those of the guide's sites
             self.event_dims[name] = site.get("infer", {}).get("event_dims", ())
+
+        results: Results = {}
         for name, site in inspection.reported_sites(predictive).items():
             group = "posterior_predictive" if name in observed else "posterior"
-            self._put(group, name, draws, site)
+            results[group, name] = self._values(group, name, draws, site)
         for name, site in inspection.reported_sites(prior).items():
-            self._put("prior_predictive" if name in observed else "prior", name, draws, site)
+            group = "prior_predictive" if name in observed else "prior"
+            results[group, name] = self._values(group, name, draws, site)
         for name, value in self._log_likelihood(draws, latents, observed).items():
-            self._put("log_likelihood", name, draws, observed[name], value, event_dim=0)
+            key = "log_likelihood", name
+            results[key] = self._values(*key, draws, observed[name], value, event_dim=0)
         for name, site in observed.items():
-            if draws.rows.start not in self.parts.get(("observed_data", name), {}):
-                self._put("observed_data", name, draws, site)
-        for name, value in stats.items():
-            self._append("sample_stats", name, [], draws.rows.start, value)
+            results["observed_data", name] = self._values("observed_data", name, draws, site)
+        for name, value in (("log_p", draws.log_p), ("log_q", draws.log_q)):
+            self.dims["sample_stats", name] = []
+            results["sample_stats", name] = value.sum(1)
+        return results
+
+    def add(self, rows: slice, results: Results) -> None:
+        """Adds what `look` said of some draws of some rows."""
+        for key, value in results.items():
+            batches = self.parts.setdefault(key, {}).setdefault(rows.start, [])
+            if key[0] != "observed_data":
+                batches.append(value.detach().cpu().numpy())
+            elif not batches:  # the same for all draws
+                batches.append(value[:1].detach().cpu().numpy())
 
     def _log_likelihood(
         self, draws: Draws, latents: poutine.Trace, observed: dict[str, dict]
@@ -182,7 +201,7 @@ class _Groups:
         trace.compute_log_prob()
         return {name: trace.nodes[name]["log_prob"] for name in observed}
 
-    def _put(
+    def _values(
         self,
         group: str,
         name: str,
@@ -190,7 +209,7 @@ class _Groups:
         site: dict,
         value: Tensor | None = None,
         event_dim: int | None = None,
-    ) -> None:
+    ) -> Tensor:
         event_dim = _event_dim(site) if event_dim is None else event_dim
         value = site["value"] if value is None else value
         batch_dim = value.dim() - event_dim
@@ -204,16 +223,8 @@ class _Groups:
             )
         if value is site["value"] and inspection.is_discrete(site):
             self.discrete.add((group, name))
-        stacked = draws.unstack(site, value, event_dim)
-        if group == "observed_data":
-            stacked = stacked[:1]  # the same for all draws
-        dims = plates + events[:event_dim]
-        self._append(group, name, dims, draws.rows.start, stacked)
-
-    def _append(self, group: str, name: str, dims: list[str], part: int, value: Tensor) -> None:
-        self.dims[group, name] = dims
-        array = value.detach().cpu().numpy()
-        self.parts.setdefault((group, name), {}).setdefault(part, []).append(array)
+        self.dims[group, name] = plates + events[:event_dim]
+        return draws.unstack(site, value, event_dim)
 
     def arrays(self, chains: int) -> dict[str, Arrays]:
         """The variables of each group, with dimensions `chain` and `draw` in front."""

@@ -30,7 +30,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_models.engine import inspection
-from ppl_models.engine.joint import check_count, log_density, sum_out, tile
+from ppl_models.engine.density import log_density, sum_out
+from ppl_models.engine.joint import check_count, tile
 from ppl_models.engine.objectives import EvidenceLowerBound
 from ppl_models.engine.rng import kept_rng
 from ppl_models.engine.rows import Rows

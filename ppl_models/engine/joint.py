@@ -3,33 +3,35 @@ r"""A model and a guide on some data: draws of the latents, and both densities t
 Where all latents belong to rows, rows are independent. They are then tiled, `K` draws of `R` rows
 as `K * R` rows, which every program and every network takes; a plate of draws to the left of the
 rows would break convolutions and normalisation layers. Elsewhere, and where the guide has
-parameters for each row, a draw is one run on the whole data.
+parameters for each row, a draw is one of the whole data, and draws go side by side.
 
 Shapes: `S` draws, `N` rows.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.traceenum_elbo import _compute_model_factors
-from pyro.ops import packed
-from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppl_models.engine import inspection
 from ppl_models.engine.data import check_tensors
-from ppl_models.engine.draws import Call, Draws, SummedOut, row_dim
+from ppl_models.engine.density import log_density, sum_out
+from ppl_models.engine.draws import Call, Draws
 from ppl_models.engine.modules import allows_missing, check_devices, modes
 from ppl_models.engine.program import Program, no_latents
 from ppl_models.engine.rng import own_rng
 from ppl_models.engine.rows import Rows
+from ppl_models.engine.side_by_side import FEW, Results, side_by_side
+from ppl_models.engine.watch import Finder
+
+ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 
 
 @contextmanager
@@ -121,9 +123,11 @@ class Joint:
         inspection.check_support(model, batch, self.data)
         return model, guide
 
-    def _on(self, rows: slice, count: int) -> tuple[Call, tuple[Tensor, ...]]:
+    def _on(
+        self, rows: slice, count: int, data: tuple[Tensor, ...] | None = None
+    ) -> tuple[Call, tuple[Tensor, ...]]:
         """Returns what runs a program on some rows, tiled, and the rows."""
-        batch = tile(self.data, rows, count)
+        batch = tile(data or self.data, rows, count)
         which = tile((torch.arange(self.num_rows, device=batch[0].device),), rows, count)[0]
         size = len(which)
 
@@ -137,12 +141,47 @@ class Joint:
         """The data under the names of the model's arguments."""
         return self.model.name_arguments(self.data)
 
-    def draws(self, num_samples: int, batch_size: int) -> Iterator[Draws]:
-        """Yields all draws of some rows after the other, at most `batch_size` at a time."""
-        if not self.tiled:
-            for _ in range(num_samples):
-                yield self.draw(self.all_rows, 1)
+    def each(
+        self, look: Callable[[Draws], Results], num_samples: int, batch_size: int
+    ) -> Iterator[tuple[slice, Results]]:
+        """Yields what `look` says of all draws of some rows after the other, and which rows.
+
+        Arguments:
+            look: Gives tensors with the draws in front.
+            num_samples: The number of draws of each row.
+            batch_size: How many draws of rows are made at once. Draws of the whole data are as many
+                as make no tensor larger than `ROOM` numbers for each of these.
+        """
+        if self.tiled:
+            for draws in self._tiled(num_samples, batch_size):
+                yield draws.rows, look(draws)
             return
+
+        def run(_: Tensor) -> Results:
+            return look(self.draw(self.all_rows, 1))
+
+        for results in self.of_all(run, num_samples, batch_size):
+            yield self.all_rows, results
+
+    def of_all(
+        self, run: Callable[[Tensor], Results], num_samples: int, batch_size: int
+    ) -> Iterator[Results]:
+        """Yields what `run` says of draws of the whole data, given their numbers."""
+        watch = None
+        if num_samples > FEW:
+            with suppress(Exception):  # what it holds cannot be told, as of a scripted module
+                watch = Finder(self).watch
+        return side_by_side(run, num_samples, batch_size * ROOM, watch, self.data[0].device)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules of both programs."""
+        return {
+            f"{program.name}.{name}": module
+            for program in (self.model, self.guide)
+            for name, module in program.modules().items()
+        }
+
+    def _tiled(self, num_samples: int, batch_size: int) -> Iterator[Draws]:
         width = min(self.num_rows, batch_size)
         for start in range(0, self.num_rows, width):
             rows = slice(start, min(start + width, self.num_rows))
@@ -150,9 +189,9 @@ class Joint:
             for done in range(0, num_samples, most):
                 yield self.draw(rows, min(most, num_samples - done))
 
-    def draw(self, rows: slice, count: int) -> Draws:
+    def draw(self, rows: slice, count: int, data: tuple[Tensor, ...] | None = None) -> Draws:
         """Draws `count` times the latents of some rows from the guide."""
-        run, batch = self._on(rows, count)
+        run, batch = self._on(rows, count, data)
         size = len(batch[0])
         guide = run(poutine.trace(self.guide).get_trace)
         model = run(poutine.trace(self._enumerating(guide)).get_trace)
@@ -174,54 +213,6 @@ class Joint:
         if self.enumerated:
             model = EnumMessenger(first_available_dim=self.free_dim)(model)
         return poutine.replay(model, trace=guide)
-
-
-def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
-    r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
-    guide.pack_tensors()
-    model.pack_tensors(guide.plate_to_symbol)
-    _, factors, _, summed, _ = _compute_model_factors(model, guide)
-    names = {
-        name
-        for name, site in model.nodes.items()
-        if site["type"] == "sample" and not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
-    }
-    terms = [
-        packed.unpack(term, model.symbol_to_dim)
-        for part in contract_tensor_tree(factors, summed).values()
-        for term in part
-    ]
-    return SummedOut(names, terms)
-
-
-def log_density(
-    trace: poutine.Trace,
-    rows: int | None,
-    device: torch.device,
-    summed_out: SummedOut | None = None,
-) -> Tensor:
-    """The log-density of a trace: of each of `rows` rows, `(rows,)`, or with None in all, `(1,)`.
-
-    In float64: the sum over all rows of float32 numbers would lose digits.
-    """
-    terms = [
-        (site["log_prob"], row_dim(site))
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and (summed_out is None or name not in summed_out.names)
-    ]
-    if summed_out is not None:
-        observed = inspection.observed_sites(trace)
-        terms += [(term, row_dim(next(iter(observed.values())))) for term in summed_out.terms]
-    place = device if device.type != "mps" else torch.device("cpu")
-    total = torch.zeros(rows or 1, device=place, dtype=torch.float64)
-    for term, dim in terms:
-        term = term.to(place, torch.float64)
-        if rows is None:
-            term = term.sum()
-        elif term.dim() > 1:
-            term = term.movedim(dim, 0).flatten(1).sum(1)
-        total = total + term
-    return total
 
 
 def check_count(**counts: int) -> None:

@@ -1,0 +1,207 @@
+r"""Draws side by side: a function of one draw, run once for many, where that gives the same.
+
+A draw of the latents that all rows share, and what a program says of it, is a run under Pyro's
+handlers, most of whose time is Python's. `torch.vmap` runs it once on tensors of many draws, whose
+dimension of draws no operation of the program can see: sums, products of matrices and indices mean
+what they mean for one draw, and draws cannot mix. What it cannot run that way (an `if` on a value,
+an operation without such a rule) it refuses, and so are programs that keep something from one run
+to the next. They run draw by draw.
+
+That both ways agree is not assumed. A batch keeps the random numbers that it drew. With those of a
+few of its draws the function is run once more, by itself, and all that it returns must be the same:
+three draws of the first batch, one of each other.
+
+Shapes: `S` draws.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from ppl_models.engine.compile import TOLERANCE
+from ppl_models.engine.watch import Watch, holds
+
+APPLY = Function.__dict__["apply"]
+FEW = 16  # draws that are not worth a second way
+Results = dict[Any, Tensor]  # each with the draws in front
+
+# What a program draws from, in all of torch's ways that distributions use. Random numbers of other
+# ways are not repeated, so that the comparison fails.
+RANDOM = {
+    *(getattr(torch, name) for name in ("normal", "rand", "randn", "rand_like", "randn_like")),
+    *(getattr(torch, name) for name in ("randint", "randint_like", "randperm", "multinomial")),
+    *(getattr(torch, name) for name in ("bernoulli", "poisson", "binomial")),
+    *(getattr(torch, name) for name in ("_standard_gamma", "_sample_dirichlet")),
+    *(getattr(Tensor, name) for name in ("bernoulli", "multinomial")),
+}
+RANDOM_IN_PLACE = {
+    *(getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "exponential", "cauchy")),
+    *(getattr(Tensor, f"{name}_") for name in ("geometric", "log_normal", "bernoulli", "random")),
+}
+# Programs write into these, and distributions draw in their place, in each draw another number.
+MAKERS = {torch.empty, torch.empty_like, torch.zeros, torch.zeros_like}
+MAKERS |= {Tensor.new, Tensor.new_empty, Tensor.new_zeros}
+
+
+def side_by_side(
+    run: Callable[[Tensor], Results],
+    total: int,
+    most: int,
+    watch: Watch | None,
+    device: torch.device,
+) -> Iterator[Results]:
+    """Yields the results of `run(0), ..., run(total - 1)`, of many draws at a time where possible.
+
+    Arguments:
+        run: What a draw gives, given its number, a tensor without dimensions. Each result has a
+            first dimension of one.
+        total: The number of draws.
+        most: How many numbers the largest tensor of draws side by side may hold.
+        watch: What the programs hold. Where a draw changes it, or where that is not known (None),
+            all run one by one.
+        device: Where they run.
+    """
+    numbers = torch.arange(total, device=device)
+    if total <= FEW or watch is None:
+        yield from map(run, numbers)
+        return
+    with _Again() as size:
+        first = run(numbers[0])
+    yield first
+    done, width = 1, most // max(size.largest, 1)
+    alike = width > 1 and holds(watch)
+    while done < total:
+        chosen = numbers[done : done + width] if alike else numbers[done : done + 1]
+        results = _together(run, chosen, 3 if done == 1 else 1) if len(chosen) > 1 else None
+        if results is None and len(chosen) > 1:
+            alike = False
+            continue
+        yield run(chosen[0]) if results is None else results
+        done += len(chosen)
+
+
+def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) -> Results | None:
+    """What the draws with these numbers give, or None where that is not what each gives alone."""
+
+    def record(number: Tensor) -> tuple[Results, list[Tensor]]:
+        with _Apart(number) as mode:
+            return run(number), mode.drawn
+
+    before = _state()
+    try:
+        with warnings.catch_warnings(), mock.patch.object(Function, "apply", classmethod(_apply)):
+            warnings.simplefilter("ignore")  # the program's own were seen before
+            stacked, drawn = torch.vmap(record, randomness="different")(numbers)
+        if _state() != before:  # random numbers that are not torch's, the same for all draws
+            return None
+        results = {key: value.flatten(0, 1) for key, value in stacked.items()}
+        for n in torch.linspace(len(numbers) - 1, 0, checks).long().tolist():
+            if not _is_that_alone(run, numbers[n], n, results, drawn):
+                return None
+    except Exception:  # whatever a program does that can only be done for one draw
+        return None
+    return results
+
+
+def _is_that_alone(
+    run: Callable[[Tensor], Results],
+    number: Tensor,
+    place: int,
+    results: Results,
+    drawn: list[Tensor],
+) -> bool:
+    """Whether a draw gives the same by itself, with the same random numbers."""
+    with _Again([values[place] for values in drawn]) as mode:
+        alone = run(number)
+    kinds = {x.dtype for x in (*drawn, *alone.values()) if x.is_floating_point()}
+    tolerance = max((TOLERANCE.get(kind, 3e-2) for kind in kinds), default=0.0)
+    return (
+        mode.used == len(drawn)
+        and alone.keys() == results.keys()
+        and all(_same(results[k][place : place + 1], alone[k], tolerance) for k in alone)
+    )
+
+
+def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Function.apply` of functions that only say how they are differentiated, which none are."""
+    own = kind.setup_context is not Function.setup_context
+    if own or not torch._C._are_functorch_transforms_active():  # in another thread
+        return APPLY.__get__(None, kind)(*args, **kwargs)
+    return kind.forward(mock.MagicMock(), *args, **kwargs)
+
+
+class _Apart(TorchFunctionMode):
+    """Lets what is drawn or written in place belong to a draw of its own, and notes what is drawn.
+
+    Arguments:
+        number: The number of a draw, which differs between draws.
+    """
+
+    def __init__(self, number: Tensor) -> None:
+        super().__init__()
+        self.zero = number * 0
+        self.drawn: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.clamp_:  # draw by draw, in torch's own loop
+            return args[0].copy_(args[0].clamp(*args[1:], **(kwargs or {})))
+        if getattr(func, "__self__", None) is Tensor.data:  # refused, and only looked at
+            return args[0].detach()
+        if func is Tensor.requires_grad_ and args[0].requires_grad:  # refused, though it is so
+            return args[0]
+        result = func(*args, **(kwargs or {}))
+        if func in MAKERS and not is_batchedtensor(result):
+            result = result + self.zero.to(result.device, result.dtype)
+        elif func in RANDOM or func in RANDOM_IN_PLACE:
+            self.drawn.append(result.clone())
+        return result
+
+
+class _Again(TorchFunctionMode):
+    """Gives random numbers that were noted, and finds out how large tensors become."""
+
+    def __init__(self, given: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.given = given
+        self.used = self.largest = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.given is not None and (func in RANDOM or func in RANDOM_IN_PLACE):
+            result = self.given[self.used] if self.used < len(self.given) else None
+            self.used += 1
+            if result is not None:
+                return args[0].copy_(result) if func in RANDOM_IN_PLACE else result.clone()
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def _same(value: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are the same, up to rounding."""
+    if (value.shape, value.dtype) != (other.shape, other.dtype):
+        return False
+    if not other.is_floating_point() or not other.numel():
+        return torch.equal(value, other)
+    value, other = value.cpu().double(), other.cpu().double()
+    largest = other.where(other.isfinite(), 0).abs().max().item()
+    return torch.allclose(value, other, tolerance, tolerance * (1 + largest), equal_nan=True)
+
+
+def _state() -> Any:
+    """The states of Python's random numbers and of numpy's."""
+    numpy: Any = np.random.get_state(legacy=False)
+    return random.getstate(), numpy["state"]["key"].tobytes(), numpy["state"]["pos"]
