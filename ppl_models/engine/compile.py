@@ -17,20 +17,19 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from unittest import mock
 
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, transforms
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_models.engine.rng import get_rng_state, set_rng_state
+from ppl_models.engine.waits import tidy, without_waits
 from ppl_models.engine.watch import Finder, Watch, holds
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
@@ -134,10 +133,10 @@ class Compiled:
                 f"a batch, or a number that the program keeps, changes again and again"
             )
             return None
-        watch = Finder(self.objective).watch
         with warnings.catch_warnings(), _validation_kept():
             warnings.simplefilter("ignore")  # of the compiler; the program's own were seen before
             try:
+                watch = Finder(self.objective).watch
                 traced, read = self._trace(evaluate, inputs)
                 watch += [(partial(getattr, x, "_version"), x._version) for x in read]
                 wrong = self._difference(evaluate, traced, inputs)
@@ -150,7 +149,9 @@ class Compiled:
                 except Exception as error:  # no compiler, or an operation that it does not know
                     wrong = f"its graph cannot be compiled ({_first_line(error)})"
         if not wrong and not Graph(run, watch, [0]).holds():
-            wrong = "it changes numbers of its own while it runs, such as a count of calls"
+            wrong = (
+                "it changes numbers or tensors of its own while it runs, such as a count of calls"
+            )
         if wrong:
             self.give_up(wrong)
             return None
@@ -162,8 +163,9 @@ class Compiled:
     ) -> tuple[GraphModule, list[Tensor]]:
         """Returns the graph of the loss, the same for other draws, and the tensors it has read."""
         graphs, reads = [], _Reads()
+        device = next(p.device for _, p in self.objective.named_parameters())
         for seed in range(2):
-            with pyro.validation_enabled(False), _without_reads(), self._untouched(inputs):
+            with pyro.validation_enabled(False), without_waits(device), self._untouched(inputs):
                 torch.manual_seed(seed)
                 tracer = make_fx(evaluate, pre_dispatch=True, _allow_non_fake_inputs=True)
                 # Tensors of their own: one that comes twice, or that the program also knows by
@@ -176,10 +178,7 @@ class Compiled:
                 "the graph is another with other draws: control flow, the number or the shapes of "
                 "sites, depend on values" + _where_they_part(first, second)
             )
-        # Questions that were asked and answered, such as those of `Module.to`, on which the
-        # compiler would break the graph into pieces. Draws stay, so that those after them do.
-        first.graph.eliminate_dead_code()
-        first.recompile()
+        tidy(first, device, Finder(self.objective).tensors)
         return first, reads.tensors
 
     def _difference(
@@ -254,40 +253,6 @@ def _validation_kept() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
-
-
-@contextmanager
-def _without_reads() -> Iterator[None]:
-    """A context without what reads values from the device, or breaks a graph: checks, and masks.
-
-    Distributions that were made earlier, such as the priors of a module, have checks on.
-    """
-    with (
-        mock.patch.object(Distribution, "_validate_sample", return_value=None),
-        mock.patch.object(transforms, "vec_to_tril_matrix", _to_triangle),
-        mock.patch.object(transforms, "tril_matrix_to_vec", _from_triangle),
-    ):
-        yield
-
-
-def _to_triangle(vector: Tensor, diag: int = 0) -> Tensor:
-    """Torch's `vec_to_tril_matrix`, by indices instead of a mask."""
-    n = next(n for n in count(1) if _size(n, diag) >= vector.shape[-1])
-    matrix = vector.new_zeros(*vector.shape[:-1], n, n)
-    rows, columns = torch.tril_indices(n, n, diag, device=vector.device)
-    matrix[..., rows, columns] = vector
-    return matrix
-
-
-def _size(n: int, diag: int) -> int:
-    return sum(min(max(row + 1 + diag, 0), n) for row in range(n))
-
-
-def _from_triangle(matrix: Tensor, diag: int = 0) -> Tensor:
-    """Torch's `tril_matrix_to_vec`, alike."""
-    n = matrix.shape[-1]
-    rows, columns = torch.tril_indices(n, n, diag, device=matrix.device)
-    return matrix[..., rows, columns]
 
 
 class _Reads(TorchDispatchMode):

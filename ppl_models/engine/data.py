@@ -113,12 +113,12 @@ class ByIndex:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
-        parts = _parts(self.size, self.batch_size, seed, shuffle, self.device)[start:]
+        parts = _parts(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
         generator = torch.Generator().manual_seed(seed)
         indices = [part.tolist() for part in parts]
         loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
         for rows, values in zip(parts, loader, strict=True):
-            yield Batch(_tensors(values, self.device), rows, self.size)
+            yield Batch(_tensors(values, self.device), rows.to(self.device), self.size)
 
 
 class Loaded:
