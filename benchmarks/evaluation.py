@@ -10,10 +10,7 @@ only, without densities, the prior and the groups of ArviZ, so that it is less w
 """
 
 import argparse
-import json
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -30,6 +27,7 @@ from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
+from benchmarks import measure
 from benchmarks.steps import regression
 from guides import AmortizedNormal, FactorNormal, MeanFieldMixture
 from ppl_models import (
@@ -154,14 +152,6 @@ def ways(case: Case, draws: int) -> Iterator[tuple[str, str, Work]]:
         yield "pyro.infer.Predictive", name, partial(predict, parallel)
 
 
-def seconds(work: Work, device: str) -> float:
-    began = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def difference(case: Case) -> float | None:
     """How far log-densities of draws side by side are from those of the same draws alone.
 
@@ -179,7 +169,7 @@ def difference(case: Case) -> float | None:
     return max(found, default=None)
 
 
-def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+def timed(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     print(f"\n{case.name}, {args.draws} draws")
     works = {(kind, name): work for kind, name, work in ways(case, args.draws)}
     for key, work in list(works.items()):
@@ -191,7 +181,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     times: dict[tuple[str, str], list[float]] = {key: [] for key in works}
     for _ in range(args.rounds):
         for key, work in works.items():
-            times[key].append(seconds(work, args.device))
+            times[key].append(measure.seconds(work, args.device))
     medians = {key: statistics.median(values) for key, values in times.items()}
     for (kind, name), value in medians.items():
         base = next(v for (k, _), v in medians.items() if k == kind)
@@ -215,16 +205,12 @@ def main() -> None:
 
     if args.device != "cpu":
         torch.set_default_device(args.device)
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
-    threads = torch.get_num_threads()
-    print(f"{args.device} ({machine}), {threads} thread(s), torch {torch.__version__}")
-    found = [
-        measure(case, args) for case in cases(args.device) if case.name.startswith(tuple(args.only))
-    ]
-    if args.json:
-        about = {"device": args.device, "machine": machine, "threads": threads}
-        about |= {"torch": torch.__version__, "draws": args.draws}
-        args.json.write_text(json.dumps({**about, "rows": found}))
+    print(measure.heading(args.device))
+    found = []
+    for case in cases(args.device):
+        if case.name.startswith(tuple(args.only)):
+            found.append(timed(case, args))
+            measure.write(args.json, args.device, draws=args.draws, rows=found)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ STEPS = {  # {root}: the data; {out}: the folder; {json}: the file of the step
     "iwae_50": Step(
         "iwae_mnist --data-root {root} --particles 50 --minutes 2 --folder {out}/iwae", 240
     ),
+    "tutorials": Step("tutorials --json {json}", 240),
     "growth": Step("growth --only rows steps draws --json {json}", 300),
     "mixtures": Step(
         "mixtures --parts same speed memory ways streaming --threads 4 --json {json}", 240
@@ -50,6 +51,7 @@ STEPS = {  # {root}: the data; {out}: the folder; {json}: the file of the step
         "factor_models --part ppca likelihood pca em --threads 4 --rounds 3 --json {json}", 180
     ),
     "models": Step("steps --models --json {json}", 300),
+    "evaluation": Step("evaluation --json {json}", 180),
     "diffusion_digits": Step("diffusion_digits --json {json}", 180),
     "vae_digits": Step("vae_digits --json {json}", 180),
     "autoregressive_digits": Step("autoregressive_digits --json {json}", 300),

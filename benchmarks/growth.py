@@ -1,12 +1,13 @@
-"""How the time of a step and the memory of a process grow: with rows, steps, latents and draws.
+"""How the time of a step and the memory grow: with rows, steps, latents, components and draws.
 
 python -m benchmarks.growth
 python -m benchmarks.growth --device cuda --json growth.json
 
-Steps are those of `fit` on a small VAE, compiled, in batches of 64 rows of 64 binary features; the
-first hundred, in which all is compiled, do not count. Each case runs in a process of its own, whose
-peak memory is beside its time: of the process, or on a GPU of the tensors there, the rows with it.
-An evaluation comes after another of up to a hundred draws.
+Steps are those of `fit` on a small VAE, or on a mixture of so many components, compiled, in batches
+of 64 rows of 64 binary features; the first hundred, in which all is compiled, do not count. Each
+case runs in a process of its own, whose peak memory is beside its time: of the process, or on a
+GPU of the tensors there, the rows with it. An evaluation comes after another of up to a hundred
+draws.
 """
 
 import argparse
@@ -19,19 +20,25 @@ import torch
 
 from benchmarks import measure
 from guides import AmortizedNormal
-from ppl_models import VAE, elbo, fit, log_evidence
+from ppl_models import VAE, GaussianMixture, elbo, fit, log_evidence
 
 CASES: dict[str, list[dict[str, int]]] = {
     "rows": [{"rows": 2**n} for n in (10, 13, 16, 20)],
     "steps": [{"steps": steps} for steps in (1000, 4000, 16_000)],
     "latents": [{"latents": latents} for latents in (2, 8, 32, 128)],
+    "components": [{"components": components} for components in (2, 8, 32, 128)],
     "draws": [{"draws": draws} for draws in (10, 100, 1000, 10_000)],
 }
 WARM_UP = 100  # steps, or draws
 
 
 def case(
-    device: str, rows: int = 1024, steps: int = 1000, latents: int = 8, draws: int = 0
+    device: str,
+    rows: int = 1024,
+    steps: int = 1000,
+    latents: int = 8,
+    components: int = 0,
+    draws: int = 0,
 ) -> tuple[float, float]:
     """The milliseconds of a step, or of the evaluation, and the MiB."""
     torch.manual_seed(0)
@@ -43,7 +50,10 @@ def case(
     else:
         watch = measure.Stopwatch(device, every=WARM_UP)
         options = {"batch_size": 64, "schedule": watch, "compile": True, "progress": False}
-        fit(elbo(model, guide), x, steps=WARM_UP + steps, **options)
+        objective = elbo(model, guide)
+        if components:
+            objective = elbo(GaussianMixture(64, components, covariance="diag").to(device))
+        fit(objective, x, steps=WARM_UP + steps, **options)
         took = sum(watch.seconds()) / steps
     return 1e3 * took, measure.peak(device)
 

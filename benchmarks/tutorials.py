@@ -9,10 +9,7 @@ medians over rounds of many, the two ways in turns, after a warm-up.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +25,9 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from benchmarks import measure
 from ppl_models import SVI
+from ppl_models.engine.rng import get_rng_state, set_rng_state
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -233,18 +232,18 @@ class Way:
         # The tensors themselves: a copy would be other parameters to the optimisers.
         store = pyro.get_param_store()
         self.kept = dict(store._params), dict(store._param_to_name), dict(store._constraints)
-        self.rng = torch.get_rng_state()
+        self.rng = get_rng_state(self.data[0].device)
 
     def run(self, steps: int) -> float:
         """Takes some steps, and returns the seconds of one."""
         store = pyro.get_param_store()
         store._params, store._param_to_name, store._constraints = self.kept
-        torch.set_rng_state(self.rng)
-        began = time.perf_counter()
-        self.losses += [self.svi.step(*self.data) for _ in range(steps)]
-        took = time.perf_counter() - began
+        set_rng_state(self.rng, self.data[0].device)
+        took = measure.seconds(
+            lambda: self.losses.append(self.svi.step(*self.data)), self.data[0].device, steps
+        )
         self._keep()
-        return took / steps
+        return took
 
 
 def main() -> None:
@@ -258,12 +257,8 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
-    about = {"device": args.device, "machine": machine, "threads": torch.get_num_threads()}
-    print(", ".join(f"{k} {v}" for k, v in about.items()) + f", torch {torch.__version__}")
-    print(
-        f"{'':28}{'pyro.infer.SVI':>16}{'SVI':>12}{'':9}  loss at the end of {args.rounds} rounds"
-    )
+    print(measure.heading(args.device))
+    print(f"{'':28}{'pyro.infer.SVI':>16}{'SVI':>12}{'':9}  losses at the end")
     found = []
     for program in programs(args.scale, args.device):
         if not program.name.startswith(tuple(args.only)):
@@ -286,8 +281,7 @@ def main() -> None:
             flush=True,
         )
         found.append({"name": program.name, "seconds": medians, "ends": ends, "eager": reason})
-    if args.json:
-        args.json.write_text(json.dumps({**about, "torch": torch.__version__, "rows": found}))
+        measure.write(args.json, args.device, rows=found)
 
 
 if __name__ == "__main__":

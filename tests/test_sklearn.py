@@ -194,7 +194,7 @@ def test_missing_entries(estimator):
         estimator.fit(np.where(np.isnan(x), np.inf, x))
 
 
-@pytest.mark.parametrize("random_state", [0, np.random.RandomState(0), None], ids=repr)
+@pytest.mark.parametrize("random_state", [0, np.random.RandomState(0), None], ids=type)
 def test_torch_generators_are_left_alone(random_state):
     state = torch.get_rng_state()
     mixture = GaussianMixture(3, random_state=random_state).fit(IRIS)
