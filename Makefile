@@ -30,7 +30,7 @@ demo: $(READY)
 	$(BIN)/python examples/vae.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -77,21 +77,21 @@ def test_no_output_depends_on_its_feature_or_a_later_one(make, likelihood):
     assert not (dependence(network, 20) & ~before).any()
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        MaskedMLP(20, 2, hidden=(40,)),
-        MaskedMLP(20, 1, hidden=(60, 40)),
-        GatedPixelCNN(4, 5, 1, num_channels=6, num_layers=3),
-        GatedPixelCNN(4, 5, 2, num_channels=6, num_layers=1, reach=2),
-        RecurrentPixels(4, 5, 1, num_channels=5, num_layers=1),
-        RecurrentPixels(4, 5, 2, num_channels=5, num_layers=2),
-    ],
-    ids=["one layer", "two layers", "narrow kernels", "wide kernels", "one BiLSTM", "two BiLSTMs"],
-)
-def test_every_output_depends_on_all_features_before(network):
-    """No blind spot: gradient reaches every earlier pixel."""
-    assert torch.equal(dependence(shaken(network), 20), before)
+NETWORKS = {
+    "one layer": lambda: MaskedMLP(20, 2, hidden=(40,)),
+    "two layers": lambda: MaskedMLP(20, 1, hidden=(60, 40)),
+    "narrow kernels": lambda: GatedPixelCNN(4, 5, 1, num_channels=6, num_layers=3),
+    "wide kernels": lambda: GatedPixelCNN(4, 5, 2, num_channels=6, num_layers=1, reach=2),
+    "one BiLSTM": lambda: RecurrentPixels(4, 5, 1, num_channels=5, num_layers=1),
+    "two BiLSTMs": lambda: RecurrentPixels(4, 5, 2, num_channels=5, num_layers=2),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_output_depends_on_all_features_before(name):
+    """No blind spot: gradient reaches every earlier pixel, in one of three random networks."""
+    found = [dependence(shaken(NETWORKS[name]()), 20) for _ in range(3)]
+    assert torch.equal(torch.stack(found).any(0), before)
 
 
 def test_the_reach_of_a_pixelcnn_is_as_stated():
