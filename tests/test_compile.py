@@ -371,31 +371,58 @@ def test_batches_of_ever_new_shapes_are_bounded():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_no_compiler(monkeypatch):
-    def fails(graph, **_):
-        def run(*inputs):
-            raise RuntimeError("No working C++ compiler found")
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", fails)
-    with pytest.warns(UserWarning, match=r"cannot be compiled \(RuntimeError: No working C\+\+"):
-        run = fit(exact(FactorAnalysis(3, 2)), X, epochs=3, seed=0, compile=True)
-    assert run.steps == 3
+def wrong_loss(graph):
+    return lambda *x: graph(*x) * 1.01
 
 
-def test_code_that_gives_another_loss_is_not_used(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *x: graph(*x) * 1.01)
-    with pytest.warns(UserWarning, match="its graph has another loss than the program itself"):
-        fit(exact(FactorAnalysis(3, 2)), X, epochs=3, seed=0, compile=True)
+def wrong_gradient(graph):
+    return lambda *x: graph(*x).detach() + (loss := graph(*x)) * 0.9 - (loss * 0.9).detach()
 
 
-def test_code_that_gives_another_gradient_is_not_used(monkeypatch):
-    def wrong(graph, **_):
-        return lambda *x: graph(*x).detach() + (loss := graph(*x)) * 0.9 - (loss * 0.9).detach()
+def no_compiler(graph):
+    def run(*inputs):
+        raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(torch, "compile", wrong)
-    with pytest.warns(UserWarning, match="its graph has another gradient than the program"):
+    return run
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        (no_compiler, r"not compiled: it cannot be compiled \(RuntimeError: No working C\+\+"),
+        (wrong_loss, "the code of the compiler is wrong: its graph has another loss than the pro"),
+        (wrong_gradient, "the code of the compiler is wrong: its graph has another gradient"),
+    ],
+)
+def test_without_a_compiler_that_is_right_graphs_run_as_traced(compiler, message, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: calls.append(1) or compiler(graph))
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model, settings = FactorAnalysis(3, 2), {"epochs": 3, "batch_size": 16, "seed": 0}
+        if compile:
+            with pytest.warns(UserWarning, match=message) as said:
+                run = fit(exact(model), X, compile=True, **settings)
+            assert len(said) == 1  # though the last batch, of another size, is a graph of its own
+        else:
+            run = fit(exact(model), X, **settings)
+        results.append((run.history["loss"], [p.detach() for p in model.parameters()]))
+    assert len(calls) == 1
+    assert results[0][0] == results[1][0]
+    assert all(map(torch.equal, results[0][1], results[1][1]))
+
+
+def test_wrong_traces_are_not_used(monkeypatch):
+    tidy = compiling.tidy
+
+    def spoilt(graph, *rest):
+        tidy(graph, *rest)
+        forward = graph.forward
+        graph.forward = lambda *x: forward(*x) * 1.01
+
+    monkeypatch.setattr(compiling, "tidy", spoilt)
+    with pytest.warns(UserWarning, match="eagerly, not compiled: its graph has another loss"):
         fit(exact(FactorAnalysis(3, 2)), X, epochs=3, seed=0, compile=True)
 
 

@@ -8,7 +8,8 @@ What a trace holds fast, and would go wrong in silence, is watched. A new graph 
 shapes, dtypes or mode of a batch are new, or where one of the numbers that the program keeps in its
 attributes, in its closure or among its globals has changed, or a parameter was replaced. Programs
 whose graph is another with other draws (an `if` on a value, a random number of sites) run eagerly,
-and so does all that cannot be traced. Loss and gradient of a graph are compared with the eager ones
+and so does all that cannot be traced. Where there is no compiler, the graph runs as it was traced,
+with the same numbers bit for bit. Loss and gradient of a graph are compared with the eager ones
 under the same random numbers before it is first used, and again every `CHECK_EVERY` steps.
 """
 
@@ -77,6 +78,7 @@ class Compiled:
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
+        self.without_compiler = False
         # Why it runs eagerly, if it does; an objective may say so of itself.
         self.reason: str | None = getattr(objective, "eager_because", None)
 
@@ -143,11 +145,14 @@ class Compiled:
             except Exception as error:  # whatever a program does that a trace cannot hold
                 wrong = f"it cannot be traced{_line(error)} ({_first_line(error)})"
             if not wrong:
-                try:
-                    run = torch.compile(traced, dynamic=False, options={"fallback_random": True})
-                    wrong = self._difference(evaluate, run, inputs)
-                except Exception as error:  # no compiler, or an operation that it does not know
-                    wrong = f"its graph cannot be compiled ({_first_line(error)})"
+                run, why = self._compile(traced, evaluate, inputs)
+        if not wrong and why and not self.without_compiler:
+            self.without_compiler = True
+            warnings.warn(
+                f"{self.objective.name}: its graph runs as it was traced, not compiled: {why}. The "
+                f"numbers are right, only slower. Try compile=False, which says nothing.",
+                stacklevel=6,
+            )
         if not wrong and not Graph(run, watch, [0]).holds():
             wrong = (
                 "it changes numbers or tensors of its own while it runs, such as a count of calls"
@@ -157,6 +162,19 @@ class Compiled:
             return None
         graph = self.graphs[key] = Graph(run, watch, [0])
         return graph
+
+    def _compile(
+        self, traced: GraphModule, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> tuple[Callable[..., Tensor], str | None]:
+        """Returns the graph as compiled code, or as it is and why."""
+        if self.without_compiler:
+            return traced, "as before"
+        try:
+            run = torch.compile(traced, dynamic=False, options={"fallback_random": True})
+            wrong = self._difference(evaluate, run, inputs)
+        except Exception as error:  # no compiler, or an operation that it does not know
+            return traced, f"it cannot be compiled ({_first_line(error)})"
+        return (traced, f"the code of the compiler is wrong: {wrong}") if wrong else (run, None)
 
     def _trace(
         self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
