@@ -17,6 +17,8 @@ import pytest
 import torch
 from every_objective import COMPILED
 from oracles import state
+from pyro.optim.clipped_adam import ClippedAdam
+from pyro.optim.dct_adam import DCTAdam
 from recording import SimulatedRecorder
 from test_svi import PROGRAMS, run
 from torch import nn
@@ -287,6 +289,58 @@ def test_an_optimiser_that_cannot_be_recorded(optimizer, recorder):
     assert recorder.launches["replay"] == 0
 
 
+class Averaging(torch.optim.Optimizer):
+    """Momentum as many write it: a new tensor at each step."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p].get("mean", torch.zeros_like(p))
+                self.state[p]["mean"] = 0.9 * kept + 0.1 * p.grad
+                p.sub_(group["lr"] * self.state[p]["mean"])
+
+
+class Slowing(torch.optim.SGD):
+    """Counts its steps by itself."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.div_(self.count)
+        super().step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [ClippedAdam, DCTAdam, Averaging, Slowing])
+def test_an_optimiser_whose_steps_are_more_than_kernels(optimizer, recorder):
+    """Replayed, it would count no further, and begin with the same mean each time."""
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: the optimiser counts"):
+        ours = end(vae(), optimizer=optimizer)
+    same(ours, end(vae(), optimizer=optimizer, recorded=False))
+    assert recorder.launches == {"run": 3, "record": 0, "replay": 0}
+
+
+def test_what_varies_on_the_host_is_not_recorded(recorder, monkeypatch):
+    monkeypatch.setattr(compiling, "varies_on_host", lambda *_: True)
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: the program draws on the h"):
+        ours = end(vae())
+    same(ours, end(vae(), recorded=False))
+    assert recorder.launches["replay"] == 0
+
+
+def test_a_rate_that_was_a_tensor_in_between():
+    rate = capture.Rate(torch.device("cpu"))
+    for value in (0.5, torch.tensor(0.25), 0.5):
+        rate.take(value)
+        assert rate.tensor == value
+
+
 def test_what_cannot_be_compiled_is_not_recorded(recorder):
     class Counting(Weighted):
         def forward(self, x=None, size=None):
@@ -399,8 +453,13 @@ def test_how_cuda_is_asked(monkeypatch):
     @contextmanager
     def using(what):
         calls.append(f"begin {what}")
-        yield
-        calls.append(f"end {what}")
+        try:
+            yield
+        finally:
+            calls.append(f"end {what}")
+
+    def interrupted():
+        raise KeyboardInterrupt
 
     graph = SimpleNamespace(replay=lambda: calls.append("replay"))
     own, main, device = Stream("own"), Stream("main"), torch.device("cuda", 1)
@@ -409,7 +468,6 @@ def test_how_cuda_is_asked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: using(stream.name))
-    monkeypatch.setattr(torch.cuda, "device", lambda place: using(place))
     monkeypatch.setattr(
         torch.cuda,
         "graph",
@@ -422,5 +480,9 @@ def test_how_cuda_is_asked(monkeypatch):
     replay, _ = recorder.record(lambda: calls.append("step") or {})
     replay()
     expected = ["begin pool on own", "step", "end pool on own"]
-    assert calls == ["begin cuda:1", *expected, "end cuda:1", "replay"]
+    assert calls == ["begin main", *expected, "end main", "replay"]
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run(interrupted)
+    assert calls[-1] == "main waits for own"
     assert capture.recorder_for(torch.device("cpu")) is None

@@ -12,6 +12,7 @@ References:
     | https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
 """
 
+import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from torch.optim import Optimizer
 from ppl_models.engine.compile import Compiled, Graph
 
 WARM_UP = 3  # steps before one is recorded, in which all that lasts is allocated
+PLAIN = (bool, int, float, str, tuple)
 UNSTEADY = 100  # changes of addresses or settings after which no more steps are recorded
 
 Losses = dict[str, Tensor]
@@ -57,10 +59,11 @@ class CudaRecorder:
 
     def run(self, function: Callable[[], Losses]) -> Losses:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            result = function()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        return result
+        try:
+            with torch.cuda.stream(self.stream):
+                return function()
+        finally:  # what was launched before an error runs on
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def record(self, function: Callable[[], Losses]) -> tuple[Callable[[], Any], Losses]:
         graph = torch.cuda.CUDAGraph()
@@ -68,7 +71,8 @@ class CudaRecorder:
         recorded = torch.cuda.graph(
             graph, self.pool, self.stream, capture_error_mode="thread_local"
         )
-        with torch.cuda.device(self.device), recorded:
+        # Where a recording breaks, torch may leave its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream(self.device)), recorded:
             result = function()
         return graph.replay, result
 
@@ -88,6 +92,7 @@ class Rate:
         """Takes a value over, without waiting for the device."""
         if isinstance(value, Tensor):
             self.tensor.copy_(value)
+            self.value = math.nan  # not known here
         elif value != self.value:
             self.tensor.fill_(value)
             self.value = value
@@ -108,8 +113,7 @@ class Recording:
     def holds(self, settings: Settings) -> bool:
         """Whether addresses, settings and all that the graphs hold fast are as they were."""
         return (
-            len(settings) == len(self.settings)
-            and all(map(_same, settings, self.settings))
+            _all_same(settings, self.settings)
             and all(graph.holds() for graph in self.graphs)
         )
 
@@ -178,9 +182,14 @@ class Captured:
     def _run(self, recording: Recording) -> Losses:
         for compiled in self.compiled:
             compiled.used.clear()
+        before = self._kept()
         losses = self.recorder.run(partial(recording.step, *recording.inputs))
         recording.graphs = [graph for c in self.compiled for graph in c.used.values()]
         recording.runs += 1
+        if any(graph.on_host for graph in recording.graphs):
+            self._give_up("the program draws on the host, or reads tensors there that may change")
+        elif recording.runs == WARM_UP and not _all_same(before, self._kept()):
+            self._give_up("the optimiser counts in Python, or has new tensors after each step")
         return losses
 
     def _record(self, recording: Recording) -> None:
@@ -226,6 +235,14 @@ class Captured:
                 settings += [v for name, v in group.items() if name not in ("params", read)]
         return settings
 
+    def _kept(self) -> Settings:
+        """What the optimisers keep from step to step: of this a recording repeats tensors alone."""
+        kept: Settings = []
+        for optimizer in self.optimizers:
+            kept += [v for v in vars(optimizer).values() if isinstance(v, PLAIN)]
+            kept += [v for state in optimizer.state.values() for v in state.values()]
+        return kept
+
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         self.recordings.clear()
@@ -236,7 +253,10 @@ class Captured:
         )
 
 
+def _all_same(now: Settings, before: Settings) -> bool:
+    return len(now) == len(before) and all(map(_same, now, before))
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether a setting is what it was: the same object, or an equal number or tuple of them."""
-    plain = isinstance(a, (bool, int, float, str, tuple)) and type(a) is type(b)
-    return a is b or (plain and a == b)
+    return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
