@@ -7,7 +7,7 @@ does. `test_cuda.py` has what needs one.
 import gc
 import warnings
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -183,6 +183,37 @@ def test_nothing_is_kept_after_the_end(recorder):
         gc.enable()
 
 
+def test_nothing_is_kept_after_an_interruption(recorder):
+    """Nor would graphs be destroyed while the next fit records its own."""
+    kept = []
+
+    def interrupted(o):
+        return torch.optim.lr_scheduler.LambdaLR(o, lambda step: step_or_stop(step))
+
+    def step_or_stop(step):
+        if step == 20:
+            raise KeyboardInterrupt
+        return 1.0
+
+    gc.disable()
+    try:
+        for run in (
+            lambda data: end(vae(), data, schedule=interrupted),
+            lambda data: list(
+                descend(vae(), [data] * 30, lr=0.1, schedule=interrupted, compile=True)
+            ),
+            lambda data: next(descend(vae(), [data] * 30, lr=0.1, compile=True)),
+        ):
+            data = X.clone()
+            kept.append(weakref.ref(data))
+            with suppress(KeyboardInterrupt):
+                run(data)
+            del data
+        assert [gone() for gone in kept] == [None] * 3
+    finally:
+        gc.enable()
+
+
 # --- what a recording holds, and may change -------------------------------------------------------
 
 
@@ -341,6 +372,17 @@ def test_a_rate_that_was_a_tensor_in_between():
         assert rate.tensor == value
 
 
+def test_settings_that_are_tensors_and_change_in_place():
+    """Schedulers fill a learning rate that is a tensor; on the host it is a constant to a graph."""
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.SGD([torch.zeros(2)], lr=rate)
+    captured = capture.Captured(SimulatedRecorder(), [], [optimizer], [])
+    before = captured._settings()
+    assert capture._all_same(captured._settings(), before)
+    rate.fill_(0.2)
+    assert not capture._all_same(captured._settings(), before)
+
+
 def test_what_cannot_be_compiled_is_not_recorded(recorder):
     class Counting(Weighted):
         def forward(self, x=None, size=None):
@@ -439,6 +481,20 @@ def test_a_slope_that_was_there_is_kept(recorder, monkeypatch):
 # --- CUDA -----------------------------------------------------------------------------------------
 
 
+def test_generators_of_the_device_are_kept_where_no_argument_is_on_it(monkeypatch):
+    """Such as a step of the drop-in without arguments."""
+    held = SimpleNamespace(
+        named_parameters=lambda: [("p", torch.zeros(2, device="meta"))], modules=dict
+    )
+    places = []
+    monkeypatch.setattr(compiling, "get_rng_state", places.append)
+    monkeypatch.setattr(compiling, "set_rng_state", lambda state, device: places.append(device))
+    for inputs in ((), (torch.zeros(2),)):
+        with compiling.Compiled(held)._untouched(inputs):
+            pass
+    assert places == [torch.device("meta")] * 4
+
+
 def test_how_cuda_is_asked(monkeypatch):
     """Without a GPU: the calls of torch, in order. `test_cuda.py` makes them on one."""
     calls = []
@@ -485,4 +541,29 @@ def test_how_cuda_is_asked(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         recorder.run(interrupted)
     assert calls[-1] == "main waits for own"
+
+    class Generator:
+        def clone_state(self):
+            return "the same, not recording"
+
+        def graphsafe_set_state(self, state):
+            calls.append(f"generator is {state}")
+
+    def stuck(*size, device):
+        raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, Generator()))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda place: "seed")
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, place: calls.append(f"{state} on {place}")
+    )
+    for rand, expected in ((torch.rand, []), (stuck, ["generator is the same, not recording"])):
+        monkeypatch.setattr(
+            torch, "rand", lambda *size, device, rand=rand: rand(*size, device="cpu")
+        )
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            recorder.record(interrupted)
+        assert calls[-1] == "seed on cuda:1"
+        assert calls[calls.index("end main") + 1 : -1] == expected
     assert capture.recorder_for(torch.device("cpu")) is None

@@ -72,9 +72,23 @@ class CudaRecorder:
             graph, self.pool, self.stream, capture_error_mode="thread_local"
         )
         # Where a recording breaks, torch may leave its stream the current one.
-        with torch.cuda.stream(torch.cuda.current_stream(self.device)), recorded:
-            result = function()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream(self.device)), recorded:
+                result = function()
+        except BaseException:
+            self._release_generator()
+            raise
         return graph.replay, result
+
+    def _release_generator(self) -> None:
+        """Draws go on after a recording that broke, of which some versions of torch know no end."""
+        state = torch.cuda.get_rng_state(self.device)
+        try:
+            torch.rand((), device=self.device)
+        except RuntimeError:
+            generator = torch.cuda.default_generators[self.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+        torch.cuda.set_rng_state(state, self.device)
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -112,10 +126,7 @@ class Recording:
 
     def holds(self, settings: Settings) -> bool:
         """Whether addresses, settings and all that the graphs hold fast are as they were."""
-        return (
-            _all_same(settings, self.settings)
-            and all(graph.holds() for graph in self.graphs)
-        )
+        return _all_same(settings, self.settings) and all(graph.holds() for graph in self.graphs)
 
 
 class Captured:
@@ -232,7 +243,8 @@ class Captured:
             settings += [optimizer.state, *optimizer.param_groups]
             for group in optimizer.param_groups:
                 read = "lr" if "capturable" in group else None  # from the device
-                settings += [v for name, v in group.items() if name not in ("params", read)]
+                numbers = [v for name, v in group.items() if name not in ("params", read)]
+                settings += [(v, v._version) if isinstance(v, Tensor) else v for v in numbers]
         return settings
 
     def _kept(self) -> Settings:

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -50,18 +50,18 @@ def descend(
         >>> len(losses)
         3
     """
-    descent = Descent(objectives, **options)
-    for batch in batches:
-        if isinstance(batch, Tensor):
-            batch = (batch,)
-        if not isinstance(batch, Batch):
-            rows = torch.arange(len(batch[0]), device=batch[0].device)
-            batch = Batch(batch, rows, len(rows))
-        if not descent.started:
-            descent.start(batch)
-        yield descent.step(batch)
-    if descent.started:
-        descent.finish()
+    with closing(Descent(objectives, **options)) as descent:
+        for batch in batches:
+            if isinstance(batch, Tensor):
+                batch = (batch,)
+            if not isinstance(batch, Batch):
+                rows = torch.arange(len(batch[0]), device=batch[0].device)
+                batch = Batch(batch, rows, len(rows))
+            if not descent.started:
+                descent.start(batch)
+            yield descent.step(batch)
+        if descent.started:
+            descent.finish()
 
 
 class Descent:
@@ -249,9 +249,12 @@ class Descent:
         return nullcontext() if self.average is None else self.average.taken()
 
     def finish(self) -> None:
-        """Ends it: the parameters take the values of their averages, recordings are let go."""
+        """Ends it: the parameters take the values of their averages."""
         if self.average is not None:
             self.average.take()
+
+    def close(self) -> None:
+        """Lets recordings go, and the data that they hold, also where a run was interrupted."""
         if self.captured is not None:
             self.captured.recordings.clear()
 
