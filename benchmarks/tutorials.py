@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_models import SVI
+from ppl_models.engine.rng import get_rng_state, set_rng_state
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -233,13 +234,13 @@ class Way:
         # The tensors themselves: a copy would be other parameters to the optimisers.
         store = pyro.get_param_store()
         self.kept = dict(store._params), dict(store._param_to_name), dict(store._constraints)
-        self.rng = torch.get_rng_state()
+        self.rng = get_rng_state(self.data[0].device)
 
     def run(self, steps: int) -> float:
         """Takes some steps, and returns the seconds of one."""
         store = pyro.get_param_store()
         store._params, store._param_to_name, store._constraints = self.kept
-        torch.set_rng_state(self.rng)
+        set_rng_state(self.rng, self.data[0].device)
         began = time.perf_counter()
         self.losses += [self.svi.step(*self.data) for _ in range(steps)]
         took = time.perf_counter() - began

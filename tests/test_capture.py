@@ -235,10 +235,14 @@ class Weighted(nn.Module):
         super().__init__()
         self.weight = 1.0
         self.loc = nn.Parameter(torch.zeros(6))
+        self.width = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.shift = torch.zeros(6)
+        self.register_buffer("other", torch.zeros(6))
 
     def forward(self, x=None, size=None):
+        loc = self.loc + self.shift + self.other
         with data_plate(x, size), pyro.poutine.scale(scale=self.weight):
-            return pyro.sample("x", dist.Normal(self.loc, 1.0).to_event(1), obs=x)
+            return pyro.sample("x", dist.Normal(loc, self.width).to_event(1), obs=x)
 
 
 def number(step, descent):
@@ -246,10 +250,21 @@ def number(step, descent):
         descent.objectives[0].model.program.weight = 2.0
 
 
-def memory(step, descent):
+def memory(step, descent, name="loc"):
     if step == 7:
-        loc = descent.objectives[0].model.program.loc
-        loc.data = torch.ones(6)
+        getattr(descent.objectives[0].model.program, name).data = 2 * torch.ones(6)
+
+
+def frozen(step, descent):
+    memory(step, descent, "width")
+
+
+def attribute(step, descent):
+    memory(step, descent, "shift")
+
+
+def buffer(step, descent):
+    memory(step, descent, "other")
 
 
 def rate(step, descent):
@@ -269,7 +284,9 @@ def reloaded(step, descent):
         optimizer.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("change", [number, memory, rate, decay, reloaded])
+@pytest.mark.parametrize(
+    "change", [number, memory, frozen, attribute, buffer, rate, decay, reloaded]
+)
 def test_what_changes_counts_at_once(change, recorder):
     ours, descent = changing(elbo(Weighted()), change, lr=0.1)
     others, _ = changing(elbo(Weighted()), change, compile=False, lr=0.1)
@@ -359,7 +376,7 @@ def test_an_optimiser_whose_steps_are_more_than_kernels(optimizer, recorder):
 
 def test_what_varies_on_the_host_is_not_recorded(recorder, monkeypatch):
     monkeypatch.setattr(compiling, "varies_on_host", lambda *_: True)
-    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: the program draws on the h"):
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: the program draws on the C"):
         ours = end(vae())
     same(ours, end(vae(), recorded=False))
     assert recorder.launches["replay"] == 0

@@ -121,12 +121,17 @@ class Recording:
     settings: Settings  # with which it was begun
     runs: int = 0
     graphs: list[Graph] = field(default_factory=list)  # the compiled losses in it
+    held: list[tuple[Tensor, int]] = field(default_factory=list)  # what these read, and where
     replay: Callable[[], Any] | None = None
     losses: Losses = field(default_factory=dict)  # what a replay writes
 
     def holds(self, settings: Settings) -> bool:
         """Whether addresses, settings and all that the graphs hold fast are as they were."""
-        return _all_same(settings, self.settings) and all(graph.holds() for graph in self.graphs)
+        return (
+            _all_same(settings, self.settings)
+            and all(x.data_ptr() == address for x, address in self.held)
+            and all(graph.holds() for graph in self.graphs)
+        )
 
 
 class Captured:
@@ -136,7 +141,7 @@ class Captured:
         recorder: What records and replays.
         compiled: The compiled losses that a step runs.
         optimizers: The optimisers that it runs.
-        tensors: The parameters and buffers, whose addresses a recording holds.
+        tensors: The parameters that they move.
     """
 
     def __init__(
@@ -196,9 +201,12 @@ class Captured:
         before = self._kept()
         losses = self.recorder.run(partial(recording.step, *recording.inputs))
         recording.graphs = [graph for c in self.compiled for graph in c.used.values()]
+        others = {id(x): x for graph in recording.graphs for x in graph.tensors}
+        known = set(map(id, self.tensors))
+        recording.held = [(x, x.data_ptr()) for n, x in others.items() if n not in known]
         recording.runs += 1
         if any(graph.on_host for graph in recording.graphs):
-            self._give_up("the program draws on the host, or reads tensors there that may change")
+            self._give_up("the program draws on the CPU, or reads tensors there that may change")
         elif recording.runs == WARM_UP and not _all_same(before, self._kept()):
             self._give_up("the optimiser counts in Python, or has new tensors after each step")
         return losses

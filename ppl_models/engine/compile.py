@@ -45,7 +45,8 @@ class Graph(NamedTuple):
     run: Callable[..., Tensor]
     watch: Watch
     calls: list[int]  # one number: how often it ran
-    on_host: bool = False  # whether it has something on the host that differs from call to call
+    tensors: list[Tensor] = []  # which it reads besides its inputs
+    on_host: bool = False  # whether something on the host differs from call to call
 
     def holds(self) -> bool:
         """Whether all that was traced as a constant is still what it was."""
@@ -157,7 +158,9 @@ class Compiled:
             self.give_up(wrong)
             return None
         on_host = varies_on_host(traced, self._device(), Finder(self.objective).tensors)
-        graph = self.graphs[key] = Graph(run, watch, [0], on_host)
+        found = [getattr(traced, str(n.target)) for n in traced.graph.find_nodes(op="get_attr")]
+        tensors = [x for x in found if isinstance(x, Tensor)]
+        graph = self.graphs[key] = Graph(run, watch, [0], tensors, on_host)
         return graph
 
     def _trace(

@@ -131,8 +131,7 @@ class Descent:
         self.compiled = [Compiled(objective) for objective in self.objectives]
         recorder = recorder_for(self.device) if self.compile else None
         if recorder is not None:
-            buffers = [b for module in self.modules() for b in module.buffers()]
-            moved = [*chain.from_iterable(self.parameters), *buffers]
+            moved = list(chain.from_iterable(self.parameters))
             self.captured = Captured(recorder, self.compiled, self.optimizers, moved)
         if self.ema is not None:
             self.average = Average(list(chain.from_iterable(self.parameters)), self.ema)
