@@ -2,7 +2,7 @@
 
 import argparse
 from collections import ChainMap, UserDict, deque
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pyro
@@ -165,6 +165,13 @@ class Slotted:
         self.scale = 1.0
 
 
+def python_module():
+    module = ModuleType("settings_of_someone")
+    code = "half = 0.5\nsettings = {'scale': 1.0}\ndef double():\n    return 2 * half"
+    exec(code, vars(module))
+    return module
+
+
 def held(make, scale, change):
     def run(kind):
         at = make()
@@ -299,6 +306,17 @@ SAME = {
     "an attribute that was its class's": plain(lambda p: setattr(p, "factor", 2.0)),
     "an attribute of a module that was its class's": holder(
         lambda m: m.factor, lambda m: setattr(m, "factor", 2.0)
+    ),
+    "a dict of a module of Python": held(
+        python_module, lambda at: at.settings["scale"], lambda at: at.settings.update(scale=2.0)
+    ),
+    "a number behind a function of a module of Python": held(
+        python_module, lambda at: at.double(), lambda at: vars(at).update(half=1.0)
+    ),
+    "a number in a package": held(
+        lambda: SimpleNamespace(part=python_module()),
+        lambda at: at.part.half,
+        lambda at: vars(at.part).update(half=1.0),
     ),
     "a namespace in another": held(
         lambda: SimpleNamespace(inner=argparse.Namespace(scales=[1.0])),

@@ -101,13 +101,16 @@ class Finder:
             self._note(partial(_in_store, name), _in_store(name))
 
     def _visit(self, value: Any) -> None:
-        if isinstance(value, (*SCALARS, types.ModuleType)) or id(value) in self._seen:
+        if isinstance(value, SCALARS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             if not value.requires_grad:
                 self.tensors.append(value)
             self.watch.append((partial(getattr, value, "requires_grad"), value.requires_grad))
+        elif isinstance(value, types.ModuleType):
+            if not _of_library(value):
+                self._all(vars(value), self._names & vars(value).keys())
         elif isinstance(value, type):
             if not _of_library(value):
                 self._class(value)
@@ -205,18 +208,8 @@ class Finder:
         self._visit(function.__defaults__)
         self._visit(function.__kwdefaults__)
         self._visit(getattr(function, "__wrapped__", None))
-        used, scope = _names(function.__code__), function.__globals__
-        for name in used & scope.keys():
-            value = scope[name]
-            if isinstance(value, types.ModuleType) and not _of_library(value):
-                self._scalars_of(value, used)
-            elif not isinstance(value, types.ModuleType):
-                self._note(partial(scope.get, name), value)
-
-    def _scalars_of(self, module: types.ModuleType, used: set[str]) -> None:
-        for name in used & vars(module).keys():
-            if isinstance(value := vars(module)[name], (*SCALARS, Tensor)):
-                self._note(partial(vars(module).get, name), value)
+        scope = function.__globals__
+        self._all(scope, _names(function.__code__) & scope.keys())
 
 
 def _in_store(name: str) -> Tensor | None:
