@@ -398,6 +398,9 @@ def test_settings_that_are_tensors_and_change_in_place():
     assert capture._all_same(captured._settings(), before)
     rate.fill_(0.2)
     assert not capture._all_same(captured._settings(), before)
+    before = captured._settings()
+    optimizer.param_groups[0]["lr"] = rate.clone()  # at another address
+    assert not capture._all_same(captured._settings(), before)
 
 
 def test_what_cannot_be_compiled_is_not_recorded(recorder):

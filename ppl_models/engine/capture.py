@@ -252,7 +252,7 @@ class Captured:
             for group in optimizer.param_groups:
                 read = "lr" if "capturable" in group else None  # from the device
                 numbers = [v for name, v in group.items() if name not in ("params", read)]
-                settings += [(v, v._version) if isinstance(v, Tensor) else v for v in numbers]
+                settings += [*numbers, *(v._version for v in numbers if isinstance(v, Tensor))]
         return settings
 
     def _kept(self) -> Settings:
