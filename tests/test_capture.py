@@ -7,7 +7,7 @@ does. `test_cuda.py` has what needs one.
 import gc
 import warnings
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,6 +17,8 @@ import pytest
 import torch
 from every_objective import COMPILED
 from oracles import state
+from pyro.optim.clipped_adam import ClippedAdam
+from pyro.optim.dct_adam import DCTAdam
 from recording import SimulatedRecorder
 from test_svi import PROGRAMS, run
 from torch import nn
@@ -181,6 +183,37 @@ def test_nothing_is_kept_after_the_end(recorder):
         gc.enable()
 
 
+def test_nothing_is_kept_after_an_interruption(recorder):
+    """Nor would graphs be destroyed while the next fit records its own."""
+    kept = []
+
+    def interrupted(o):
+        return torch.optim.lr_scheduler.LambdaLR(o, lambda step: step_or_stop(step))
+
+    def step_or_stop(step):
+        if step == 20:
+            raise KeyboardInterrupt
+        return 1.0
+
+    gc.disable()
+    try:
+        for run in (
+            lambda data: end(vae(), data, schedule=interrupted),
+            lambda data: list(
+                descend(vae(), [data] * 30, lr=0.1, schedule=interrupted, compile=True)
+            ),
+            lambda data: next(descend(vae(), [data] * 30, lr=0.1, compile=True)),
+        ):
+            data = X.clone()
+            kept.append(weakref.ref(data))
+            with suppress(KeyboardInterrupt):
+                run(data)
+            del data
+        assert [gone() for gone in kept] == [None] * 3
+    finally:
+        gc.enable()
+
+
 # --- what a recording holds, and may change -------------------------------------------------------
 
 
@@ -202,10 +235,14 @@ class Weighted(nn.Module):
         super().__init__()
         self.weight = 1.0
         self.loc = nn.Parameter(torch.zeros(6))
+        self.width = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.shift = torch.zeros(6)
+        self.register_buffer("other", torch.zeros(6))
 
     def forward(self, x=None, size=None):
+        loc = self.loc + self.shift + self.other
         with data_plate(x, size), pyro.poutine.scale(scale=self.weight):
-            return pyro.sample("x", dist.Normal(self.loc, 1.0).to_event(1), obs=x)
+            return pyro.sample("x", dist.Normal(loc, self.width).to_event(1), obs=x)
 
 
 def number(step, descent):
@@ -213,10 +250,21 @@ def number(step, descent):
         descent.objectives[0].model.program.weight = 2.0
 
 
-def memory(step, descent):
+def memory(step, descent, name="loc"):
     if step == 7:
-        loc = descent.objectives[0].model.program.loc
-        loc.data = torch.ones(6)
+        getattr(descent.objectives[0].model.program, name).data = 2 * torch.ones(6)
+
+
+def frozen(step, descent):
+    memory(step, descent, "width")
+
+
+def attribute(step, descent):
+    memory(step, descent, "shift")
+
+
+def buffer(step, descent):
+    memory(step, descent, "other")
 
 
 def rate(step, descent):
@@ -236,7 +284,9 @@ def reloaded(step, descent):
         optimizer.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("change", [number, memory, rate, decay, reloaded])
+@pytest.mark.parametrize(
+    "change", [number, memory, frozen, attribute, buffer, rate, decay, reloaded]
+)
 def test_what_changes_counts_at_once(change, recorder):
     ours, descent = changing(elbo(Weighted()), change, lr=0.1)
     others, _ = changing(elbo(Weighted()), change, compile=False, lr=0.1)
@@ -285,6 +335,72 @@ def test_an_optimiser_that_cannot_be_recorded(optimizer, recorder):
         ours = end(vae(), optimizer=optimizer)
     same(ours, end(vae(), optimizer=optimizer, recorded=False))
     assert recorder.launches["replay"] == 0
+
+
+class Averaging(torch.optim.Optimizer):
+    """Momentum as many write it: a new tensor at each step."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p].get("mean", torch.zeros_like(p))
+                self.state[p]["mean"] = 0.9 * kept + 0.1 * p.grad
+                p.sub_(group["lr"] * self.state[p]["mean"])
+
+
+class Slowing(torch.optim.SGD):
+    """Counts its steps by itself."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.div_(self.count)
+        super().step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [ClippedAdam, DCTAdam, Averaging, Slowing])
+def test_an_optimiser_whose_steps_are_more_than_kernels(optimizer, recorder):
+    """Replayed, it would count no further, and begin with the same mean each time."""
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: the optimiser counts"):
+        ours = end(vae(), optimizer=optimizer)
+    same(ours, end(vae(), optimizer=optimizer, recorded=False))
+    assert recorder.launches == {"run": 3, "record": 0, "replay": 0}
+
+
+def test_what_varies_on_the_host_is_not_recorded(recorder, monkeypatch):
+    monkeypatch.setattr(compiling, "varies_on_host", lambda *_: True)
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs: the program draws on the C"):
+        ours = end(vae())
+    same(ours, end(vae(), recorded=False))
+    assert recorder.launches["replay"] == 0
+
+
+def test_a_rate_that_was_a_tensor_in_between():
+    rate = capture.Rate(torch.device("cpu"))
+    for value in (0.5, torch.tensor(0.25), 0.5):
+        rate.take(value)
+        assert rate.tensor == value
+
+
+def test_settings_that_are_tensors_and_change_in_place():
+    """Schedulers fill a learning rate that is a tensor; on the host it is a constant to a graph."""
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.SGD([torch.zeros(2)], lr=rate)
+    captured = capture.Captured(SimulatedRecorder(), [], [optimizer], [])
+    before = captured._settings()
+    assert capture._all_same(captured._settings(), before)
+    rate.fill_(0.2)
+    assert not capture._all_same(captured._settings(), before)
+    before = captured._settings()
+    optimizer.param_groups[0]["lr"] = rate.clone()  # at another address
+    assert not capture._all_same(captured._settings(), before)
 
 
 def test_what_cannot_be_compiled_is_not_recorded(recorder):
@@ -385,6 +501,20 @@ def test_a_slope_that_was_there_is_kept(recorder, monkeypatch):
 # --- CUDA -----------------------------------------------------------------------------------------
 
 
+def test_generators_of_the_device_are_kept_where_no_argument_is_on_it(monkeypatch):
+    """Such as a step of the drop-in without arguments."""
+    held = SimpleNamespace(
+        named_parameters=lambda: [("p", torch.zeros(2, device="meta"))], modules=dict
+    )
+    places = []
+    monkeypatch.setattr(compiling, "get_rng_state", places.append)
+    monkeypatch.setattr(compiling, "set_rng_state", lambda state, device: places.append(device))
+    for inputs in ((), (torch.zeros(2),)):
+        with compiling.Compiled(held)._untouched(inputs):
+            pass
+    assert places == [torch.device("meta")] * 4
+
+
 def test_how_cuda_is_asked(monkeypatch):
     """Without a GPU: the calls of torch, in order. `test_cuda.py` makes them on one."""
     calls = []
@@ -399,8 +529,13 @@ def test_how_cuda_is_asked(monkeypatch):
     @contextmanager
     def using(what):
         calls.append(f"begin {what}")
-        yield
-        calls.append(f"end {what}")
+        try:
+            yield
+        finally:
+            calls.append(f"end {what}")
+
+    def interrupted():
+        raise KeyboardInterrupt
 
     graph = SimpleNamespace(replay=lambda: calls.append("replay"))
     own, main, device = Stream("own"), Stream("main"), torch.device("cuda", 1)
@@ -409,7 +544,6 @@ def test_how_cuda_is_asked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: using(stream.name))
-    monkeypatch.setattr(torch.cuda, "device", lambda place: using(place))
     monkeypatch.setattr(
         torch.cuda,
         "graph",
@@ -422,5 +556,34 @@ def test_how_cuda_is_asked(monkeypatch):
     replay, _ = recorder.record(lambda: calls.append("step") or {})
     replay()
     expected = ["begin pool on own", "step", "end pool on own"]
-    assert calls == ["begin cuda:1", *expected, "end cuda:1", "replay"]
+    assert calls == ["begin main", *expected, "end main", "replay"]
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run(interrupted)
+    assert calls[-1] == "main waits for own"
+
+    class Generator:
+        def clone_state(self):
+            return "the same, not recording"
+
+        def graphsafe_set_state(self, state):
+            calls.append(f"generator is {state}")
+
+    def stuck(*size, device):
+        raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, Generator()))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda place: "seed")
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, place: calls.append(f"{state} on {place}")
+    )
+    for rand, expected in ((torch.rand, []), (stuck, ["generator is the same, not recording"])):
+        monkeypatch.setattr(
+            torch, "rand", lambda *size, device, rand=rand: rand(*size, device="cpu")
+        )
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            recorder.record(interrupted)
+        assert calls[-1] == "seed on cuda:1"
+        assert calls[calls.index("end main") + 1 : -1] == expected
     assert capture.recorder_for(torch.device("cpu")) is None

@@ -89,6 +89,17 @@ def test_an_optimiser_of_torch():
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
+def test_ways_of_the_benchmark_have_draws_of_their_own():
+    """In turns, and yet as if alone."""
+    program = next(p for p in tutorials.programs() if p.name == "eight schools")
+    alone = tutorials.Way(pyro.infer.SVI, program)
+    alone.run(6)
+    ways = [tutorials.Way(pyro.infer.SVI, program) for _ in range(2)]
+    for way in 3 * ways:
+        way.run(2)
+    assert ways[0].losses == ways[1].losses == alone.losses
+
+
 def test_an_elbo_that_it_does_not_trace_is_pyros():
     results = [
         run(kind, *PROGRAMS["eight schools"], loss=TraceMeanField_ELBO())[0]

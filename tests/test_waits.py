@@ -88,6 +88,28 @@ def test_numbers_among_others_of_the_host_stay():
     assert graph(X).device == X.device
 
 
+HELD = torch.tensor(0.5)
+ON_HOST = {
+    "nothing": (lambda x, number: x.sum(), False),
+    "a constant": (lambda x, number: x.sum() * torch.tensor(2.0), False),
+    "a constant among others": (lambda x, number: x.sum() * torch.arange(3).sum(), False),
+    "an input": (lambda x, number: x.sum() * number, True),
+    "what the program holds": (lambda x, number: x.sum() * HELD, True),
+    "a draw": (lambda x, number: x.sum() * torch.rand(()), True),
+    "a draw of Pyro's": (lambda x, number: x.sum() * dist.Normal(0.0, 1.0).rsample(), True),
+    "a draw on the device": (lambda x, number: torch.rand_like(x).sum(), False),
+}
+
+
+@pytest.mark.parametrize("name", ON_HOST)
+def test_what_differs_on_the_host_from_call_to_call(name):
+    """A CUDA graph would read it once."""
+    program, expected = ON_HOST[name]
+    graph = graph_of(program, X, torch.tensor(1.0))
+    waits.tidy(graph, X.device, [HELD])
+    assert waits.varies_on_host(graph, X.device, [HELD]) == expected
+
+
 def test_questions_leave_and_draws_stay():
     module = torch.nn.Linear(3, 1)
 

@@ -1,7 +1,10 @@
 """What a trace holds fast, changed in mid-training: `SVI` goes on as Pyro's does."""
 
-from types import SimpleNamespace
+import argparse
+from collections import ChainMap, UserDict, deque
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.infer
@@ -133,6 +136,8 @@ def of_the_class(kind):
 class Holder(nn.Module):
     """A module that keeps its scale in many ways."""
 
+    factor = 1.0
+
     def __init__(self, scale):
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(3))
@@ -149,6 +154,28 @@ def holder(scale, change):
     def run(kind):
         module = Holder(scale)
         return steps(kind, module, once(lambda _: change(module)))
+
+    return run
+
+
+class Slotted:
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        self.scale = 1.0
+
+
+def python_module():
+    module = ModuleType("settings_of_someone")
+    code = "half = 0.5\nsettings = {'scale': 1.0}\ndef double():\n    return 2 * half"
+    exec(code, vars(module))
+    return module
+
+
+def held(make, scale, change):
+    def run(kind):
+        at = make()
+        return steps(kind, of(lambda: scale(at)), once(lambda _: change(at)))
 
     return run
 
@@ -266,6 +293,45 @@ SAME = {
     "a dict of a module": holder(
         lambda m: m.settings["scale"], lambda m: m.settings.update(scale=2.0)
     ),
+    "an attribute of a class, by its name": held(
+        lambda: SimpleNamespace(kind=type("Kind", (), {"scale": 1.0})),
+        lambda at: at.kind.scale,
+        lambda at: setattr(at.kind, "scale", 2.0),
+    ),
+    "an object of a class, by its name": held(
+        lambda: type("Kind", (), {"inner": Plain()}),
+        lambda kind: kind.inner.beta,
+        lambda kind: setattr(kind.inner, "beta", 2.0),
+    ),
+    "an attribute that was its class's": plain(lambda p: setattr(p, "factor", 2.0)),
+    "an attribute of a module that was its class's": holder(
+        lambda m: m.factor, lambda m: setattr(m, "factor", 2.0)
+    ),
+    "a dict of a module of Python": held(
+        python_module, lambda at: at.settings["scale"], lambda at: at.settings.update(scale=2.0)
+    ),
+    "a number behind a function of a module of Python": held(
+        python_module, lambda at: at.double(), lambda at: vars(at).update(half=1.0)
+    ),
+    "a number in a package": held(
+        lambda: SimpleNamespace(part=python_module()),
+        lambda at: at.part.half,
+        lambda at: vars(at.part).update(half=1.0),
+    ),
+    "a namespace in another": held(
+        lambda: SimpleNamespace(inner=argparse.Namespace(scales=[1.0])),
+        lambda at: at.inner.scales[0],
+        lambda at: at.inner.scales.__setitem__(0, 2.0),
+    ),
+    "a mapping": held(
+        lambda: ChainMap(UserDict(scale=1.0)),
+        lambda at: at["scale"],
+        lambda at: at.update(scale=2.0),
+    ),
+    "a queue": held(lambda: deque([1.0]), lambda at: at[0], lambda at: at.__setitem__(0, 2.0)),
+    "a set": held(lambda: {1.0}, max, lambda at: at.add(2.0)),
+    "an array": held(lambda: np.ones(2), lambda at: at[0], lambda at: at.fill(2.0)),
+    "a slot": held(Slotted, lambda at: at.scale, lambda at: setattr(at, "scale", 2.0)),
     "a buffer": read(lambda m: m.beta),
     "a buffer read as a number": read(lambda m: m.beta.item()),
     "a frozen parameter": frozen,

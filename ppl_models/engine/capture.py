@@ -12,6 +12,7 @@ References:
     | https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
 """
 
+import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from torch.optim import Optimizer
 from ppl_models.engine.compile import Compiled, Graph
 
 WARM_UP = 3  # steps before one is recorded, in which all that lasts is allocated
+PLAIN = (bool, int, float, str, tuple)
 UNSTEADY = 100  # changes of addresses or settings after which no more steps are recorded
 
 Losses = dict[str, Tensor]
@@ -57,10 +59,11 @@ class CudaRecorder:
 
     def run(self, function: Callable[[], Losses]) -> Losses:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            result = function()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        return result
+        try:
+            with torch.cuda.stream(self.stream):
+                return function()
+        finally:  # what was launched before an error runs on
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def record(self, function: Callable[[], Losses]) -> tuple[Callable[[], Any], Losses]:
         graph = torch.cuda.CUDAGraph()
@@ -68,9 +71,24 @@ class CudaRecorder:
         recorded = torch.cuda.graph(
             graph, self.pool, self.stream, capture_error_mode="thread_local"
         )
-        with torch.cuda.device(self.device), recorded:
-            result = function()
+        # Where a recording breaks, torch may leave its stream the current one.
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream(self.device)), recorded:
+                result = function()
+        except BaseException:
+            self._release_generator()
+            raise
         return graph.replay, result
+
+    def _release_generator(self) -> None:
+        """Draws go on after a recording that broke, of which some versions of torch know no end."""
+        state = torch.cuda.get_rng_state(self.device)
+        try:
+            torch.rand((), device=self.device)
+        except RuntimeError:
+            generator = torch.cuda.default_generators[self.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+        torch.cuda.set_rng_state(state, self.device)
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -88,6 +106,7 @@ class Rate:
         """Takes a value over, without waiting for the device."""
         if isinstance(value, Tensor):
             self.tensor.copy_(value)
+            self.value = math.nan  # not known here
         elif value != self.value:
             self.tensor.fill_(value)
             self.value = value
@@ -102,14 +121,15 @@ class Recording:
     settings: Settings  # with which it was begun
     runs: int = 0
     graphs: list[Graph] = field(default_factory=list)  # the compiled losses in it
+    held: list[tuple[Tensor, int]] = field(default_factory=list)  # what these read, and where
     replay: Callable[[], Any] | None = None
     losses: Losses = field(default_factory=dict)  # what a replay writes
 
     def holds(self, settings: Settings) -> bool:
         """Whether addresses, settings and all that the graphs hold fast are as they were."""
         return (
-            len(settings) == len(self.settings)
-            and all(map(_same, settings, self.settings))
+            _all_same(settings, self.settings)
+            and all(x.data_ptr() == address for x, address in self.held)
             and all(graph.holds() for graph in self.graphs)
         )
 
@@ -121,7 +141,7 @@ class Captured:
         recorder: What records and replays.
         compiled: The compiled losses that a step runs.
         optimizers: The optimisers that it runs.
-        tensors: The parameters and buffers, whose addresses a recording holds.
+        tensors: The parameters that they move.
     """
 
     def __init__(
@@ -178,9 +198,17 @@ class Captured:
     def _run(self, recording: Recording) -> Losses:
         for compiled in self.compiled:
             compiled.used.clear()
+        before = self._kept()
         losses = self.recorder.run(partial(recording.step, *recording.inputs))
         recording.graphs = [graph for c in self.compiled for graph in c.used.values()]
+        others = {id(x): x for graph in recording.graphs for x in graph.tensors}
+        known = set(map(id, self.tensors))
+        recording.held = [(x, x.data_ptr()) for n, x in others.items() if n not in known]
         recording.runs += 1
+        if any(graph.on_host for graph in recording.graphs):
+            self._give_up("the program draws on the CPU, or reads tensors there that may change")
+        elif recording.runs == WARM_UP and not _all_same(before, self._kept()):
+            self._give_up("the optimiser counts in Python, or has new tensors after each step")
         return losses
 
     def _record(self, recording: Recording) -> None:
@@ -223,8 +251,17 @@ class Captured:
             settings += [optimizer.state, *optimizer.param_groups]
             for group in optimizer.param_groups:
                 read = "lr" if "capturable" in group else None  # from the device
-                settings += [v for name, v in group.items() if name not in ("params", read)]
+                numbers = [v for name, v in group.items() if name not in ("params", read)]
+                settings += [*numbers, *(v._version for v in numbers if isinstance(v, Tensor))]
         return settings
+
+    def _kept(self) -> Settings:
+        """What the optimisers keep from step to step: of this a recording repeats tensors alone."""
+        kept: Settings = []
+        for optimizer in self.optimizers:
+            kept += [v for v in vars(optimizer).values() if isinstance(v, PLAIN)]
+            kept += [v for state in optimizer.state.values() for v in state.values()]
+        return kept
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
@@ -236,7 +273,10 @@ class Captured:
         )
 
 
+def _all_same(now: Settings, before: Settings) -> bool:
+    return len(now) == len(before) and all(map(_same, now, before))
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether a setting is what it was: the same object, or an equal number or tuple of them."""
-    plain = isinstance(a, (bool, int, float, str, tuple)) and type(a) is type(b)
-    return a is b or (plain and a == b)
+    return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)

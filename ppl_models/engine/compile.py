@@ -30,7 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_models.engine.rng import get_rng_state, set_rng_state
-from ppl_models.engine.waits import tidy, without_waits
+from ppl_models.engine.waits import tidy, varies_on_host, without_waits
 from ppl_models.engine.watch import Finder, Watch, holds
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
@@ -46,6 +46,8 @@ class Graph(NamedTuple):
     run: Callable[..., Tensor]
     watch: Watch
     calls: list[int]  # one number: how often it ran
+    tensors: list[Tensor] = []  # which it reads besides its inputs
+    on_host: bool = False  # whether something on the host differs from call to call
 
     def holds(self) -> bool:
         """Whether all that was traced as a constant is still what it was."""
@@ -160,7 +162,10 @@ class Compiled:
         if wrong:
             self.give_up(wrong)
             return None
-        graph = self.graphs[key] = Graph(run, watch, [0])
+        on_host = varies_on_host(traced, self._device(), Finder(self.objective).tensors)
+        found = [getattr(traced, str(n.target)) for n in traced.graph.find_nodes(op="get_attr")]
+        tensors = [x for x in found if isinstance(x, Tensor)]
+        graph = self.graphs[key] = Graph(run, watch, [0], tensors, on_host)
         return graph
 
     def _compile(
@@ -181,7 +186,7 @@ class Compiled:
     ) -> tuple[GraphModule, list[Tensor]]:
         """Returns the graph of the loss, the same for other draws, and the tensors it has read."""
         graphs, reads = [], _Reads()
-        device = next(p.device for _, p in self.objective.named_parameters())
+        device = self._device()
         for seed in range(2):
             with pyro.validation_enabled(False), without_waits(device), self._untouched(inputs):
                 torch.manual_seed(seed)
@@ -198,6 +203,9 @@ class Compiled:
             )
         tidy(first, device, Finder(self.objective).tensors)
         return first, reads.tensors
+
+    def _device(self) -> torch.device:
+        return next(p.device for _, p in self.objective.named_parameters())
 
     def _difference(
         self,
@@ -234,7 +242,7 @@ class Compiled:
     @contextmanager
     def _untouched(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         """A context that leaves random numbers, buffers, what is held and inputs as they were."""
-        device = inputs[0].device if inputs else torch.device("cpu")
+        device = self._device()
         rng = get_rng_state(device)
         finder = Finder(self.objective)
         small = (x for x in finder.tensors if x.numel() <= SMALL)

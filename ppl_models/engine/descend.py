@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -50,18 +50,18 @@ def descend(
         >>> len(losses)
         3
     """
-    descent = Descent(objectives, **options)
-    for batch in batches:
-        if isinstance(batch, Tensor):
-            batch = (batch,)
-        if not isinstance(batch, Batch):
-            rows = torch.arange(len(batch[0]), device=batch[0].device)
-            batch = Batch(batch, rows, len(rows))
-        if not descent.started:
-            descent.start(batch)
-        yield descent.step(batch)
-    if descent.started:
-        descent.finish()
+    with closing(Descent(objectives, **options)) as descent:
+        for batch in batches:
+            if isinstance(batch, Tensor):
+                batch = (batch,)
+            if not isinstance(batch, Batch):
+                rows = torch.arange(len(batch[0]), device=batch[0].device)
+                batch = Batch(batch, rows, len(rows))
+            if not descent.started:
+                descent.start(batch)
+            yield descent.step(batch)
+        if descent.started:
+            descent.finish()
 
 
 class Descent:
@@ -131,8 +131,7 @@ class Descent:
         self.compiled = [Compiled(objective) for objective in self.objectives]
         recorder = recorder_for(self.device) if self.compile else None
         if recorder is not None:
-            buffers = [b for module in self.modules() for b in module.buffers()]
-            moved = [*chain.from_iterable(self.parameters), *buffers]
+            moved = list(chain.from_iterable(self.parameters))
             self.captured = Captured(recorder, self.compiled, self.optimizers, moved)
         if self.ema is not None:
             self.average = Average(list(chain.from_iterable(self.parameters)), self.ema)
@@ -249,9 +248,12 @@ class Descent:
         return nullcontext() if self.average is None else self.average.taken()
 
     def finish(self) -> None:
-        """Ends it: the parameters take the values of their averages, recordings are let go."""
+        """Ends it: the parameters take the values of their averages."""
         if self.average is not None:
             self.average.take()
+
+    def close(self) -> None:
+        """Lets recordings go, and the data that they hold, also where a run was interrupted."""
         if self.captured is not None:
             self.captured.recordings.clear()
 

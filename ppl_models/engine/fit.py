@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -184,7 +184,7 @@ def fit(
 
     saved = time.perf_counter()
     bar = tqdm(total=total, initial=descent.step_number, disable=None if progress else True)
-    with bar, modes(descent.modules(), training=True):
+    with bar, closing(descent), modes(descent.modules(), training=True):
         while descent.step_number < total and not state.stopped:
             for batch in _epoch(train, descent, mix(state.order_seed, state.epoch), state.batch):
                 with _placed(state.epoch, path):

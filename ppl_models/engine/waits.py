@@ -95,6 +95,28 @@ def tidy(graph: GraphModule, device: torch.device, held: Iterable[Tensor] = ()) 
     graph.recompile()
 
 
+def varies_on_host(graph: GraphModule, device: torch.device, held: Iterable[Tensor]) -> bool:
+    """Whether something on the host differs from call to call, which no CUDA graph reads anew.
+
+    A number on the host, such as a weight that is annealed, is a constant to a kernel.
+
+    Arguments:
+        graph: What was traced, tidied.
+        device: Where it runs.
+        held: Tensors that the program holds, and may change.
+    """
+    kept = {id(x) for x in held}
+
+    def varies(node: Node) -> bool:
+        if node.op == "get_attr":
+            value = getattr(graph, str(node.target))
+            return id(value) in kept or value.requires_grad
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        return drawn or (node.op == "placeholder" and bool(node.users))
+
+    return any(varies(node) for node in graph.graph.nodes if _place(node) not in (None, device))
+
+
 def _place(node: Node) -> torch.device | None:
     value = node.meta.get("val")
     return value.device if isinstance(value, Tensor) else None

@@ -5,15 +5,18 @@ its closure, its globals, in the lists and objects that it holds and in the func
 They are found once, and looked at before each use of the graph.
 """
 
+import argparse
 import functools
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import is_
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ SCALARS = (bool, int, float, complex, str, type(None))
 LONG = 100  # entries of a container, beyond which they are looked at in one go
 MOST = 10_000  # beyond which only their number is watched
 LIBRARIES = ("torch", "pyro", "ppl_models", "guides", *sys.stdlib_module_names)
+NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 INSTALLED = str(Path(torch.__file__).parents[1])
 ENTRIES = {"forward", "__call__"}  # methods that are called without their name
 INTERNAL = frozenset(vars(nn.Module()))  # how torch keeps what a module has
@@ -97,22 +101,28 @@ class Finder:
             self._note(partial(_in_store, name), _in_store(name))
 
     def _visit(self, value: Any) -> None:
-        if isinstance(value, (*SCALARS, types.ModuleType, type)) or id(value) in self._seen:
+        if isinstance(value, SCALARS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             if not value.requires_grad:
                 self.tensors.append(value)
             self.watch.append((partial(getattr, value, "requires_grad"), value.requires_grad))
+        elif isinstance(value, types.ModuleType):
+            if not _of_library(value):
+                self._all(vars(value), self._names & vars(value).keys())
+        elif isinstance(value, type):
+            if not _of_library(value):
+                self._class(value)
         elif isinstance(value, nn.Module):
             self._module(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             self.watch.append((value.__len__, len(value)))
             if len(value) <= LONG:
                 self._all(value, list(value))
             elif len(value) <= MOST:
                 self._long(value.values, list(value.values()))
-        elif isinstance(value, list):
+        elif isinstance(value, (list, deque)):
             self.watch.append((value.__len__, len(value)))
             if len(value) <= LONG:
                 for n, entry in enumerate(value):
@@ -122,6 +132,11 @@ class Finder:
         elif isinstance(value, tuple):
             for entry in value[:LONG]:
                 self._visit(entry)
+        elif isinstance(value, (set, frozenset)):
+            self._long(value.__iter__, list(value))
+        elif isinstance(value, np.ndarray):
+            if value.size <= MOST:
+                self.watch.append((partial(_unchanged, value, value.tobytes()), True))
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.MethodType):
@@ -130,12 +145,14 @@ class Finder:
         elif isinstance(value, partial):
             for entry in (value.func, value.args, value.keywords):
                 self._visit(entry)
+        elif not _of_library(type(value)) or isinstance(value, NAMESPACES):
+            own = getattr(value, "__dict__", {})
+            used = self._class(type(value), own)
+            self._all(own, [name for name in own if name in used])
+            for name in used & _slots(type(value)):
+                self._note(partial(getattr, value, name, None), getattr(value, name, None))
         elif hasattr(value, "__dict__"):
-            if _of_library(type(value)):
-                self._scalars(vars(value))
-            else:
-                used = self._class(type(value))
-                self._all(vars(value), [name for name in vars(value) if name in used])
+            self._scalars(vars(value))
 
     def _long(self, entries: Callable[[], Iterable[Any]], before: list[Any]) -> None:
         """Many entries at once: a call for each would take longer than a step."""
@@ -152,15 +169,16 @@ class Finder:
         self._scalars(own)
         self._all(own.get("_pyro_samples", {}), own.get("_pyro_samples", {}))
         if not _of_library(type(module)):
-            used = self._class(type(module)) - INTERNAL
+            used = self._class(type(module), own) - INTERNAL
             kept = [n for n in own if n in used and not n.startswith("_pyro")]
             self._all(own, [n for n in kept if not isinstance(own[n], SCALARS)])
         self._all(own_parameters(module), own_parameters(module))
 
-    def _class(self, kind: type) -> set[str]:
-        """Visits the methods that are used and the numbers of a class; returns all names used.
+    def _class(self, kind: type, instance: Mapping[str, Any] | None = None) -> set[str]:
+        """Visits the methods that are used and the values of a class; returns all names used.
 
-        Others, such as a list of losses that a training loop keeps, may change as they like.
+        Others, such as a list of losses that a training loop keeps, may change as they like. A
+        value of the class is watched in the `instance`, too, which may get one of its own.
         """
         own = [vars(each) for each in kind.__mro__ if not _of_library(each)]
         done: set[str] = set()
@@ -174,8 +192,10 @@ class Finder:
                     self._visit(method if callable(method) else None)
         for mapping in own:
             for name in self._names & mapping.keys():
-                if isinstance(mapping[name], SCALARS):
+                if not callable(mapping[name]) and not hasattr(mapping[name], "__get__"):
                     self._note(partial(mapping.get, name), mapping[name])
+                    if instance is not None and name not in instance:
+                        self.watch.append((partial(instance.get, name), None))
         return self._names
 
     def _function(self, function: types.FunctionType) -> None:
@@ -188,25 +208,27 @@ class Finder:
         self._visit(function.__defaults__)
         self._visit(function.__kwdefaults__)
         self._visit(getattr(function, "__wrapped__", None))
-        used, scope = _names(function.__code__), function.__globals__
-        for name in used & scope.keys():
-            value = scope[name]
-            if isinstance(value, types.ModuleType) and not _of_library(value):
-                self._scalars_of(value, used)
-            elif not isinstance(value, (types.ModuleType, type)):
-                self._note(partial(scope.get, name), value)
-
-    def _scalars_of(self, module: types.ModuleType, used: set[str]) -> None:
-        for name in used & vars(module).keys():
-            if isinstance(value := vars(module)[name], (*SCALARS, Tensor)):
-                self._note(partial(vars(module).get, name), value)
+        scope = function.__globals__
+        self._all(scope, _names(function.__code__) & scope.keys())
 
 
 def _in_store(name: str) -> Tensor | None:
     return pyro.get_param_store()._params.get(name)
 
 
-def _entry(values: list, n: int) -> Any:
+def _unchanged(array: np.ndarray, before: bytes) -> bool:
+    return array.tobytes() == before
+
+
+def _slots(kind: type) -> set[str]:
+    return {n for each in kind.__mro__ for n in _listed(vars(each).get("__slots__", ()))}
+
+
+def _listed(names: Any) -> Iterable[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _entry(values: Any, n: int) -> Any:
     return values[n] if n < len(values) else values
 
 
