@@ -1,7 +1,9 @@
 """What a trace holds fast, changed in mid-training: `SVI` goes on as Pyro's does."""
 
+from collections import deque
 from types import SimpleNamespace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.infer
@@ -99,6 +101,33 @@ def long(container):
         return steps(kind, of(lambda: held[300]), once(change))
 
     return run
+
+
+class Slots:
+    """An object without a dict of its own."""
+
+    __slots__ = ("scale",)
+
+
+def slots(kind):
+    held = Slots()
+    held.scale = 1.0
+    return steps(kind, of(lambda: held.scale), once(lambda _: setattr(held, "scale", 2.0)))
+
+
+def array(kind):
+    held = np.ones(3)
+    return steps(kind, of(lambda: float(held[1])), once(lambda _: held.__setitem__(1, 2.0)))
+
+
+def queue(kind):
+    held = deque([1.0])
+    return steps(kind, of(lambda: held[-1]), once(lambda _: held.append(2.0)))
+
+
+def numbers(kind):
+    held = {1.0}
+    return steps(kind, of(lambda: sum(held)), once(lambda _: held.add(2.0)))
 
 
 class Plain:
@@ -258,6 +287,10 @@ SAME = {
     "a long list": long(list),
     "a long dict": long(lambda entries: dict(enumerate(entries))),
     "a long list of tensors": long(lambda entries: [torch.tensor(entry) for entry in entries]),
+    "an object with slots": slots,
+    "an array of numpy": array,
+    "a deque": queue,
+    "a set": numbers,
     "an object of an object": plain(lambda o: setattr(o.inner, "scale", 2.0)),
     "an attribute of a class": of_the_class,
     "a tensor of a module": holder(

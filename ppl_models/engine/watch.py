@@ -8,12 +8,14 @@ They are found once, and looked at before each use of the graph.
 import functools
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import is_
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -119,6 +121,8 @@ class Finder:
                     self._note(partial(_entry, value, n), entry)
             elif len(value) <= MOST:
                 self._long(partial(iter, value), list(value))
+        elif isinstance(value, (set, deque)):
+            self._long(partial(iter, value), list(value))
         elif isinstance(value, tuple):
             for entry in value[:LONG]:
                 self._visit(entry)
@@ -130,12 +134,21 @@ class Finder:
         elif isinstance(value, partial):
             for entry in (value.func, value.args, value.keywords):
                 self._visit(entry)
-        elif hasattr(value, "__dict__"):
-            if _of_library(type(value)):
-                self._scalars(vars(value))
-            else:
-                used = self._class(type(value))
-                self._all(vars(value), [name for name in vars(value) if name in used])
+        elif isinstance(value, np.ndarray):
+            if value.size <= MOST and value.dtype != object:
+                self.watch.append((partial(_holds_bytes, value, value.tobytes()), True))
+        else:
+            self._object(value)
+
+    def _object(self, value: Any) -> None:
+        own = getattr(value, "__dict__", {})
+        if _of_library(type(value)):
+            self._scalars(own)
+            return
+        used = self._class(type(value))
+        self._all(own, [name for name in own if name in used])
+        for name in _slots(type(value)):
+            self._note(partial(getattr, value, name, None), getattr(value, name, None))
 
     def _long(self, entries: Callable[[], Iterable[Any]], before: list[Any]) -> None:
         """Many entries at once: a call for each would take longer than a step."""
@@ -218,6 +231,20 @@ def _equal(entries: Callable[[], Iterable[Any]], before: list[Any]) -> bool:
 def _identical(entries: Callable[[], Iterable[Any]], before: list[Any]) -> bool:
     now = list(entries())
     return len(now) == len(before) and all(map(is_, now, before))
+
+
+def _holds_bytes(array: np.ndarray, before: bytes) -> bool:
+    return array.tobytes() == before
+
+
+def _slots(kind: type) -> set[str]:
+    """The attributes that objects of a class have besides those in a dict of their own."""
+    return {
+        name
+        for each in kind.__mro__
+        for name, entry in vars(each).items()
+        if isinstance(entry, types.MemberDescriptorType)
+    }
 
 
 def _content(cell: types.CellType) -> Any:
