@@ -821,6 +821,21 @@ def test_the_batch_size_bounds_the_memory(batch_size, batches):
     torch.testing.assert_close(evidence.value, whole.value, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize(("steps", "most"), [(1, 1024 // 10), (2000, 1024 // (2000 // 64))])
+def test_many_small_tensors_count_too(steps, most, batches):
+    """A chain of many steps keeps something of each."""
+
+    def chain(x=None, size=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        for _ in range(steps):
+            loc = loc * 0.5
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    log_evidence(chain, loc_guide, torch.ones(10), num_samples=300, batch_size=1)
+    assert 0.8 * most < max(batches) <= most
+
+
 def test_a_seed_repeats_and_the_generator_stays():
     options = {"num_samples": 50, "seed": 4}
     state = torch.get_rng_state()

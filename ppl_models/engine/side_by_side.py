@@ -33,6 +33,7 @@ from ppl_models.engine.watch import Watch, holds
 
 APPLY = Function.__dict__["apply"]
 FEW = 16  # draws that are not worth a second way
+MANY = 64  # tensors as large as the largest, beyond which the number of tensors counts too
 NARROW = 8  # draws at a time that cost no less than one by one: large ones, each batch with a check
 Results = dict[Any, Tensor]  # each with the draws in front
 
@@ -67,7 +68,8 @@ def side_by_side(
         run: What a draw gives, given its number, a tensor without dimensions. Each result has a
             first dimension of one.
         total: The number of draws.
-        most: How many numbers the largest tensor of draws side by side may hold.
+        most: How many numbers the largest tensor of draws side by side may hold, and all the
+            tensors that are made, one after the other, `MANY` times as many.
         watch: What the programs hold. Where a draw changes it, or where that is not known (None),
             all run one by one.
         device: Where they run.
@@ -79,7 +81,7 @@ def side_by_side(
     with _Again() as size:
         first = run(numbers[0])
     yield first
-    done, width = 1, most // max(size.largest, 1)
+    done, width = 1, most // max(size.largest, size.total // MANY, 1)
     alike = width > NARROW and holds(watch)
     while done < total:
         chosen = numbers[done : done + width] if alike else numbers[done : done + 1]
@@ -194,12 +196,12 @@ class _Apart(TorchFunctionMode):
 
 
 class _Again(TorchFunctionMode):
-    """Gives random numbers that were noted, and finds out how large tensors become."""
+    """Gives random numbers that were noted, and finds out how large tensors are."""
 
     def __init__(self, given: list[Tensor] | None = None) -> None:
         super().__init__()
         self.given = given
-        self.used = self.largest = 0
+        self.used = self.largest = self.total = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -212,6 +214,7 @@ class _Again(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel())
+            self.total += result.numel()
         return result
 
 
