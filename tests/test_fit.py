@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from guides import AmortizedNormal, ExactPosterior
-from ppl_models import VAE, FactorAnalysis, data_plate, descend, elbo, fit
+from ppl_models import VAE, FactorAnalysis, Run, data_plate, descend, elbo, fit
 from ppl_models.engine import state as state_module
 from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.state import State
@@ -589,3 +589,10 @@ def test_the_step_of_a_loss_read_late_is_named(monkeypatch):
     monkeypatch.setattr(torch, "isfinite", lambda x: torch.ones_like(x, dtype=torch.bool))
     with pytest.raises(FloatingPointError, match="elbo: the loss is nan at step 7"):
         quiet(objective, binary(20, 4), epochs=10, batch_size=5)
+
+
+def test_a_run_at_a_prompt_is_one_line():
+    """Its history may have thousands of numbers."""
+    run = Run({"loss": [3.0] * 2000 + [1.23456789], "validation": [2.5]}, 2001, 4.56)
+    assert repr(run) == "Run(2001 steps in 4.6 s, loss 1.2346, validation 2.5)"
+    assert repr(Run()) == "Run(0 steps in 0.0 s)"

@@ -3,6 +3,7 @@
 import math
 import random
 import warnings
+from collections import deque
 from unittest import mock
 
 import numpy as np
@@ -631,6 +632,93 @@ def test_random_numbers_of_others_run_one_by_one(batches):
     assert batches == [False, False, False]
 
 
+def seeded(x=None, size=None):
+    """The same random directions in each draw."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        directions = torch.randn(3)
+    return shifted(x, size, loc, directions)
+
+
+def seeded_by_pyro(x=None, size=None):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    state = pyro.util.get_rng_state()
+    pyro.set_rng_seed(7)
+    directions = torch.empty(3).normal_()
+    pyro.util.set_rng_state(state)
+    return shifted(x, size, loc, directions)
+
+
+def generated(x=None, size=None):
+    """By a generator of its own."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    directions = torch.randn(3, generator=torch.Generator().manual_seed(7))
+    return shifted(x, size, loc, directions)
+
+
+def shifted(x, size, loc, directions):
+    pyro.deterministic("directions", directions)
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc + directions.sum(), 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [seeded, seeded_by_pyro, generated])
+def test_numbers_of_a_seed_are_the_same_in_each_draw(model, batches):
+    data = from_pyro_svi(model, loc_guide, Y, num_samples=30, seed=0)
+    for group in ("posterior", "prior"):
+        assert len(values(data, group, "directions").unique(dim=0)) == 1
+        assert len(values(data, group, "loc").unique()) == 30
+    assert batches == [False]
+
+
+def test_an_error_that_a_program_goes_on_after(batches):
+    """What many draws at once are refused is not what one draw gives."""
+
+    def model(x=None, size=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        try:
+            scale = 1.0 if loc > 100 else 2.0
+        except RuntimeError:
+            scale = 2.0  # as it is for any draw that is compared
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    assert math.isfinite(log_evidence(model, loc_guide, Y, num_samples=30).mean)
+    assert batches == [False]
+
+
+@pytest.mark.parametrize("kind", [deque, list, set])
+def test_nothing_is_added_to_what_a_program_keeps(kind, batches):
+    kept = kind()
+
+    def model(x=None, size=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        (kept.add if kind is set else kept.append)(loc)
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    log_evidence(model, loc_guide, Y, num_samples=30)
+    assert batches == []
+    assert all(math.isfinite(value.item()) for value in kept)
+
+
+def test_another_generator_of_numpy(batches):
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(0))
+    try:
+        assert math.isfinite(log_evidence(counts, counts_guide, COUNTS, num_samples=30).mean)
+    finally:
+        np.random.set_bit_generator(before)
+    assert batches == [29]
+
+
+def test_large_draws_go_one_by_one(batches):
+    """Of a few at a time the check alone costs more than they gain."""
+    log_evidence(counts, counts_guide, torch.ones(700), num_samples=40, batch_size=5)
+    assert batches == []
+
+
 def test_a_wrong_number_of_any_kind_is_seen():
     """Functions that give something else where draws go side by side."""
     index = torch.arange(20)
@@ -722,14 +810,30 @@ def test_mcmc_keeps_its_draws_in_order(batches):
     assert list(data["sample_stats"].data_vars) == ["log_p", "diverging"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 8, 20])
 def test_the_batch_size_bounds_the_memory(batch_size, batches):
     x = torch.randn(700).round().abs()  # the largest tensor of a draw
     evidence = log_evidence(counts, counts_guide, x, num_samples=40, batch_size=batch_size)
     most = batch_size * 1024 // 700
-    assert all(1 < size <= most for size in batches) if most > 1 else not batches
+    assert all(1 < size <= most for size in batches) if most > 8 else not batches
+    assert bool(batches) == (most > 8)
     whole = log_evidence(counts, counts_guide, x, num_samples=40)
     torch.testing.assert_close(evidence.value, whole.value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("steps", "most"), [(1, 1024 // 10), (2000, 1024 // (2000 // 64))])
+def test_many_small_tensors_count_too(steps, most, batches):
+    """A chain of many steps keeps something of each."""
+
+    def chain(x=None, size=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        for _ in range(steps):
+            loc = loc * 0.5
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    log_evidence(chain, loc_guide, torch.ones(10), num_samples=300, batch_size=1)
+    assert 0.8 * most < max(batches) <= most
 
 
 def test_a_seed_repeats_and_the_generator_stays():

@@ -49,6 +49,29 @@ def test_indices_of_rows_that_are_not_known_are_refused():
         fit(elbo(model, indexing_guide(model, x)), x, epochs=1, validation=x[:5])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.zeros_like,
+        lambda rows: torch.ones_like(rows, dtype=torch.float32),
+        lambda rows: rows.new_zeros(len(rows)),
+        lambda rows: torch.full_like(rows, 2),
+    ],
+)
+def test_as_many_numbers_as_rows_that_are_not_known(make):
+    """What is made in their shape needs none of their values."""
+
+    def model(x=None, size=None):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with data_plate(x, size) as rows:
+            assert make(rows).shape == (5,)
+            return pyro.sample("x", dist.Normal(loc + make(rows), 1.0), obs=x)
+
+    x = torch.arange(10.0)
+    run = fit(elbo(model), DataLoader(TensorDataset(x), batch_size=5), epochs=1, progress=False)
+    assert math.isfinite(run.history["loss"][0])
+
+
 @pytest.mark.parametrize("rows", [3, 20])
 def test_a_point_is_no_bound(rows):
     model, x = linear_gaussian(rows)

@@ -42,6 +42,11 @@ class Run:
     steps: int = 0
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        # The history may have thousands of numbers, which a prompt would all print.
+        last = [f"{name} {values[-1]:.5g}" for name, values in self.history.items() if values]
+        return f"Run({', '.join([f'{self.steps} steps in {self.seconds:.1f} s', *last])})"
+
 
 def fit(
     objective: Objective | Sequence[Objective],

@@ -21,6 +21,11 @@ _UNKNOWN = (
     "amortised guide, which takes any."
 )
 
+_LIKE = {
+    *(getattr(torch.ops.aten, f"{kind}_like").default for kind in ("zeros", "ones", "full")),
+    *(getattr(torch.ops.aten, f"new_{kind}").default for kind in ("zeros", "ones", "full")),
+}
+
 
 class Rows(Messenger):
     """A handler that tells the plate `"data"` of `size` rows which of them a batch holds.
@@ -60,7 +65,7 @@ class Rows(Messenger):
 
 
 class _Unknown(Tensor):
-    """Indices of rows that are not known: so many, on a device; any operation on them is refused.
+    """Indices of rows that are not known: so many, on a device; what needs their values is refused.
 
     At once: as an index on a GPU, a number beyond all bounds would end the process.
     """
@@ -75,6 +80,9 @@ class _Unknown(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in _LIKE:  # which take no more than its shape
+            plain = torch.empty(args[0].shape, dtype=torch.int64, device=args[0].device)
+            return func(plain, *args[1:], **(kwargs or {}))
         raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
 
 

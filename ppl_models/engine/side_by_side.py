@@ -28,10 +28,13 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from ppl_models.engine.compile import TOLERANCE
+from ppl_models.engine.rng import get_rng_state
 from ppl_models.engine.watch import Watch, holds
 
 APPLY = Function.__dict__["apply"]
 FEW = 16  # draws that are not worth a second way
+MANY = 64  # tensors as large as the largest, beyond which the number of tensors counts too
+NARROW = 8  # draws at a time that cost no less than one by one: large ones, each batch with a check
 Results = dict[Any, Tensor]  # each with the draws in front
 
 # What a program draws from, in all of torch's ways that distributions use. Random numbers of other
@@ -65,7 +68,8 @@ def side_by_side(
         run: What a draw gives, given its number, a tensor without dimensions. Each result has a
             first dimension of one.
         total: The number of draws.
-        most: How many numbers the largest tensor of draws side by side may hold.
+        most: How many numbers the largest tensor of draws side by side may hold, and all the
+            tensors that are made, one after the other, `MANY` times as many.
         watch: What the programs hold. Where a draw changes it, or where that is not known (None),
             all run one by one.
         device: Where they run.
@@ -77,8 +81,8 @@ def side_by_side(
     with _Again() as size:
         first = run(numbers[0])
     yield first
-    done, width = 1, most // max(size.largest, 1)
-    alike = width > 1 and holds(watch)
+    done, width = 1, most // max(size.largest, size.total // MANY, 1)
+    alike = width > NARROW and holds(watch)
     while done < total:
         chosen = numbers[done : done + width] if alike else numbers[done : done + 1]
         results = _together(run, chosen, 3 if done == 1 else 1) if len(chosen) > 1 else None
@@ -92,15 +96,20 @@ def side_by_side(
 def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) -> Results | None:
     """What the draws with these numbers give, or None where that is not what each gives alone."""
 
+    modes: list[_Apart] = []
+
     def record(number: Tensor) -> tuple[Results, list[Tensor]]:
         with _Apart(number) as mode:
+            modes.append(mode)
             return run(number), mode.drawn
 
-    before = _state()
     try:
+        before = _state()
         with warnings.catch_warnings(), mock.patch.object(Function, "apply", classmethod(_apply)):
             warnings.simplefilter("ignore")  # the program's own were seen before
             stacked, drawn = torch.vmap(record, randomness="different")(numbers)
+        if any(mode.refused for mode in modes):
+            return None
         if _state() != before:  # random numbers that are not torch's, the same for all draws
             return None
         results = {key: value.flatten(0, 1) for key, value in stacked.items()}
@@ -142,6 +151,9 @@ def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
 class _Apart(TorchFunctionMode):
     """Lets what is drawn or written in place belong to a draw of its own, and notes what is drawn.
 
+    Refused are numbers that are random and yet the same for each draw, of a seed that the program
+    sets or of a generator of its own, and errors, also those that the program goes on after.
+
     Arguments:
         number: The number of a draw, which differs between draws.
     """
@@ -150,6 +162,8 @@ class _Apart(TorchFunctionMode):
         super().__init__()
         self.zero = number * 0
         self.drawn: list[Tensor] = []
+        self.refused = False
+        self.left = self._generators()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -160,21 +174,34 @@ class _Apart(TorchFunctionMode):
             return args[0].detach()
         if func is Tensor.requires_grad_ and args[0].requires_grad:  # refused, though it is so
             return args[0]
-        result = func(*args, **(kwargs or {}))
+        random = func in RANDOM or func in RANDOM_IN_PLACE
+        try:
+            if random and (self._generators() != self.left or (kwargs or {}).get("generator")):
+                raise RuntimeError("random numbers that another draw would not have of its own")
+            result = func(*args, **(kwargs or {}))
+        except Exception:
+            self.refused = True
+            raise
         if func in MAKERS and not is_batchedtensor(result):
             result = result + self.zero.to(result.device, result.dtype)
-        elif func in RANDOM or func in RANDOM_IN_PLACE:
+        elif random:
             self.drawn.append(result.clone())
+            self.left = self._generators()
         return result
+
+    def _generators(self) -> dict[str, bytes]:
+        """Where the last draw left torch's generators, if nothing else moved them."""
+        states = get_rng_state(self.zero.device)
+        return {kind: state.numpy().tobytes() for kind, state in states.items()}
 
 
 class _Again(TorchFunctionMode):
-    """Gives random numbers that were noted, and finds out how large tensors become."""
+    """Gives random numbers that were noted, and finds out how large tensors are."""
 
     def __init__(self, given: list[Tensor] | None = None) -> None:
         super().__init__()
         self.given = given
-        self.used = self.largest = 0
+        self.used = self.largest = self.total = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -187,6 +214,7 @@ class _Again(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel())
+            self.total += result.numel()
         return result
 
 
@@ -202,6 +230,7 @@ def _same(value: Tensor, other: Tensor, tolerance: float) -> bool:
 
 
 def _state() -> Any:
-    """The states of Python's random numbers and of numpy's."""
+    """The states of Python's random numbers and of numpy's, whichever of its generators it is."""
     numpy: Any = np.random.get_state(legacy=False)
-    return random.getstate(), numpy["state"]["key"].tobytes(), numpy["state"]["pos"]
+    kept = {name: np.asarray(value).tolist() for name, value in numpy["state"].items()}
+    return random.getstate(), kept, {name: numpy.get(name) for name in ("has_gauss", "gauss")}
