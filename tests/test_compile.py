@@ -413,6 +413,46 @@ def test_without_a_compiler_that_is_right_graphs_run_as_traced(compiler, message
     assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
+@pytest.mark.parametrize("slope", [1e-6, 1e-3])
+def test_at_an_optimum_the_gradient_is_rounding(slope, monkeypatch):
+    """And may differ by as much; more is an error there, too."""
+    loc = nn.Parameter(torch.tensor(100.0))
+
+    def model(x=None, size=None):
+        pyro.module("held", held)
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(held.loc, 1.0), obs=x)
+
+    held = nn.Module()
+    held.loc = loc
+    x = 100 + torch.randn(1000)
+    with torch.no_grad():
+        loc.copy_(x.mean())
+
+    def compiler(graph):
+        return lambda *inputs: graph(*inputs) + slope * (loc - loc.detach())
+
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: compiler(graph))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        before = loc.item()
+        _, compiled = losses(elbo(model), (x,), steps=2)
+    assert loc.item() == before
+    assert compiled.without_compiler == (slope > 1e-4)
+    assert len(said) == (slope > 1e-4)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_half_precision_differs_by_its_own_rounding(amp, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *x: graph(*x) * 1.005)
+    objective = elbo(VAE(3, 2), AmortizedNormal(3, 2))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(objective, BINARY, steps=2, seed=0, compile=True, amp=amp)
+    assert len(said) == (not amp)
+    assert all("the code of the compiler is wrong" in str(w.message) for w in said)
+
+
 def test_wrong_traces_are_not_used(monkeypatch):
     tidy = compiling.tidy
 
