@@ -40,7 +40,7 @@ from ppl_models import (
     from_pyro_svi,
     log_evidence,
 )
-from ppl_models.engine import side_by_side
+from ppl_models.infer.compiled import side_by_side
 
 Work = Callable[[], Any]
 

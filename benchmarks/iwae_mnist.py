@@ -45,10 +45,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks.measure import about, heading, wait
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, datasets, elbo, fit, iwae, log_evidence
-from ppl_models.engine import checkpoint as files
-from ppl_models.engine.evidence import Evidence
-from ppl_models.engine.fit import LONG
-from ppl_models.engine.rng import mix
+from ppl_models.infer.evidence.evidence import Evidence
+from ppl_models.infer.programs.rng import mix
+from ppl_models.infer.training import files
+from ppl_models.infer.training.fit import LONG
 from ppl_models.nn import MLP
 
 LATENTS, HIDDEN, BATCH = 50, (200, 200), 20

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from guides.conditional import LabelNormal
 from ppl_models import elbo, fit, log_evidence
 from ppl_models.datasets import digits
-from ppl_models.engine.weighted import weighted
+from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.nn import MLP
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 

@@ -49,8 +49,8 @@ from ppl_models import (
     iwae,
     reconstruction,
 )
-from ppl_models.engine.data import Batch
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.training.batches import Batch
+from ppl_models.infer.training.descent import Descent
 from ppl_models.likelihoods import Bernoulli, Likelihood, Normal
 from ppl_models.nn import MLP
 

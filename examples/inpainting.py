@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from guides import AmortizedNormal
 from ppl_models import VAE, elbo, fit, log_evidence
 from ppl_models.datasets import digits
-from ppl_models.engine.impute import impute
+from ppl_models.infer.evidence.impute import impute
 from ppl_models.likelihoods import Bernoulli
 from ppl_models.nn import MLP, MissingInput
 

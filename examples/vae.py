@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, datasets, elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.engine.iwae import iwae
+from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.likelihoods import Bernoulli
 from ppl_models.nn import MLP, ConvDecoder, ConvEncoder
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior

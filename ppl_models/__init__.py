@@ -10,31 +10,31 @@ from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.diffusion import Diffusion
 from ppl_models.discriminant import GaussianDiscriminant
 from ppl_models.engine.adversarial import adversarial
-from ppl_models.engine.checkpoint import load, save
-from ppl_models.engine.compare import compare
-from ppl_models.engine.comparison import Comparison
 from ppl_models.engine.components import component_summary, num_active
-from ppl_models.engine.data import Batch, Transformed
 from ppl_models.engine.denoising import denoising
-from ppl_models.engine.descend import descend
-from ppl_models.engine.em import fit_em
-from ppl_models.engine.evidence import Evidence, log_evidence
-from ppl_models.engine.fit import Run, fit
-from ppl_models.engine.impute import impute
-from ppl_models.engine.inference_data import from_pyro_mcmc, from_pyro_svi
-from ppl_models.engine.iwae import iwae
-from ppl_models.engine.objectives import Objective, elbo
 from ppl_models.engine.probability_flow import probability_flow
 from ppl_models.engine.reconstruction import reconstruction
 from ppl_models.engine.relabel import relabel
-from ppl_models.engine.svi import SVI
 from ppl_models.engine.variational_bound import variational_bound
-from ppl_models.engine.weighted import weighted
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.gan import GAN
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.histogram import HistogramDensity
+from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
+from ppl_models.infer.evidence.evidence import Evidence, log_evidence
+from ppl_models.infer.evidence.impute import impute
+from ppl_models.infer.objectives.iwae import iwae
+from ppl_models.infer.objectives.objectives import Objective, elbo
+from ppl_models.infer.objectives.weighted import weighted
+from ppl_models.infer.selection.compare import compare
+from ppl_models.infer.selection.table import Comparison
+from ppl_models.infer.training.batches import Batch, Transformed
+from ppl_models.infer.training.descent import descend
+from ppl_models.infer.training.em import fit_em
+from ppl_models.infer.training.files import load, save
+from ppl_models.infer.training.fit import Run, fit
+from ppl_models.infer.training.svi import SVI
 from ppl_models.latent_diffusion import LatentDiffusion
 from ppl_models.made import MADE
 from ppl_models.pca import PCA

@@ -38,7 +38,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from ppl_models import discriminant, factor_analysis, gaussian_mixture, pca
-from ppl_models.engine.em import fit_em
+from ppl_models.infer.training.em import fit_em
 
 __all__ = [
     "PCA",

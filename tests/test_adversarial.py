@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ppl_models import VAE, elbo, fit, log_evidence
 from ppl_models.engine.adversarial import LOSSES, adversarial, gradient_penalty, in_packs
-from ppl_models.engine.data import Batch
-from ppl_models.engine.descend import Descent, descend
 from ppl_models.gan import GAN
+from ppl_models.infer.training.batches import Batch
+from ppl_models.infer.training.descent import Descent, descend
 from ppl_models.latents import NormalLatents, NormalOneHotLatents
 
 quiet = functools.partial(fit, progress=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, data_plate, descend, elbo, fit
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.training.descent import Descent
 
 quiet = functools.partial(fit, progress=False)
 

@@ -28,13 +28,13 @@ from torch.utils.data import TensorDataset
 from guides import AmortizedNormal
 from ppl_models import GAN, VAE, adversarial, data_plate, descend, elbo, fit
 from ppl_models.datasets import Transformed
-from ppl_models.engine import capture
-from ppl_models.engine import compile as compiling
-from ppl_models.engine import descend as descending
-from ppl_models.engine import svi as dropping
-from ppl_models.engine.data import Chosen
-from ppl_models.engine.descend import Descent
-from ppl_models.engine.svi import SVI
+from ppl_models.infer.compiled import graph as compiling
+from ppl_models.infer.compiled import replay as capture
+from ppl_models.infer.training import descent as descending
+from ppl_models.infer.training import svi as dropping
+from ppl_models.infer.training.batches import Chosen
+from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.svi import SVI
 from ppl_models.nn import MLP
 
 X = torch.bernoulli(torch.full((50, 6), 0.4))

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit, load, save
-from ppl_models.engine import checkpoint as files
-from ppl_models.engine.program import own_parameters
+from ppl_models.infer.programs.program import own_parameters
+from ppl_models.infer.training import files
 
 quiet = functools.partial(fit, progress=False)
 
@@ -600,7 +600,7 @@ sys.path[:0] = sys.argv[2].split(os.pathsep)
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.training.descent import Descent
 from test_checkpoint import cosine, dropout_vae, elbo, everything, files, quiet, same, state
 
 folder = Path(sys.argv[1])

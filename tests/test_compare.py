@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ppl_models import FactorAnalysis, GaussianMixture, log_evidence
-from ppl_models.engine.compare import compare
+from ppl_models.infer.selection.compare import compare
 
 
 def clusters(rows: int = 60, num_features: int = 2) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_a_seed_repeats_and_leaves_the_generator_alone():
 def test_folds_differ_by_no_more_than_a_row(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "ppl_models.engine.compare.fit_em", lambda model, x, **_: seen.append(len(x))
+        "ppl_models.infer.selection.compare.fit_em", lambda model, x, **_: seen.append(len(x))
     )
     compare(mixtures(1), clusters(11), folds=3, restarts=1, seed=0)
     assert seen[0] == 11

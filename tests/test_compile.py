@@ -14,10 +14,10 @@ from torch import nn
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import MADE, VAE, FactorAnalysis, data_plate, elbo, fit, iwae
-from ppl_models.engine import compile as compiling
-from ppl_models.engine.compile import Compiled
-from ppl_models.engine.data import Batch
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.compiled import graph as compiling
+from ppl_models.infer.compiled.graph import Compiled
+from ppl_models.infer.training.batches import Batch
+from ppl_models.infer.training.descent import Descent
 from ppl_models.nn import MLP
 
 
@@ -490,7 +490,7 @@ def test_a_graph_is_compared_again(monkeypatch):
 
 
 def test_auto_compiles_long_runs_and_follows_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppl_models.engine.fit.LONG", 6)
+    monkeypatch.setattr("ppl_models.infer.training.fit.LONG", 6)
     asked = []
     monkeypatch.setattr(Compiled, "__call__", lambda self, f, x, *_: asked.append(1) or f(*x))
     path = tmp_path / "run.safetensors"

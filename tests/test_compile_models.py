@@ -10,8 +10,8 @@ from every_objective import COMPILED, SOME, X, player, semi_supervised
 from pyro.infer.autoguide import AutoNormal
 
 from ppl_models import data_plate, elbo
-from ppl_models.engine.data import Batch
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.training.batches import Batch
+from ppl_models.infer.training.descent import Descent
 
 
 @pytest.fixture(autouse=True)

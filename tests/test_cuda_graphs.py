@@ -15,8 +15,8 @@ from benchmarks import tutorials
 from guides import AmortizedNormal
 from ppl_models import SVI, VAE, elbo, fit, iwae
 from ppl_models.datasets import Transformed
-from ppl_models.engine.data import Chosen
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.training.batches import Chosen
+from ppl_models.infer.training.descent import Descent
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

@@ -18,7 +18,7 @@ import torch
 
 from ppl_models import idx as idx_files
 from ppl_models.datasets import binarize, binary_mnist, digits, fashion_mnist, mnist
-from ppl_models.engine.data import Transformed, source
+from ppl_models.infer.training.batches import Transformed, source
 
 ROOT = Path(os.environ.get("PPL_DATA_ROOT") or Path(__file__).parents[2] / "shared" / "data")
 

@@ -47,7 +47,7 @@ from ppl_models import (
     SoftmaxRegression,
     elbo,
 )
-from ppl_models.engine.average import Average
+from ppl_models.infer.training.average import Average
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.

@@ -24,8 +24,8 @@ from ppl_models import (
     varimax_draws,
 )
 from ppl_models.cholesky import cholesky
-from ppl_models.engine.data import InMemory
-from ppl_models.engine.descend import Descent
+from ppl_models.infer.training.batches import InMemory
+from ppl_models.infer.training.descent import Descent
 from ppl_models.metrics import frechet, mode_coverage, prdc
 from ppl_models.samplers import ancestral, ddim, heun, langevin
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, Run, data_plate, descend, elbo, fit
-from ppl_models.engine import state as state_module
-from ppl_models.engine.data import Batch, Transformed
-from ppl_models.engine.state import State
+from ppl_models.infer.training import progress as state_module
+from ppl_models.infer.training.batches import Batch, Transformed
+from ppl_models.infer.training.progress import State
 
 quiet = functools.partial(fit, progress=False)
 

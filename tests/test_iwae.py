@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit, log_evidence
-from ppl_models.engine.iwae import iwae
+from ppl_models.infer.objectives.iwae import iwae
 
 
 def wide(model, seed=None):

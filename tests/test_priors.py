@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from guides import AmortizedNormal
 from ppl_models import VAE, data_plate, elbo, fit, load, log_evidence, save
-from ppl_models.engine.iwae import iwae
+from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.likelihoods import Bernoulli, Normal
 from ppl_models.priors import FlowPrior, MixturePrior, StandardNormal, VampPrior, check_prior
 

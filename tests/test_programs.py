@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
-from ppl_models.engine.objectives import DirectELBO
-from ppl_models.engine.program import own_parameters
+from ppl_models.infer.objectives.objectives import DirectELBO
+from ppl_models.infer.programs.program import own_parameters
 
 quiet = functools.partial(fit, progress=False)
 

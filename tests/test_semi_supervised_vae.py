@@ -10,8 +10,8 @@ from guides import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
 from ppl_models import elbo, fit, from_pyro_svi, log_evidence
 from ppl_models.conditional_vae import ConditionalVAE
-from ppl_models.engine.iwae import iwae
-from ppl_models.engine.weighted import weighted
+from ppl_models.infer.objectives.iwae import iwae
+from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.likelihoods import Bernoulli, Categorical
 from ppl_models.nn import ConvDecoder, ConvEncoder
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE

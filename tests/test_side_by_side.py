@@ -27,8 +27,8 @@ from ppl_models import (
     from_pyro_svi,
     log_evidence,
 )
-from ppl_models.engine import side_by_side
-from ppl_models.engine.joint import sampling
+from ppl_models.infer.compiled import side_by_side
+from ppl_models.infer.evidence.joint import sampling
 
 ROWS = 20
 

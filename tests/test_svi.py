@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from benchmarks import tutorials
-from ppl_models.engine.svi import SVI
+from ppl_models.infer.training.svi import SVI
 
 
 @pytest.fixture(autouse=True)

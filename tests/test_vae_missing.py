@@ -9,7 +9,7 @@ from torch import nn
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, elbo, fit, log_evidence
-from ppl_models.engine.impute import impute
+from ppl_models.infer.evidence.impute import impute
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.missing import Observed
 from ppl_models.nn import MLP, MissingInput

@@ -6,7 +6,7 @@ import torch
 from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_models.engine import waits
+from ppl_models.infer.compiled import waits
 
 
 @pytest.mark.parametrize("diagonal", [-2, -1, 0])

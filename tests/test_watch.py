@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from ppl_models.engine.svi import SVI
+from ppl_models.infer.training.svi import SVI
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ppl_models.engine.program import Program
+from ppl_models.infer.programs.program import Program
 
 
 class Game(Protocol):
@@ -106,7 +106,7 @@ def adversarial(
         ValueError: If another argument does not fit.
 
     Example:
-        >>> from ppl_models.engine.fit import fit
+        >>> from ppl_models.infer.training.fit import fit
         >>> from ppl_models.gan import GAN
         >>> run = fit(adversarial(GAN(2, 2)), torch.randn(100, 2), epochs=3, batch_size=20, seed=0)
         >>> sorted(run.history)

@@ -24,7 +24,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.engine import inspection
+from ppl_models.infer.programs import inspection
 
 WEIGHTS = ("bound", "simple")
 

@@ -32,7 +32,7 @@ def reconstruction(autoencoder: HasReconstruction) -> "Reconstruction":
 
     Example:
         >>> from ppl_models.autoencoder import AutoEncoder
-        >>> from ppl_models.engine.fit import fit
+        >>> from ppl_models.infer.training.fit import fit
         >>> autoencoder = AutoEncoder(num_features=4, num_latents=1)
         >>> run = fit(reconstruction(autoencoder), torch.ones(20, 4), epochs=50, lr=1e-2, seed=0)
         >>> run.history["loss"][-1] < 0.1 < run.history["loss"][0]  # squared error of a row

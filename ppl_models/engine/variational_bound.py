@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.engine.data import check_tensors
 from ppl_models.engine.denoising import check_data
-from ppl_models.engine.evidence import Evidence
-from ppl_models.engine.joint import check_count
-from ppl_models.engine.modules import check_devices, modes
-from ppl_models.engine.rng import own_rng
+from ppl_models.infer.evidence.evidence import Evidence
+from ppl_models.infer.evidence.joint import check_count
+from ppl_models.infer.programs.modules import check_devices, modes
+from ppl_models.infer.programs.rng import own_rng
+from ppl_models.infer.training.batches import check_tensors
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
-from ppl_models.engine import inspection
-from ppl_models.engine.draws import SummedOut, row_dim
+from ppl_models.infer.evidence.draws import SummedOut, row_dim
+from ppl_models.infer.programs import inspection
 
 
 def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:

@@ -4,8 +4,8 @@ A CUDA graph holds the kernels that a function launched while it was recorded, w
 they read and write. A replay runs them again, on what the inputs, the parameters and the states of
 the optimisers hold by then, and with other random numbers. Nothing of Python is run again. So only
 steps are recorded whose losses are compiled, of which it is known what they hold fast
-(`ppl_models.engine.compile`), and anew where an address or a setting is no longer what it was.
-Learning rates are read from the device, so that schedules go on.
+(`ppl_models.infer.compiled.graph`), and anew where an address or a setting is no longer what it
+was. Learning rates are read from the device, so that schedules go on.
 
 References:
     | Accelerating PyTorch with CUDA Graphs (Nguyen et al., 2021)
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_models.engine.compile import Compiled, Graph
+from ppl_models.infer.compiled.graph import Compiled, Graph
 
 WARM_UP = 3  # steps before one is recorded, in which all that lasts is allocated
 PLAIN = (bool, int, float, str, tuple)

@@ -16,11 +16,11 @@ import xarray
 from pyro import poutine
 from torch import Tensor
 
-from ppl_models.engine import inspection
-from ppl_models.engine.draws import Draws
-from ppl_models.engine.joint import Joint, check_count, sampling
-from ppl_models.engine.program import Program
-from ppl_models.engine.side_by_side import Results
+from ppl_models.infer.compiled.side_by_side import Results
+from ppl_models.infer.evidence.draws import Draws
+from ppl_models.infer.evidence.joint import Joint, check_count, sampling
+from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs.program import Program
 
 Names = Mapping[str, Sequence[str]]
 BATCH = 4096  # draws of a row that are made at once

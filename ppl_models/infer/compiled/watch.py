@@ -21,7 +21,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_models.engine.program import Program, own_parameters
+from ppl_models.infer.programs.program import Program, own_parameters
 
 SCALARS = (bool, int, float, complex, str, type(None))
 LONG = 100  # entries of a container, beyond which they are looked at in one go

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ppl_models.engine.rng import get_rng_state, set_rng_state
+from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
 
 
 class Batch(NamedTuple):

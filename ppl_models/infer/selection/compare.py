@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_models.engine.comparison import Comparison, stacking
-from ppl_models.engine.em import fit_em
-from ppl_models.engine.evidence import log_evidence
-from ppl_models.engine.joint import check_count
-from ppl_models.engine.rng import mix, own_rng
+from ppl_models.infer.evidence.evidence import log_evidence
+from ppl_models.infer.evidence.joint import check_count
+from ppl_models.infer.programs.rng import mix, own_rng
+from ppl_models.infer.selection.table import Comparison, stacking
+from ppl_models.infer.training.em import fit_em
 
 NEEDS = ("em_step", "initialise", "evidence", "num_parameters")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_models.engine.data import InMemory, Source, check_tensors, source
-from ppl_models.engine.fit import Run
-from ppl_models.engine.modules import allows_missing, check_devices
+from ppl_models.infer.programs.modules import allows_missing, check_devices
+from ppl_models.infer.training.batches import InMemory, Source, check_tensors, source
+from ppl_models.infer.training.fit import Run
 
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
 SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, relative to 1 nat

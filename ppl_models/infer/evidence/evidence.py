@@ -19,14 +19,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_models.engine import inspection
-from ppl_models.engine.data import check_tensors
-from ppl_models.engine.draws import Draws
-from ppl_models.engine.joint import Joint, check_count, sampling
-from ppl_models.engine.modules import allows_missing, check_devices, modes
-from ppl_models.engine.program import Program
-from ppl_models.engine.rng import own_rng
-from ppl_models.engine.side_by_side import Results
+from ppl_models.infer.compiled.side_by_side import Results
+from ppl_models.infer.evidence.draws import Draws
+from ppl_models.infer.evidence.joint import Joint, check_count, sampling
+from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs.modules import allows_missing, check_devices, modes
+from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.rng import own_rng
+from ppl_models.infer.training.batches import check_tensors
 
 
 @dataclass(frozen=True)

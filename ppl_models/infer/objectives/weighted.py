@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ppl_models.engine.objectives import Objective
+from ppl_models.infer.objectives.objectives import Objective
 
 
 def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
@@ -27,8 +27,8 @@ def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
 
     Example:
         >>> from guides.conditional import LabelNormal
-        >>> from ppl_models.engine.fit import fit
-        >>> from ppl_models.engine.objectives import elbo
+        >>> from ppl_models.infer.training.fit import fit
+        >>> from ppl_models.infer.objectives.objectives import elbo
         >>> from ppl_models.semi_supervised_vae import SemiSupervisedVAE
         >>> model, guide = SemiSupervisedVAE(4, 2, 1), LabelNormal(4, 2, 1)
         >>> both = weighted({elbo(model, guide): 1.0, elbo(guide.classify): 2.0})

@@ -9,8 +9,8 @@ from pyro.infer.discrete import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_models.engine import inspection
-from ppl_models.engine.program import Program
+from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs.program import Program
 
 Call = Callable[[Any], Any]
 

@@ -13,10 +13,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ppl_models.engine.capture import Captured, recorder_for
-from ppl_models.engine.compile import MOST_GRAPHS, Compiled
-from ppl_models.engine.objectives import direct
-from ppl_models.engine.program import Program
+from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
+from ppl_models.infer.compiled.replay import Captured, recorder_for
+from ppl_models.infer.objectives.objectives import direct
+from ppl_models.infer.programs.program import Program
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
@@ -28,7 +28,7 @@ class SVI(pyro.infer.SVI):
     The first step with arguments of a kind is Pyro's own, with all its checks, and so is one after
     something changed that a graph holds fast, and one whose loss is not finite. The others run as
     compiled code if the estimator is `Trace_ELBO` or `TraceEnum_ELBO` and the programs can be
-    traced, see `ppl_models.engine.compile`; else they are Pyro's, too. Compiled losses and
+    traced, see `ppl_models.infer.compiled.graph`; else they are Pyro's, too. Compiled losses and
     gradients are Pyro's for the same random numbers, up to rounding. Parameters are where Pyro has
     them.
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.engine import inspection
-from ppl_models.engine.joint import Joint, check_count, sampling
+from ppl_models.infer.evidence.joint import Joint, check_count, sampling
+from ppl_models.infer.programs import inspection
 
 
 def impute(

@@ -20,16 +20,16 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ppl_models.engine import inspection
-from ppl_models.engine.data import check_tensors
-from ppl_models.engine.density import log_density, sum_out
-from ppl_models.engine.draws import Call, Draws
-from ppl_models.engine.modules import allows_missing, check_devices, modes
-from ppl_models.engine.program import Program, no_latents
-from ppl_models.engine.rng import own_rng
-from ppl_models.engine.rows import Rows
-from ppl_models.engine.side_by_side import FEW, Results, side_by_side
-from ppl_models.engine.watch import Finder
+from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
+from ppl_models.infer.compiled.watch import Finder
+from ppl_models.infer.evidence.density import log_density, sum_out
+from ppl_models.infer.evidence.draws import Call, Draws
+from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs.modules import allows_missing, check_devices, modes
+from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.programs.rng import own_rng
+from ppl_models.infer.programs.rows import Rows
+from ppl_models.infer.training.batches import check_tensors
 
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 

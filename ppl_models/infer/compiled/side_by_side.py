@@ -27,9 +27,9 @@ from torch._C._functorch import is_batchedtensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from ppl_models.engine.compile import TOLERANCE
-from ppl_models.engine.rng import get_rng_state
-from ppl_models.engine.watch import Watch, holds
+from ppl_models.infer.compiled.graph import TOLERANCE
+from ppl_models.infer.compiled.watch import Watch, holds
+from ppl_models.infer.programs.rng import get_rng_state
 
 APPLY = Function.__dict__["apply"]
 FEW = 16  # draws that are not worth a second way

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_models.engine.average import Average, check_decay
-from ppl_models.engine.capture import Captured, recorder_for
-from ppl_models.engine.compile import Compiled
-from ppl_models.engine.data import Batch, Chosen
-from ppl_models.engine.inspection import told
-from ppl_models.engine.modules import check_devices, modes
-from ppl_models.engine.objectives import Objective
-from ppl_models.engine.rng import get_rng_state, set_rng_state
-from ppl_models.engine.rows import Rows
+from ppl_models.infer.compiled.graph import Compiled
+from ppl_models.infer.compiled.replay import Captured, recorder_for
+from ppl_models.infer.objectives.objectives import Objective
+from ppl_models.infer.programs.inspection import told
+from ppl_models.infer.programs.modules import check_devices, modes
+from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.infer.programs.rows import Rows
+from ppl_models.infer.training.average import Average, check_decay
+from ppl_models.infer.training.batches import Batch, Chosen
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Schedule = Callable[..., torch.optim.lr_scheduler.LRScheduler]

@@ -18,9 +18,9 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor, nn
 
-from ppl_models.engine import inspection
-from ppl_models.engine.program import Program, no_latents
-from ppl_models.engine.rng import kept_rng
+from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.programs.rng import kept_rng
 
 
 class Objective(Protocol):

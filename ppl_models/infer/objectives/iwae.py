@@ -29,12 +29,12 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ppl_models.engine import inspection
-from ppl_models.engine.density import log_density, sum_out
-from ppl_models.engine.joint import check_count, tile
-from ppl_models.engine.objectives import EvidenceLowerBound
-from ppl_models.engine.rng import kept_rng
-from ppl_models.engine.rows import Rows
+from ppl_models.infer.evidence.density import log_density, sum_out
+from ppl_models.infer.evidence.joint import check_count, tile
+from ppl_models.infer.objectives.objectives import EvidenceLowerBound
+from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs.rng import kept_rng
+from ppl_models.infer.programs.rows import Rows
 
 
 def iwae(

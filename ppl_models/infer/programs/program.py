@@ -24,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_models.engine.rows import follow_rows
+from ppl_models.infer.programs.rows import follow_rows
 
 # What `pyro.param` statements inside a module's `forward` created, one store a module.
 _stores: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()

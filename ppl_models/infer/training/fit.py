@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ppl_models.engine import checkpoint as files
-from ppl_models.engine.data import Batch, Chosen, InMemory, Source, source
-from ppl_models.engine.descend import Descent, Optimizer, Schedule
-from ppl_models.engine.device import choose_device
-from ppl_models.engine.modules import allows_missing, modes
-from ppl_models.engine.objectives import Objective
-from ppl_models.engine.rng import get_rng_state, mix, own_rng, set_rng_state
-from ppl_models.engine.state import State
+from ppl_models.infer.objectives.objectives import Objective
+from ppl_models.infer.programs.device import choose_device
+from ppl_models.infer.programs.modules import allows_missing, modes
+from ppl_models.infer.programs.rng import get_rng_state, mix, own_rng, set_rng_state
+from ppl_models.infer.training import files
+from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source, source
+from ppl_models.infer.training.descent import Descent, Optimizer, Schedule
+from ppl_models.infer.training.progress import State
 
 LONG = 20_000  # steps that are worth the time of a compiler
 

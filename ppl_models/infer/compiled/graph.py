@@ -30,9 +30,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_models.engine.rng import get_rng_state, set_rng_state
-from ppl_models.engine.waits import tidy, varies_on_host, without_waits
-from ppl_models.engine.watch import Finder, Watch, holds
+from ppl_models.infer.compiled.waits import tidy, varies_on_host, without_waits
+from ppl_models.infer.compiled.watch import Finder, Watch, holds
+from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
 SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at

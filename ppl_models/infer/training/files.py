@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ppl_models.engine.program import own_parameters
+from ppl_models.infer.programs.program import own_parameters
 
 _FORMAT = "ppl_models"
 

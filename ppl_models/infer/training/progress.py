@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.engine import checkpoint as files
-from ppl_models.engine.average import copy_all
-from ppl_models.engine.descend import Descent
-from ppl_models.engine.rng import get_rng_state, set_rng_state
+from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.infer.training import files
+from ppl_models.infer.training.average import copy_all
+from ppl_models.infer.training.descent import Descent
 
 READ_EVERY = 100  # losses that are read at once
 

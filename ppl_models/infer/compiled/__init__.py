@@ -1,0 +1,1 @@
+"""Programs as graphs of tensor operations, without Pyro's handlers."""

@@ -1,0 +1,1 @@
+"""What can be descended: the evidence lower bound, the importance-weighted one, their sums."""
