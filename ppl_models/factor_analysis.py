@@ -29,7 +29,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ppl_models.cholesky import cholesky, inverse_root
+from ppl_models.criteria import InformationCriteria
 from ppl_models.factor_em import expectation, maximisation
 from ppl_models.factor_likelihood import (
     best_loadings,
@@ -47,7 +47,7 @@ from ppl_models.factor_moments import (
     moments,
     one_thread,
 )
-from ppl_models.information import InformationCriteria
+from ppl_models.linalg import cholesky, inverse_root
 from ppl_models.missing import (
     MarginalLowRankMultivariateNormal,
     MarginalNormal,

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.cholesky import cholesky
+from ppl_models.linalg import cholesky
 from ppl_models.missing import MAX_NUMBERS, condition
 
 

@@ -28,13 +28,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models.criteria import InformationCriteria
 from ppl_models.expectation import (
     Statistics,
     expectation,
     expectation_of_missing,
     from_labels,
 )
-from ppl_models.information import InformationCriteria
 from ppl_models.kmeans import kmeans
 from ppl_models.maximisation import maximisation
 from ppl_models.missing import (

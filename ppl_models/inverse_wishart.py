@@ -20,7 +20,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
-from ppl_models.cholesky import cholesky
+from ppl_models.linalg import cholesky
 
 
 class InverseWishart(TorchDistribution):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_models.cholesky import cholesky
+from ppl_models.linalg import cholesky
 
 MAX_NUMBERS = 2**23  # in the matrices of rows that are worked on at once: 64 MiB
 

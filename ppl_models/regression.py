@@ -24,8 +24,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.cholesky import cholesky
 from ppl_models.labels import check_labels
+from ppl_models.linalg import cholesky
 from ppl_models.plates import check_rows, data_plate
 
 Scale = float | Tensor

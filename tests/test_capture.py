@@ -26,8 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleL
 from torch.utils.data import TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import GAN, VAE, adversarial, data_plate, descend, elbo, fit
-from ppl_models.datasets import Transformed
+from ppl_models import GAN, VAE, Transformed, adversarial, data_plate, descend, elbo, fit
 from ppl_models.infer.compiled import graph as compiling
 from ppl_models.infer.compiled import replay as capture
 from ppl_models.infer.training import descent as descending

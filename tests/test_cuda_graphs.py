@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from benchmarks import tutorials
 from guides import AmortizedNormal
-from ppl_models import SVI, VAE, elbo, fit, iwae
-from ppl_models.datasets import Transformed
+from ppl_models import SVI, VAE, Transformed, elbo, fit, iwae
 from ppl_models.infer.training.batches import Chosen
 from ppl_models.infer.training.descent import Descent
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_models import idx as idx_files
 from ppl_models.datasets import binarize, binary_mnist, digits, fashion_mnist, mnist
+from ppl_models.datasets import idx as idx_files
 from ppl_models.infer.training.batches import Transformed, source
 
 ROOT = Path(os.environ.get("PPL_DATA_ROOT") or Path(__file__).parents[2] / "shared" / "data")

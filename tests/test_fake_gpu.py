@@ -23,9 +23,9 @@ from ppl_models import (
     varimax,
     varimax_draws,
 )
-from ppl_models.cholesky import cholesky
 from ppl_models.infer.training.batches import InMemory
 from ppl_models.infer.training.descent import Descent
+from ppl_models.linalg import cholesky
 from ppl_models.metrics import frechet, mode_coverage, prdc
 from ppl_models.samplers import ancestral, ddim, heun, langevin
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_models import datasets, elbo, fit, log_evidence
 from ppl_models.classifier import Classifier
+from ppl_models.datasets.toys import grid, ring
 from ppl_models.metrics import (
     frechet,
     label_coverage,
@@ -17,7 +18,6 @@ from ppl_models.metrics import (
     mode_coverage,
     prdc,
 )
-from ppl_models.toys import grid, ring
 
 # --- precision, recall, density, coverage ---------------------------------------------------
 

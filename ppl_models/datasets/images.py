@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_models import idx
+from ppl_models.datasets import idx
 from ppl_models.infer.training.batches import Transformed
 
 Folder: TypeAlias = str | os.PathLike[str]

@@ -1,0 +1,5 @@
+"""Data sets: handwritten digits and images of clothes, real ones only."""
+
+from ppl_models.datasets.images import binarize, binary_mnist, digits, fashion_mnist, mnist
+
+__all__ = ["binarize", "binary_mnist", "digits", "fashion_mnist", "mnist"]
