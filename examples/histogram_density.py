@@ -27,8 +27,8 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor
 
 from ppl_models import Evidence, log_evidence
-from ppl_models.bins import bin_edges
-from ppl_models.histogram import HistogramDensity
+from ppl_models.densities.bins import bin_edges
+from ppl_models.densities.histogram import HistogramDensity
 
 NAMES = ["body mass index (kg/m²)", "blood pressure (mmHg)"]
 NUMBERS = [2, 4, 6, 12, 16, 24, 32, 64]  # of bins of each feature, to compare with the rule

@@ -4,9 +4,10 @@ from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
 from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
 from ppl_models.bayesian_mixture import BayesianGaussianMixture
-from ppl_models.bins import bin_edges
 from ppl_models.classifier import Classifier
 from ppl_models.conditional_vae import ConditionalVAE
+from ppl_models.densities.bins import bin_edges
+from ppl_models.densities.histogram import HistogramDensity
 from ppl_models.diffusion import Diffusion
 from ppl_models.discriminant import GaussianDiscriminant
 from ppl_models.engine.adversarial import adversarial
@@ -20,7 +21,6 @@ from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.gan import GAN
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.hierarchical_vae import HierarchicalVAE
-from ppl_models.histogram import HistogramDensity
 from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute

@@ -13,8 +13,8 @@ from scipy.stats import kstest, rv_histogram
 from sklearn.datasets import load_breast_cancer
 
 from ppl_models import elbo, fit, load, log_evidence, save
-from ppl_models.bins import PiecewiseConstant, bin_edges
-from ppl_models.histogram import HistogramDensity
+from ppl_models.densities.bins import PiecewiseConstant, bin_edges
+from ppl_models.densities.histogram import HistogramDensity
 
 UNEQUAL = [-3.0, -1.0, -0.5, 0.0, 0.25, 2.0, 5.0]
 

@@ -27,7 +27,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_models.bins import PiecewiseConstant, check_countable, check_shape, locate
+from ppl_models.densities.bins import PiecewiseConstant, check_countable, check_shape, locate
 from ppl_models.plates import data_plate
 
 
