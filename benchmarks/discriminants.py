@@ -17,7 +17,7 @@ from sklearn.discriminant_analysis import (
     QuadraticDiscriminantAnalysis,
 )
 
-from ppl_models.discriminant import GaussianDiscriminant
+from ppl_models.supervised.discriminant import GaussianDiscriminant
 
 PEERS = {
     "QDA, svd": QuadraticDiscriminantAnalysis(tol=0.0),

@@ -17,8 +17,8 @@ from torch import Tensor
 from examples.gan import arguments as example_arguments
 from examples.gan import train_classifier
 from ppl_models import datasets
-from ppl_models.classifier import Classifier
 from ppl_models.metrics import frechet, prdc
+from ppl_models.supervised.classifier import Classifier
 
 PUBLISHED = {"precision": 0.4772, "recall": 0.4705, "density": 1.0555, "coverage": 0.9735}
 

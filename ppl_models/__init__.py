@@ -4,12 +4,10 @@ from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
 from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
 from ppl_models.bayesian_mixture import BayesianGaussianMixture
-from ppl_models.classifier import Classifier
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.densities.bins import bin_edges
 from ppl_models.densities.histogram import HistogramDensity
 from ppl_models.diffusion import Diffusion
-from ppl_models.discriminant import GaussianDiscriminant
 from ppl_models.engine.adversarial import adversarial
 from ppl_models.engine.components import component_summary, num_active
 from ppl_models.engine.denoising import denoising
@@ -42,9 +40,11 @@ from ppl_models.pixelcnn import PixelCNN
 from ppl_models.pixelrnn import PixelRNN
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
-from ppl_models.regression import LinearRegression, LogisticRegression, SoftmaxRegression
 from ppl_models.rotation import align, varimax, varimax_draws
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
+from ppl_models.supervised.classifier import Classifier
+from ppl_models.supervised.discriminant import GaussianDiscriminant
+from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
 from ppl_models.vae import VAE
 
 __all__ = [

@@ -12,9 +12,10 @@ from torch.distributions import MultivariateNormal
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import ExactPosterior
-from ppl_models import discriminant, elbo, fit, from_pyro_svi, load, log_evidence, save
+from ppl_models import elbo, fit, from_pyro_svi, load, log_evidence, save
 from ppl_models import labels as labels_module
-from ppl_models.discriminant import GaussianDiscriminant
+from ppl_models.supervised import discriminant
+from ppl_models.supervised.discriminant import GaussianDiscriminant
 
 BOTH = pytest.mark.parametrize("covariance", ["own", "shared"])
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "discriminants.py"

@@ -9,7 +9,6 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ppl_models import datasets, elbo, fit, log_evidence
-from ppl_models.classifier import Classifier
 from ppl_models.datasets.toys import grid, ring
 from ppl_models.metrics import (
     frechet,
@@ -18,6 +17,7 @@ from ppl_models.metrics import (
     mode_coverage,
     prdc,
 )
+from ppl_models.supervised.classifier import Classifier
 
 # --- precision, recall, density, coverage ---------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""From rows to labels and targets: regressions, discriminants, networks."""
