@@ -26,8 +26,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.mixture import MeanFieldMixture, MixturePosterior
 from ppl_models import elbo, fit, from_pyro_svi
-from ppl_models.bayesian_mixture import BayesianGaussianMixture
-from ppl_models.engine.components import num_active
+from ppl_models.mixtures.bayesian import BayesianGaussianMixture
+from ppl_models.mixtures.components import num_active
 
 CENTERS = torch.tensor([[-4.0, 0.0], [3.0, 4.0], [3.0, -4.0]], dtype=torch.float64)
 ROOTS = torch.tensor(  # Cholesky factors of the covariances

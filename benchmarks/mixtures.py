@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import measure
 from ppl_models import GaussianMixture, elbo, fit, fit_em, log_evidence
-from ppl_models.expectation import from_labels
-from ppl_models.kmeans import kmeans
+from ppl_models.mixtures.expectation import from_labels
+from ppl_models.mixtures.kmeans import kmeans
 
 KINDS = ("full", "tied", "diag", "spherical")
 PAUSE = 0.2  # seconds, after which the idle threads of the other library no longer spin

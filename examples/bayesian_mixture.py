@@ -42,9 +42,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.mixture import MixturePosterior
 from ppl_models import elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.bayesian_mixture import BayesianGaussianMixture
-from ppl_models.engine.components import component_summary, num_active
-from ppl_models.engine.relabel import relabel
+from ppl_models.mixtures.bayesian import BayesianGaussianMixture
+from ppl_models.mixtures.components import component_summary, num_active
+from ppl_models.mixtures.relabel import relabel
 
 FEATURES = ["petal length", "petal width"]
 PRIORS = {"dirichlet": "Dirichlet", "stick-breaking": "Dirichlet process"}

@@ -59,7 +59,7 @@ class MeanFieldMixture(nn.Module):
 
     Example:
         >>> from ppl_models import elbo
-        >>> from ppl_models.bayesian_mixture import BayesianGaussianMixture
+        >>> from ppl_models.mixtures.bayesian import BayesianGaussianMixture
         >>> model = BayesianGaussianMixture(num_features=2, num_components=1).double()
         >>> x = torch.randn(50, 2).double()
         >>> objective = elbo(model, MeanFieldMixture(model, x))
@@ -104,7 +104,7 @@ class MixturePosterior(nn.Module):
 
     Example:
         >>> from ppl_models import elbo, fit
-        >>> from ppl_models.bayesian_mixture import BayesianGaussianMixture
+        >>> from ppl_models.mixtures.bayesian import BayesianGaussianMixture
         >>> model = BayesianGaussianMixture(num_features=2, num_components=4).double()
         >>> x = torch.randn(60, 2).double() + 6 * (torch.arange(60) % 2)[:, None]  # two clusters
         >>> guide = MixturePosterior(model, x)

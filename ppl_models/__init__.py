@@ -3,21 +3,17 @@
 from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
 from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
-from ppl_models.bayesian_mixture import BayesianGaussianMixture
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.densities.bins import bin_edges
 from ppl_models.densities.histogram import HistogramDensity
 from ppl_models.diffusion import Diffusion
 from ppl_models.engine.adversarial import adversarial
-from ppl_models.engine.components import component_summary, num_active
 from ppl_models.engine.denoising import denoising
 from ppl_models.engine.probability_flow import probability_flow
 from ppl_models.engine.reconstruction import reconstruction
-from ppl_models.engine.relabel import relabel
 from ppl_models.engine.variational_bound import variational_bound
 from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.gan import GAN
-from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
@@ -35,6 +31,10 @@ from ppl_models.infer.training.fit import Run, fit
 from ppl_models.infer.training.svi import SVI
 from ppl_models.latent_diffusion import LatentDiffusion
 from ppl_models.made import MADE
+from ppl_models.mixtures.bayesian import BayesianGaussianMixture
+from ppl_models.mixtures.components import component_summary, num_active
+from ppl_models.mixtures.gaussian import GaussianMixture
+from ppl_models.mixtures.relabel import relabel
 from ppl_models.pca import PCA
 from ppl_models.pixelcnn import PixelCNN
 from ppl_models.pixelrnn import PixelRNN

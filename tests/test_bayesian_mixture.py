@@ -19,10 +19,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.mixture import MeanFieldMixture, MixturePosterior
 from ppl_models import elbo, fit, from_pyro_svi, load, log_evidence, save
-from ppl_models.bayesian_mixture import BayesianGaussianMixture
-from ppl_models.conjugate_mixture import weights_of
-from ppl_models.inverse_wishart import InverseWishart
-from ppl_models.mean_field import ascend
+from ppl_models.mixtures.bayesian import BayesianGaussianMixture
+from ppl_models.mixtures.conjugate import weights_of
+from ppl_models.mixtures.inverse_wishart import InverseWishart
+from ppl_models.mixtures.mean_field import ascend
 
 COVARIANCES = ["full", "diag", "spherical"]
 WEIGHTS = ["dirichlet", "stick-breaking"]
@@ -352,7 +352,7 @@ def test_superfluous_components_are_emptied(weights):
 def test_split_clusters_are_joined_again(weights, monkeypatch):
     """Where every start has two components in each cluster, those are taken out."""
     labels = torch.arange(90) % 6
-    monkeypatch.setattr("ppl_models.mean_field.kmeans", lambda *_: labels[None])
+    monkeypatch.setattr("ppl_models.mixtures.mean_field.kmeans", lambda *_: labels[None])
     x, model = clusters(), BayesianGaussianMixture(2, 7, weights=weights).double()
     split = ascend(model.prior, x, one_hot(labels, 7))
     assert (split.responsibilities.sum(0) > 1).sum() > 3

@@ -9,8 +9,9 @@ from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Peer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_models import GaussianMixture, elbo, expectation, fit, fit_em, log_evidence
-from ppl_models.maximisation import factor
+from ppl_models import GaussianMixture, elbo, fit, fit_em, log_evidence
+from ppl_models.mixtures import expectation
+from ppl_models.mixtures.maximisation import factor
 
 KINDS = ["full", "tied", "diag", "spherical"]
 

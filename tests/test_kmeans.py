@@ -5,7 +5,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 
-from ppl_models.kmeans import kmeans
+from ppl_models.mixtures.kmeans import kmeans
 
 
 def inertia(x, labels):

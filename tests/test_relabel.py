@@ -8,9 +8,9 @@ import xarray
 
 from guides.mixture import MeanFieldMixture
 from ppl_models import from_pyro_svi
-from ppl_models.bayesian_mixture import BayesianGaussianMixture
-from ppl_models.engine.components import component_summary, num_active
-from ppl_models.engine.relabel import relabel
+from ppl_models.mixtures.bayesian import BayesianGaussianMixture
+from ppl_models.mixtures.components import component_summary, num_active
+from ppl_models.mixtures.relabel import relabel
 
 CHAINS, DRAWS, COMPONENTS = 4, 16, 5
 NEW = "InferenceData" not in vars(az)  # ArviZ 1.x

@@ -31,10 +31,10 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.conjugate_mixture import ConjugateMixture, weights_of
-from ppl_models.inverse_wishart import InverseWishart
 from ppl_models.linalg import cholesky
-from ppl_models.mean_field import mean_field
+from ppl_models.mixtures.conjugate import ConjugateMixture, weights_of
+from ppl_models.mixtures.inverse_wishart import InverseWishart
+from ppl_models.mixtures.mean_field import mean_field
 from ppl_models.plates import check_rows, data_plate
 
 

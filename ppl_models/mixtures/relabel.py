@@ -58,7 +58,7 @@ def relabel(
         >>> import torch
         >>> from guides.mixture import MeanFieldMixture
         >>> from ppl_models import from_pyro_svi
-        >>> from ppl_models.bayesian_mixture import BayesianGaussianMixture
+        >>> from ppl_models.mixtures.bayesian import BayesianGaussianMixture
         >>> model = BayesianGaussianMixture(num_features=2, num_components=3).double()
         >>> x = torch.randn(20, 2).double()
         >>> posterior = from_pyro_svi(model, MeanFieldMixture(model, x), x, num_samples=5)

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.conjugate_mixture import ConjugateMixture
-from ppl_models.kmeans import kmeans
+from ppl_models.mixtures.conjugate import ConjugateMixture
+from ppl_models.mixtures.kmeans import kmeans
 
 SHORT = 30  # steps that tell good starts from bad ones
 

@@ -28,8 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.inverse_wishart import log_diagonal, log_normaliser
 from ppl_models.linalg import cholesky
+from ppl_models.mixtures.inverse_wishart import log_diagonal, log_normaliser
 
 
 class ConjugateMixture(NamedTuple):

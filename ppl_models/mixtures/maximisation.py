@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.expectation import Statistics
+from ppl_models.mixtures.expectation import Statistics
 
 
 class Maximum(NamedTuple):

@@ -29,20 +29,20 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.criteria import InformationCriteria
-from ppl_models.expectation import (
-    Statistics,
-    expectation,
-    expectation_of_missing,
-    from_labels,
-)
-from ppl_models.kmeans import kmeans
-from ppl_models.maximisation import maximisation
 from ppl_models.missing import (
     MarginalMultivariateNormal,
     MarginalNormal,
     check_missing,
     complete,
 )
+from ppl_models.mixtures.expectation import (
+    Statistics,
+    expectation,
+    expectation_of_missing,
+    from_labels,
+)
+from ppl_models.mixtures.kmeans import kmeans
+from ppl_models.mixtures.maximisation import maximisation
 from ppl_models.plates import check_float64, check_rows, data_plate
 
 COVARIANCES = ("full", "tied", "diag", "spherical")

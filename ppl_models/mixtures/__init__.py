@@ -1,0 +1,1 @@
+"""Mixtures of Gaussians: by EM, by conjugate updates, and what their draws say."""
