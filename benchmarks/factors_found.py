@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.factor_normal import FactorNormal
 from ppl_models import data_plate, elbo, fit, from_pyro_svi
-from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
+from ppl_models.factors.bayesian import BayesianFactorAnalysis
 
 TRUTH, MOST = 3, 8
 

@@ -36,8 +36,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.factor_normal import FactorNormal
 from ppl_models import elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
-from ppl_models.rotation import varimax_draws
+from ppl_models.factors.bayesian import BayesianFactorAnalysis
+from ppl_models.factors.rotation import varimax_draws
 
 ABILITIES = ["verbal", "spatial", "speed"]
 

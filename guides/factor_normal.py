@@ -40,7 +40,7 @@ class FactorNormal(nn.Module):
 
     Example:
         >>> from ppl_models import elbo, fit
-        >>> from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
+        >>> from ppl_models.factors.bayesian import BayesianFactorAnalysis
         >>> x = torch.randn(100, 6)
         >>> model = BayesianFactorAnalysis(num_features=6, num_factors=2)
         >>> guide = FactorNormal(model.initial_values(x))

@@ -2,7 +2,6 @@
 
 from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
-from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.densities.bins import bin_edges
 from ppl_models.densities.histogram import HistogramDensity
@@ -12,7 +11,10 @@ from ppl_models.engine.denoising import denoising
 from ppl_models.engine.probability_flow import probability_flow
 from ppl_models.engine.reconstruction import reconstruction
 from ppl_models.engine.variational_bound import variational_bound
-from ppl_models.factor_analysis import FactorAnalysis, ProbabilisticPCA
+from ppl_models.factors.analysis import FactorAnalysis, ProbabilisticPCA
+from ppl_models.factors.bayesian import BayesianFactorAnalysis
+from ppl_models.factors.pca import PCA
+from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan import GAN
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
@@ -35,12 +37,10 @@ from ppl_models.mixtures.bayesian import BayesianGaussianMixture
 from ppl_models.mixtures.components import component_summary, num_active
 from ppl_models.mixtures.gaussian import GaussianMixture
 from ppl_models.mixtures.relabel import relabel
-from ppl_models.pca import PCA
 from ppl_models.pixelcnn import PixelCNN
 from ppl_models.pixelrnn import PixelRNN
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
-from ppl_models.rotation import align, varimax, varimax_draws
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant

@@ -37,7 +37,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from ppl_models import factor_analysis, pca
+from ppl_models.factors import analysis as factor_analysis
+from ppl_models.factors import pca
 from ppl_models.infer.training.em import fit_em
 from ppl_models.mixtures import gaussian as gaussian_mixture
 from ppl_models.supervised import discriminant

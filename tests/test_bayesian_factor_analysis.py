@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.factor_normal import FactorNormal
 from ppl_models import FactorAnalysis, elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.bayesian_factor_analysis import BayesianFactorAnalysis
+from ppl_models.factors.bayesian import BayesianFactorAnalysis
 
 SITES = ("loc", "loadings", "noise_variance")
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from guides import ExactPosterior
 from ppl_models import FactorAnalysis, ProbabilisticPCA, elbo, fit, fit_em
-from ppl_models.factor_likelihood import (
+from ppl_models.factors.likelihood import (
     RIDGE,
     _hessian,
     _loss,
@@ -23,7 +23,7 @@ from ppl_models.factor_likelihood import (
     spectrum,
     start_noise,
 )
-from ppl_models.factor_moments import LITTLE, one_thread
+from ppl_models.factors.moments import LITTLE, one_thread
 
 KINDS = [FactorAnalysis, ProbabilisticPCA]
 
@@ -279,7 +279,7 @@ def test_features_that_are_constant_in_a_batch():
 def test_rows_that_do_not_fit_into_a_chunk(monkeypatch):
     _, x = linear_gaussian(100, 8)
     whole = FactorAnalysis(8, 2).double().maximum_likelihood(x)
-    monkeypatch.setattr("ppl_models.factor_moments.CHUNK", 7)
+    monkeypatch.setattr("ppl_models.factors.moments.CHUNK", 7)
     parts = FactorAnalysis(8, 2).double().maximum_likelihood(x)
     torch.testing.assert_close(covariance(whole), covariance(parts))
 
@@ -350,7 +350,7 @@ def test_small_matrices_are_left_to_one_thread_and_the_others_come_back(method, 
         inside.extend([torch.get_num_threads(), *threads_of_numpy()])
         return spectrum(*args)
 
-    monkeypatch.setattr("ppl_models.factor_likelihood.spectrum", noting)
+    monkeypatch.setattr("ppl_models.factors.likelihood.spectrum", noting)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     numpy = threadpool_limits(2, user_api="blas")

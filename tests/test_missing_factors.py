@@ -290,7 +290,7 @@ def test_em_on_a_stream_and_in_parts(monkeypatch):
     a, b, c = (FactorAnalysis(6, 2, missing="marginalise").double() for _ in range(3))
     whole = fit_em(a, x, tolerance=1e-5)
     stream = fit_em(b, DataLoader(TensorDataset(x), batch_size=32), tolerance=1e-5)
-    monkeypatch.setattr("ppl_models.factor_em.MAX_NUMBERS", 50)
+    monkeypatch.setattr("ppl_models.factors.em.MAX_NUMBERS", 50)
     parts = fit_em(c, x, tolerance=1e-5)
     for other in (stream, parts):
         assert other.history["loss"] == pytest.approx(whole.history["loss"], abs=1e-9)

@@ -7,7 +7,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import FactorAnalysis
 from torch import Tensor
 
-from ppl_models.rotation import align, varimax, varimax_criterion, varimax_draws
+from ppl_models.factors.rotation import align, varimax, varimax_criterion, varimax_draws
 
 EYE = torch.eye(3, dtype=torch.float64)
 

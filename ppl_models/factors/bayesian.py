@@ -22,7 +22,8 @@ steps to let go of factors that are not there, and gives narrower intervals
 exactly.
 
 The loadings are known up to a rotation only: :math:`W R` gives the same rows. What is known is
-`covariance`, `relevance` and `num_relevant`; for loadings to read see `ppl_models.rotation`.
+`covariance`, `relevance` and `num_relevant`; for loadings to read see
+`ppl_models.factors.rotation`.
 
 Shapes: `B` rows, `D` features, `K` factors, `*` any draws in front.
 

@@ -24,8 +24,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ppl_models.factor_likelihood import with_signs
-from ppl_models.factor_moments import SINGULAR, moments
+from ppl_models.factors.likelihood import with_signs
+from ppl_models.factors.moments import SINGULAR, moments
 from ppl_models.plates import check_rows
 
 

@@ -30,15 +30,15 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppl_models.criteria import InformationCriteria
-from ppl_models.factor_em import expectation, maximisation
-from ppl_models.factor_likelihood import (
+from ppl_models.factors.em import expectation, maximisation
+from ppl_models.factors.likelihood import (
     best_loadings,
     best_noise,
     mean_log_evidence,
     start_noise,
     with_signs,
 )
-from ppl_models.factor_moments import (
+from ppl_models.factors.moments import (
     Moments,
     check_batches,
     check_columns,
@@ -175,7 +175,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         r"""Sets the parameters to a maximum of the likelihood of `x`, and returns the model.
 
         Given the noise, the mean and the loadings have a closed form, and the noise is found by
-        Newton's method (`ppl_models.factor_likelihood`); in probabilistic PCA it has one too.
+        Newton's method (`ppl_models.factors.likelihood`); in probabilistic PCA it has one too.
         Columns of the loadings come out orthogonal over the noise, strongest first, the largest
         entry of each positive. Warns with `caveat()`, where there is one.
 
@@ -236,7 +236,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
         No step lowers the evidence. With complete rows it maximises the evidence over the mean
         and the loadings, then the expected joint density over the noise (ECME); where entries may
-        be missing it is a step of EM (`ppl_models.factor_em`). Towards a Heywood case steps become
+        be missing it is a step of EM (`ppl_models.factors.em`). Towards a Heywood case steps become
         ever shorter, and a fit may stop long before the floor.
 
         Arguments:

@@ -1,0 +1,1 @@
+"""Linear Gaussian models of a few factors: factor analysis, principal components, rotations."""
