@@ -23,12 +23,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from benchmarks import measure
 from ppl_models import elbo, fit, log_evidence
-from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
+from ppl_models.autoregressive.made import MADE
+from ppl_models.autoregressive.model import Autoregressive, AutoregressiveModel
+from ppl_models.autoregressive.pixelcnn import PixelCNN
+from ppl_models.autoregressive.pixelrnn import PixelRNN
 from ppl_models.datasets import digits
 from ppl_models.likelihoods import Categorical, LogisticMixture
-from ppl_models.made import MADE
-from ppl_models.pixelcnn import PixelCNN
-from ppl_models.pixelrnn import PixelRNN
 
 
 class ByPasses(nn.Module):

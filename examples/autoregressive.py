@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import Transformed, datasets, elbo, fit, log_evidence
-from ppl_models.autoregressive import AutoregressiveModel
+from ppl_models.autoregressive.made import MADE
+from ppl_models.autoregressive.model import AutoregressiveModel
+from ppl_models.autoregressive.pixelcnn import PixelCNN
+from ppl_models.autoregressive.pixelrnn import PixelRNN
 from ppl_models.likelihoods import Bernoulli, Categorical, Likelihood, LogisticMixture
-from ppl_models.made import MADE
-from ppl_models.pixelcnn import PixelCNN
-from ppl_models.pixelrnn import PixelRNN
 
 SIZES = {  # channels (of MADE: units) and layers, for digits and for MNIST
     "made": ((256, 1), (1000, 2)),

@@ -1,7 +1,10 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
 from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
-from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
+from ppl_models.autoregressive.made import MADE
+from ppl_models.autoregressive.model import Autoregressive, AutoregressiveModel
+from ppl_models.autoregressive.pixelcnn import PixelCNN
+from ppl_models.autoregressive.pixelrnn import PixelRNN
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.densities.bins import bin_edges
 from ppl_models.densities.histogram import HistogramDensity
@@ -32,13 +35,10 @@ from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
 from ppl_models.infer.training.svi import SVI
 from ppl_models.latent_diffusion import LatentDiffusion
-from ppl_models.made import MADE
 from ppl_models.mixtures.bayesian import BayesianGaussianMixture
 from ppl_models.mixtures.components import component_summary, num_active
 from ppl_models.mixtures.gaussian import GaussianMixture
 from ppl_models.mixtures.relabel import relabel
-from ppl_models.pixelcnn import PixelCNN
-from ppl_models.pixelrnn import PixelRNN
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE

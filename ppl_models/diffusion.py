@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ppl_models.autoregressive import evaluating
+from ppl_models.autoregressive.model import evaluating
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import TimeMLP
 from ppl_models.plates import check_rows, data_plate

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppl_models import elbo, fit, from_pyro_svi, load, log_evidence, save
-from ppl_models.autoregressive import Autoregressive, AutoregressiveModel
+from ppl_models.autoregressive.made import MADE
+from ppl_models.autoregressive.model import Autoregressive, AutoregressiveModel
+from ppl_models.autoregressive.pixelcnn import PixelCNN
+from ppl_models.autoregressive.pixelrnn import PixelRNN
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
-from ppl_models.made import MADE
 from ppl_models.nn import GatedPixelCNN, MaskedMLP, RecurrentPixels, RowLSTM
-from ppl_models.pixelcnn import PixelCNN
-from ppl_models.pixelrnn import PixelRNN
 
 
 def made(height, width, likelihood=Bernoulli(), **options):

@@ -15,6 +15,7 @@ from guides.conditional import ConditionalNormal, LabelNormal
 from guides.ladder import BottomUpNormal
 from ppl_models import VAE, data_plate, elbo, fit, log_evidence
 from ppl_models.autoencoder import AutoEncoder
+from ppl_models.autoregressive.made import MADE
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.diffusion import Diffusion
 from ppl_models.engine.adversarial import adversarial
@@ -24,7 +25,6 @@ from ppl_models.gan import GAN
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.latent_diffusion import LatentDiffusion
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture
-from ppl_models.made import MADE
 from ppl_models.metrics import prdc
 from ppl_models.nn import MLP, ResNet, TimeMLP
 from ppl_models.samplers import ddim, guided

@@ -13,7 +13,7 @@ References:
     | https://arxiv.org/abs/1606.05328
 """
 
-from ppl_models.autoregressive import AutoregressiveModel, check_dropout, check_sizes
+from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout, check_sizes
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import GatedPixelCNN
 

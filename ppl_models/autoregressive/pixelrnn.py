@@ -11,7 +11,7 @@ References:
     | https://arxiv.org/abs/1601.06759
 """
 
-from ppl_models.autoregressive import AutoregressiveModel, check_dropout, check_sizes
+from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout, check_sizes
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import DiagonalBiLSTM, RecurrentPixels, RowLSTM
 

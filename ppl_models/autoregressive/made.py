@@ -14,7 +14,7 @@ References:
 
 from collections.abc import Sequence
 
-from ppl_models.autoregressive import AutoregressiveModel, check_dropout, check_sizes
+from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout, check_sizes
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import MaskedMLP
 

@@ -1,0 +1,1 @@
+"""Each feature given those before it."""
