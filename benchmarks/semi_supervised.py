@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides.conditional import LabelNormal
 from ppl_models import elbo, fit, log_evidence
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
 from ppl_models.datasets import digits
 from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.nn import MLP
-from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 
 LATENTS = 8
 

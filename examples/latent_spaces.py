@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, datasets, elbo, fit, log_evidence
-from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
-from ppl_models.corruption import SaltAndPepper
-from ppl_models.engine.reconstruction import reconstruction
+from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
+from ppl_models.autoencoders.corruption import SaltAndPepper
+from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.likelihoods import Bernoulli
 from ppl_models.nn import MLP
 

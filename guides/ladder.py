@@ -102,7 +102,7 @@ class LadderNormal(nn.Module):
 
     Example:
         >>> import torch
-        >>> from ppl_models.hierarchical_vae import HierarchicalVAE
+        >>> from ppl_models.autoencoders.hierarchical import HierarchicalVAE
         >>> guide = LadderNormal(HierarchicalVAE(64, 8, 4), 64, 8, 4)
         >>> guide(torch.zeros(5, 64)).shape
         torch.Size([5, 8])

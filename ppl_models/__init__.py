@@ -1,25 +1,27 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
-from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
+from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
+from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.hierarchical import HierarchicalVAE
+from ppl_models.autoencoders.reconstruction import reconstruction
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
+from ppl_models.autoencoders.vae import VAE
 from ppl_models.autoregressive.made import MADE
 from ppl_models.autoregressive.model import Autoregressive, AutoregressiveModel
 from ppl_models.autoregressive.pixelcnn import PixelCNN
 from ppl_models.autoregressive.pixelrnn import PixelRNN
-from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.densities.bins import bin_edges
 from ppl_models.densities.histogram import HistogramDensity
 from ppl_models.diffusion import Diffusion
 from ppl_models.engine.adversarial import adversarial
 from ppl_models.engine.denoising import denoising
 from ppl_models.engine.probability_flow import probability_flow
-from ppl_models.engine.reconstruction import reconstruction
 from ppl_models.engine.variational_bound import variational_bound
 from ppl_models.factors.analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan import GAN
-from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -41,11 +43,9 @@ from ppl_models.mixtures.gaussian import GaussianMixture
 from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
-from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
 from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
-from ppl_models.vae import VAE
 
 __all__ = [
     "GAN",

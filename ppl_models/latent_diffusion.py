@@ -28,10 +28,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_models.autoencoders.vae import VAE
 from ppl_models.diffusion import Diffusion
 from ppl_models.likelihoods import check_outputs
 from ppl_models.plates import check_rows, data_plate
-from ppl_models.vae import VAE
 
 
 class LatentDiffusion(nn.Module):

@@ -62,7 +62,7 @@ from ppl_models import (
     reconstruction,
     weighted,
 )
-from ppl_models.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
 

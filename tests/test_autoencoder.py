@@ -7,9 +7,9 @@ from torch import nn
 
 from guides import AmortizedNormal
 from ppl_models import PCA, VAE, fit, log_evidence
-from ppl_models.autoencoder import AutoEncoder, DenoisingAutoEncoder
-from ppl_models.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
-from ppl_models.engine.reconstruction import reconstruction
+from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
+from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.likelihoods import Bernoulli, Categorical, Normal
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from guides.ladder import BottomUpNormal, LadderNormal
 from ppl_models import VAE, data_plate, elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.hierarchical_vae import HierarchicalVAE
+from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.likelihoods import Normal
 

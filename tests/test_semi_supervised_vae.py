@@ -9,12 +9,12 @@ import torch
 from guides import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
 from ppl_models import elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.conditional_vae import ConditionalVAE
+from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.likelihoods import Bernoulli, Categorical
 from ppl_models.nn import ConvDecoder, ConvEncoder
-from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 
 LABELS = torch.tensor([1, -1, 0, 2, -1])
 

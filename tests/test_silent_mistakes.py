@@ -14,21 +14,21 @@ from guides import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.ladder import BottomUpNormal
 from ppl_models import VAE, data_plate, elbo, fit, log_evidence
-from ppl_models.autoencoder import AutoEncoder
+from ppl_models.autoencoders.autoencoder import AutoEncoder
+from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.hierarchical import HierarchicalVAE
+from ppl_models.autoencoders.reconstruction import reconstruction
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
 from ppl_models.autoregressive.made import MADE
-from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.diffusion import Diffusion
 from ppl_models.engine.adversarial import adversarial
 from ppl_models.engine.denoising import denoising
-from ppl_models.engine.reconstruction import reconstruction
 from ppl_models.gan import GAN
-from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.latent_diffusion import LatentDiffusion
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture
 from ppl_models.metrics import prdc
 from ppl_models.nn import MLP, ResNet, TimeMLP
 from ppl_models.samplers import ddim, guided
-from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 
 quiet = functools.partial(fit, epochs=1, seed=0, progress=False)
 X = torch.tensor([[0.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 1]]).repeat(4, 1)  # (12, 4)

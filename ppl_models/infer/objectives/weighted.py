@@ -29,7 +29,7 @@ def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
         >>> from guides.conditional import LabelNormal
         >>> from ppl_models.infer.training.fit import fit
         >>> from ppl_models.infer.objectives.objectives import elbo
-        >>> from ppl_models.semi_supervised_vae import SemiSupervisedVAE
+        >>> from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
         >>> model, guide = SemiSupervisedVAE(4, 2, 1), LabelNormal(4, 2, 1)
         >>> both = weighted({elbo(model, guide): 1.0, elbo(guide.classify): 2.0})
         >>> x, y = torch.ones(20, 4), torch.arange(20) % 3 - 1  # -1: not known

@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.conditional_vae import one_hot
+from ppl_models.autoencoders.conditional import one_hot
 from ppl_models.labels import check_labels
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP

@@ -36,7 +36,7 @@ import pyro.distributions as dist
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ppl_models.corruption import MaskingNoise
+from ppl_models.autoencoders.corruption import MaskingNoise
 from ppl_models.likelihoods import Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
 from ppl_models.plates import check_rows
@@ -140,15 +140,16 @@ class DenoisingAutoEncoder(AutoEncoder):
     Arguments:
         num_features, num_latents, encoder, decoder, likelihood: As in `AutoEncoder`.
         noise: A callable from rows to noisy rows, `GaussianNoise(scale)`,
-            `MaskingNoise(probability)` or `SaltAndPepper(probability)` of `ppl_models.corruption`.
-            Default: three in ten features are set to zero.
+            `MaskingNoise(probability)` or `SaltAndPepper(probability)` of
+            `ppl_models.autoencoders.corruption`. Default: three in ten features are set to
+            zero.
 
     Raises:
         TypeError: If `noise` cannot be called.
 
     Example:
         >>> import torch
-        >>> from ppl_models.corruption import SaltAndPepper
+        >>> from ppl_models.autoencoders.corruption import SaltAndPepper
         >>> autoencoder = DenoisingAutoEncoder(64, 16, noise=SaltAndPepper(0.2))
         >>> autoencoder.denoise(torch.zeros(5, 64)).shape
         torch.Size([5, 64])
@@ -168,7 +169,7 @@ class DenoisingAutoEncoder(AutoEncoder):
             raise TypeError(
                 f"noise: expected a callable from rows to noisy rows, got {noise!r}. Try "
                 f"GaussianNoise(0.3), MaskingNoise(0.3) or SaltAndPepper(0.2) of "
-                f"ppl_models.corruption."
+                f"ppl_models.autoencoders.corruption."
             )
         self.noise = noise
 

@@ -31,7 +31,7 @@ def reconstruction(autoencoder: HasReconstruction) -> "Reconstruction":
         TypeError: If it has none.
 
     Example:
-        >>> from ppl_models.autoencoder import AutoEncoder
+        >>> from ppl_models.autoencoders.autoencoder import AutoEncoder
         >>> from ppl_models.infer.training.fit import fit
         >>> autoencoder = AutoEncoder(num_features=4, num_latents=1)
         >>> run = fit(reconstruction(autoencoder), torch.ones(20, 4), epochs=50, lr=1e-2, seed=0)

@@ -1,0 +1,1 @@
+"""Codes of rows, and variational autoencoders, whose codes are latents."""
