@@ -21,13 +21,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 from benchmarks import measure
 from ppl_models import fit
 from ppl_models.datasets import digits
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.denoising import denoising
-from ppl_models.engine.probability_flow import probability_flow
-from ppl_models.engine.variational_bound import variational_bound
+from ppl_models.diffusion.bound import variational_bound
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.flow import probability_flow
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.schedules import LogLinear
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import ResNet
-from ppl_models.schedules import LogLinear
 
 
 def warm_up_and_cool_down(optimizer: torch.optim.Optimizer, steps: int) -> OneCycleLR:

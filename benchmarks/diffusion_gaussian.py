@@ -11,8 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_models.samplers import ancestral, ddim, heun, langevin
-from ppl_models.schedules import Cosine, Linear, LogLinear, Schedule, alpha_sigma, log_snrs
+from ppl_models.diffusion.samplers import ancestral, ddim, heun, langevin
+from ppl_models.diffusion.schedules import (
+    Cosine,
+    Linear,
+    LogLinear,
+    Schedule,
+    alpha_sigma,
+    log_snrs,
+)
 
 VARIANCES = torch.tensor([0.4, 0.2, 0.07, 0.03], dtype=torch.float64)  # C
 SCHEDULES = {"linear": Linear(), "cosine": Cosine(), "linear in log-SNR": LogLinear(9.0, -9.0)}

@@ -24,9 +24,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks import measure
 from ppl_models import Transformed, datasets, elbo, fit
 from ppl_models.datasets.toys import Toy, grid, ring
-from ppl_models.engine.adversarial import adversarial
-from ppl_models.gan import GAN
-from ppl_models.latents import NormalOneHotLatents
+from ppl_models.gan.game import adversarial
+from ppl_models.gan.latents import NormalOneHotLatents
+from ppl_models.gan.model import GAN
 from ppl_models.metrics import ModeCoverage, label_coverage, mode_coverage
 from ppl_models.nn import MLP, ConvDiscriminator, ConvGenerator
 from ppl_models.supervised.classifier import Classifier

@@ -41,12 +41,12 @@ from ppl_models import (
     log_evidence,
     variational_bound,
 )
+from ppl_models.diffusion.samplers import heun
+from ppl_models.diffusion.schedules import LogLinear
 from ppl_models.likelihoods import Categorical, LogisticMixture
 from ppl_models.metrics import PRDC, prdc
 from ppl_models.nn import MLP, ConvDiscriminator, ConvGenerator, ResNet, UNet
 from ppl_models.priors import MixturePrior
-from ppl_models.samplers import heun
-from ppl_models.schedules import LogLinear
 
 
 class Data(NamedTuple):

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 from ppl_models import datasets, fit
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.denoising import denoising
-from ppl_models.engine.probability_flow import probability_flow
-from ppl_models.engine.variational_bound import variational_bound
+from ppl_models.diffusion.bound import variational_bound
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.flow import probability_flow
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.samplers import ancestral, ddim, heun, langevin
+from ppl_models.diffusion.schedules import LogLinear
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import ResNet, UNet
-from ppl_models.samplers import ancestral, ddim, heun, langevin
-from ppl_models.schedules import LogLinear
 
 SAMPLERS = {ancestral: 200, ddim: 35, heun: 18, langevin: 18}  # and the steps of each
 STRENGTHS = (0.0, 1.0, 2.0, 4.0)

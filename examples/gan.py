@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ppl_models import datasets, elbo, fit, log_evidence
-from ppl_models.engine.adversarial import adversarial
-from ppl_models.gan import GAN
+from ppl_models.gan.game import adversarial
+from ppl_models.gan.model import GAN
 from ppl_models.metrics import frechet, label_coverage, prdc
 from ppl_models.nn import ConvDiscriminator, ConvGenerator
 from ppl_models.supervised.classifier import Classifier

@@ -12,16 +12,17 @@ from ppl_models.autoregressive.pixelcnn import PixelCNN
 from ppl_models.autoregressive.pixelrnn import PixelRNN
 from ppl_models.densities.bins import bin_edges
 from ppl_models.densities.histogram import HistogramDensity
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.adversarial import adversarial
-from ppl_models.engine.denoising import denoising
-from ppl_models.engine.probability_flow import probability_flow
-from ppl_models.engine.variational_bound import variational_bound
+from ppl_models.diffusion.bound import variational_bound
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.flow import probability_flow
+from ppl_models.diffusion.latent import LatentDiffusion
+from ppl_models.diffusion.model import Diffusion
 from ppl_models.factors.analysis import FactorAnalysis, ProbabilisticPCA
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
-from ppl_models.gan import GAN
+from ppl_models.gan.game import adversarial
+from ppl_models.gan.model import GAN
 from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -36,7 +37,6 @@ from ppl_models.infer.training.em import fit_em
 from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
 from ppl_models.infer.training.svi import SVI
-from ppl_models.latent_diffusion import LatentDiffusion
 from ppl_models.mixtures.bayesian import BayesianGaussianMixture
 from ppl_models.mixtures.components import component_summary, num_active
 from ppl_models.mixtures.gaussian import GaussianMixture

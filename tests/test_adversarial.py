@@ -14,11 +14,11 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from ppl_models import VAE, elbo, fit, log_evidence
-from ppl_models.engine.adversarial import LOSSES, adversarial, gradient_penalty, in_packs
-from ppl_models.gan import GAN
+from ppl_models.gan.game import LOSSES, adversarial, gradient_penalty, in_packs
+from ppl_models.gan.latents import NormalLatents, NormalOneHotLatents
+from ppl_models.gan.model import GAN
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent, descend
-from ppl_models.latents import NormalLatents, NormalOneHotLatents
 
 quiet = functools.partial(fit, progress=False)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ppl_models import fit
-from ppl_models.engine.adversarial import adversarial
-from ppl_models.gan import GAN
+from ppl_models.gan.game import adversarial
+from ppl_models.gan.model import GAN
 from ppl_models.nn import ConvDiscriminator, ConvGenerator
 
 

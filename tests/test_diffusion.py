@@ -12,14 +12,14 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
 from ppl_models import elbo, fit, log_evidence
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.denoising import denoising
-from ppl_models.engine.variational_bound import variational_bound
+from ppl_models.diffusion.bound import variational_bound
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.preconditioning import TARGETS, precondition
+from ppl_models.diffusion.samplers import heun
+from ppl_models.diffusion.schedules import Cosine, Learned, LogLinear, alpha_sigma
 from ppl_models.likelihoods import Bernoulli, Categorical
 from ppl_models.nn import MLP, Condition, ResNet, TimeMLP, UNet
-from ppl_models.preconditioning import TARGETS, precondition
-from ppl_models.samplers import heun
-from ppl_models.schedules import Cosine, Learned, LogLinear, alpha_sigma
 
 F64 = torch.float64
 POINTS = 32

@@ -23,11 +23,11 @@ from ppl_models import (
     varimax,
     varimax_draws,
 )
+from ppl_models.diffusion.samplers import ancestral, ddim, heun, langevin
 from ppl_models.infer.training.batches import InMemory
 from ppl_models.infer.training.descent import Descent
 from ppl_models.linalg import cholesky
 from ppl_models.metrics import frechet, mode_coverage, prdc
-from ppl_models.samplers import ancestral, ddim, heun, langevin
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
 COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")

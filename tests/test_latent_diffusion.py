@@ -8,13 +8,13 @@ from torch import nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, elbo, fit, log_evidence
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.denoising import denoising
-from ppl_models.latent_diffusion import LatentDiffusion
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.latent import LatentDiffusion
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.samplers import heun
+from ppl_models.diffusion.schedules import LogLinear, alpha_sigma
 from ppl_models.likelihoods import Bernoulli, Categorical, Normal
 from ppl_models.nn import MLP, TimeMLP
-from ppl_models.samplers import heun
-from ppl_models.schedules import LogLinear, alpha_sigma
 
 F64 = torch.float64
 VARIANCES = torch.tensor([0.5, 2.0], dtype=F64)  # of the latents

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from ppl_models import fit
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.denoising import denoising
-from ppl_models.engine.probability_flow import probability_flow
-from ppl_models.engine.variational_bound import variational_bound
+from ppl_models.diffusion.bound import variational_bound
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.flow import probability_flow
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.schedules import Cosine, LogLinear, alpha_sigma
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import TimeMLP
-from ppl_models.schedules import Cosine, LogLinear, alpha_sigma
 
 F64 = torch.float64
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ppl_models.diffusion import Diffusion
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.samplers import ancestral, ddim, guided, heun, langevin
+from ppl_models.diffusion.schedules import Cosine, Linear, LogLinear, alpha_sigma, step_back
 from ppl_models.likelihoods import Categorical
-from ppl_models.samplers import ancestral, ddim, guided, heun, langevin
-from ppl_models.schedules import Cosine, Linear, LogLinear, alpha_sigma, step_back
 
 F64 = torch.float64
 VARIANCES = torch.tensor([0.4, 0.2, 0.07, 0.03], dtype=F64)  # of the rows; their sum is 0.7

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ppl_models.schedules import (
+from ppl_models.diffusion.schedules import (
     Cosine,
     Learned,
     Linear,

@@ -20,15 +20,15 @@ from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
 from ppl_models.autoregressive.made import MADE
-from ppl_models.diffusion import Diffusion
-from ppl_models.engine.adversarial import adversarial
-from ppl_models.engine.denoising import denoising
-from ppl_models.gan import GAN
-from ppl_models.latent_diffusion import LatentDiffusion
+from ppl_models.diffusion.denoising import denoising
+from ppl_models.diffusion.latent import LatentDiffusion
+from ppl_models.diffusion.model import Diffusion
+from ppl_models.diffusion.samplers import ddim, guided
+from ppl_models.gan.game import adversarial
+from ppl_models.gan.model import GAN
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture
 from ppl_models.metrics import prdc
 from ppl_models.nn import MLP, ResNet, TimeMLP
-from ppl_models.samplers import ddim, guided
 
 quiet = functools.partial(fit, epochs=1, seed=0, progress=False)
 X = torch.tensor([[0.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 1]]).repeat(4, 1)  # (12, 4)

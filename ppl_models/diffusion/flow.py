@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.engine.denoising import check_data
+from ppl_models.diffusion.denoising import check_data
 from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.evidence.joint import check_count
 from ppl_models.infer.programs.modules import check_devices, modes
@@ -74,7 +74,7 @@ def probability_flow(
         ValueError: If the rows do not fit the model, or a count is not positive.
 
     Example:
-        >>> from ppl_models.diffusion import Diffusion
+        >>> from ppl_models.diffusion.model import Diffusion
         >>> flow = probability_flow(Diffusion(num_features=3), torch.zeros(10, 3), num_steps=20)
         >>> flow.kind, flow.value.shape
         ('estimate', torch.Size([10]))

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.schedules import alpha_sigma
+from ppl_models.diffusion.schedules import alpha_sigma
 
 TARGETS = ("x0", "eps", "v", "edm")
 

@@ -36,7 +36,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ppl_models.schedules import Schedule, alpha_sigma, log_snrs, step_back
+from ppl_models.diffusion.schedules import Schedule, alpha_sigma, log_snrs, step_back
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[Tensor], Tensor]
@@ -64,7 +64,7 @@ def ancestral(
         ValueError: If there is no step, or so many that their log-SNRs are the same number.
 
     Example:
-        >>> from ppl_models.schedules import Cosine
+        >>> from ppl_models.diffusion.schedules import Cosine
         >>> def denoiser(z, log_snr):  # of standard normal rows
         ...     return log_snr.sigmoid().sqrt() * z
         >>> ancestral(denoiser, torch.randn(5, 3), Cosine(), num_steps=10).shape
@@ -86,7 +86,7 @@ def ddim(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
     probability-flow equation. The arguments are those of `ancestral`.
 
     Example:
-        >>> from ppl_models.schedules import Cosine
+        >>> from ppl_models.diffusion.schedules import Cosine
         >>> ddim(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
@@ -105,7 +105,7 @@ def heun(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
     arguments are those of `ancestral`.
 
     Example:
-        >>> from ppl_models.schedules import Cosine
+        >>> from ppl_models.diffusion.schedules import Cosine
         >>> heun(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
@@ -147,7 +147,7 @@ def langevin(
         ValueError: If the step size is not between 0 and 1.
 
     Example:
-        >>> from ppl_models.schedules import Cosine
+        >>> from ppl_models.diffusion.schedules import Cosine
         >>> langevin(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.autoencoders.vae import VAE
-from ppl_models.diffusion import Diffusion
+from ppl_models.diffusion.model import Diffusion
 from ppl_models.likelihoods import check_outputs
 from ppl_models.plates import check_rows, data_plate
 
@@ -48,7 +48,7 @@ class LatentDiffusion(nn.Module):
     Example:
         >>> from guides import AmortizedNormal
         >>> from ppl_models import elbo, fit
-        >>> from ppl_models.engine.denoising import denoising
+        >>> from ppl_models.diffusion.denoising import denoising
         >>> x = torch.rand(100, 64).round()
         >>> vae, guide = VAE(num_features=64, num_latents=8), AmortizedNormal(64, 8)
         >>> _ = fit(elbo(vae, guide), x, epochs=2, seed=0)

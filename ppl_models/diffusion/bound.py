@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.engine.denoising import check_data
+from ppl_models.diffusion.denoising import check_data
 from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.evidence.joint import check_count
 from ppl_models.infer.programs.modules import check_devices, modes
@@ -62,7 +62,7 @@ def variational_bound(
         ValueError: If the rows do not fit the model, or a count is not positive.
 
     Example:
-        >>> from ppl_models.diffusion import Diffusion
+        >>> from ppl_models.diffusion.model import Diffusion
         >>> bound = variational_bound(Diffusion(num_features=3), torch.zeros(10, 3), num_steps=50)
         >>> bound.kind, bound.value.shape, bound.num_samples
         ('lower bound', torch.Size([10]), 50)

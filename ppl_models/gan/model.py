@@ -25,7 +25,7 @@ from typing import NoReturn
 import pyro
 from torch import Tensor, nn
 
-from ppl_models.latents import NormalLatents
+from ppl_models.gan.latents import NormalLatents
 from ppl_models.nn import MLP
 from ppl_models.plates import check_rows, data_plate
 

@@ -63,7 +63,7 @@ def denoising(diffusion: DiffusionModel, weights: str = "bound") -> "Denoising":
 
     Example:
         >>> from ppl_models import fit
-        >>> from ppl_models.diffusion import Diffusion
+        >>> from ppl_models.diffusion.model import Diffusion
         >>> objective = denoising(Diffusion(num_features=3))
         >>> run = fit(objective, torch.randn(100, 3), epochs=3, batch_size=20, seed=0)
         >>> run.steps, len(run.history["loss"])

@@ -107,7 +107,7 @@ def adversarial(
 
     Example:
         >>> from ppl_models.infer.training.fit import fit
-        >>> from ppl_models.gan import GAN
+        >>> from ppl_models.gan.model import GAN
         >>> run = fit(adversarial(GAN(2, 2)), torch.randn(100, 2), epochs=3, batch_size=20, seed=0)
         >>> sorted(run.history)
         ['discriminator', 'generator', 'value']

@@ -37,12 +37,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ppl_models.autoregressive.model import evaluating
+from ppl_models.diffusion.preconditioning import TARGETS, precondition
+from ppl_models.diffusion.samplers import guided
+from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import TimeMLP
 from ppl_models.plates import check_rows, data_plate
-from ppl_models.preconditioning import TARGETS, precondition
-from ppl_models.samplers import guided
-from ppl_models.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
 
 
 class Diffusion(nn.Module):
@@ -308,14 +308,14 @@ class Diffusion(nn.Module):
             FloatingPointError: If what comes out is not finite.
 
         Example:
-            >>> from ppl_models.samplers import heun
+            >>> from ppl_models.diffusion.samplers import heun
             >>> Diffusion(num_features=3).sample(5, heun, num_steps=18).shape
             torch.Size([5, 3])
         """
         if not callable(sampler):
             raise TypeError(
-                f"sampler: expected a function of ppl_models.samplers, got {sampler!r}. Try "
-                f"ancestral, or heun for few steps."
+                f"sampler: expected a function of ppl_models.diffusion.samplers, got {sampler!r}. "
+                f"Try ancestral, or heun for few steps."
             )
         self.check_labels(y)
         if y is not None and len(y) != size:

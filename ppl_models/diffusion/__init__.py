@@ -1,0 +1,1 @@
+"""Chains from noise to rows: model, schedules, samplers, bounds."""

@@ -1,0 +1,1 @@
+"""Rows out of a game of two networks."""
