@@ -19,8 +19,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.checks import check_rows
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 UNKNOWN = -1
 

@@ -28,8 +28,9 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppl_models.checks import check_rows
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class HasConditional(Protocol):

@@ -31,7 +31,7 @@ from ppl_models.infer.objectives.objectives import Objective, elbo
 from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.infer.selection.compare import compare
 from ppl_models.infer.selection.table import Comparison
-from ppl_models.infer.training.batches import Batch, Transformed
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import descend
 from ppl_models.infer.training.em import fit_em
 from ppl_models.infer.training.files import load, save
@@ -46,6 +46,7 @@ from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
 from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
+from ppl_models.transformed import Transformed
 
 __all__ = [
     "GAN",

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_models.plates import check_rows
+from ppl_models.checks import check_rows
 
 CHUNK = 10_000  # rows that are scored at once
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from ppl_models.checks import check_count
+
 
 @runtime_checkable
 class Likelihood(Protocol):
@@ -163,10 +165,7 @@ class LogisticMixture:
     def __init__(self, levels: int, num_components: int) -> None:
         if levels < 2:
             raise ValueError(f"LogisticMixture: expected 2 levels or more, got {levels}.")
-        if num_components < 1:
-            raise ValueError(
-                f"LogisticMixture: expected 1 component or more, got {num_components}."
-            )
+        check_count(num_components=num_components)
         self.levels, self.num_outputs = levels, 3 * num_components
 
     def __call__(self, outputs: Tensor) -> dist.TorchDistribution:

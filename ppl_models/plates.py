@@ -48,34 +48,3 @@ def data_plate(x: Tensor | None = None, size: int | None = None) -> pyro.plate:
         )
     # Which rows these are is not known here; `fit` supplies the true indices.
     return pyro.plate("data", size, subsample=torch.arange(rows, device=x.device), dim=-1)
-
-
-def check_float64(x: Tensor, where: str) -> None:
-    """Raises a TypeError where rows are on a device without double precision: Apple's."""
-    if x.device.type == "mps":
-        raise TypeError(
-            f"{where}: this is computed in double precision, which the device {x.device} has not. "
-            f"Try .cpu() of the model and of the rows."
-        )
-
-
-def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
-    """Raises an error unless `x` is None or holds rows of `num_features` floating-point numbers.
-
-    Raises:
-        TypeError: If the numbers are integers, as in raw images.
-        ValueError: If the shape is not `(B, num_features)`.
-    """
-    if x is None:
-        return
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{where}: expected rows of floating-point numbers, got {x.dtype}. "
-            f"Try x.float() / 255 for images of bytes, x.float() for numbers."
-        )
-    if x.ndim != 2 or x.shape[1] != num_features:
-        raise ValueError(
-            f"{where}: expected rows of {num_features} features, with shape "
-            f"(B, {num_features}), got {tuple(x.shape)}. Try x.flatten(1) for images, "
-            f"or num_features={x[0].numel() if len(x) else 'D'}."
-        )

@@ -28,6 +28,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_models.checks import check_count
+
 
 class HasPosterior(Protocol):
     """A guide with `posterior(x)`: a distribution over the latents of the rows `x`."""
@@ -50,6 +52,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, num_latents: int) -> None:
         super().__init__()
+        check_count(num_latents=num_latents)
         self.register_buffer("loc", torch.zeros(num_latents), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
@@ -75,8 +78,7 @@ class MixturePrior(nn.Module):
 
     def __init__(self, num_latents: int, num_components: int) -> None:
         super().__init__()
-        if num_components < 1:
-            raise ValueError(f"MixturePrior: expected 1 component or more, got {num_components}.")
+        check_count(num_components=num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))  # log pi, up to a constant, (C,)
         # Drawn, not zero: components that are alike would stay alike.
         self.locs = nn.Parameter(torch.randn(num_components, num_latents))  # mu, (C, K)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ppl_models import VAE, elbo, fit, log_evidence
 from ppl_models.gan.game import LOSSES, adversarial, gradient_penalty, in_packs
-from ppl_models.gan.latents import NormalLatents, NormalOneHotLatents
+from ppl_models.gan.latents import NormalOneHotLatents
 from ppl_models.gan.model import GAN
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent, descend
+from ppl_models.priors import StandardNormal
 
 quiet = functools.partial(fit, progress=False)
 
@@ -425,7 +426,7 @@ def test_latents():
     torch.testing.assert_close(together, torch.full_like(together, 1 / 24), atol=0.01, rtol=0)
     normals = dist.Normal(0.0, 0.5).log_prob(draws[:5, :3]).sum(1)
     torch.testing.assert_close(z().log_prob(draws[:5]), normals - math.log(24))
-    assert NormalLatents(2).double()().sample((3,)).dtype == torch.float64
+    assert StandardNormal(2).double()().sample((3,)).dtype == torch.float64
 
 
 # --- what is refused ------------------------------------------------------------------------
@@ -455,9 +456,9 @@ def test_models_without_players():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: GAN(2, 2, packing=0), "packing to be a positive number of rows, got 0"),
-        (lambda: GAN(2, 3, latents=NormalLatents(4)), r"latents of shape \(3,\), got \(4,\)"),
-        (lambda: NormalLatents(0), "1 latent or more, got 0"),
+        (lambda: GAN(2, 2, packing=0), "packing: expected a positive whole number, got 0"),
+        (lambda: GAN(2, 3, latents=StandardNormal(4)), r"latents of shape \(3,\), got \(4,\)"),
+        (lambda: StandardNormal(0), "num_latents: expected a positive whole number, got 0"),
         (lambda: NormalOneHotLatents(2, ()), "one-hot vectors of 2 categories or more"),
         (lambda: NormalOneHotLatents(2, (1,)), "one-hot vectors of 2 categories or more"),
         (lambda: NormalOneHotLatents(2, (3,), scale=0.0), "a positive scale, got 0.0"),

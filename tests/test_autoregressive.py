@@ -383,18 +383,18 @@ def test_what_is_no_likelihood(make, likelihood):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: MADE(0), "num_features=0"),
-        (lambda: MADE(4.0), r"num_features=4\.0"),
-        (lambda: MADE(4, hidden=(8, 0)), "hidden=0"),
+        (lambda: MADE(0), "num_features: .* got 0"),
+        (lambda: MADE(4.0), r"num_features: .* got 4\.0"),
+        (lambda: MADE(4, hidden=(8, 0)), "hidden: .* got 0"),
         (lambda: MADE(4, dropout=1.0), r"dropout=1\.0"),
-        (lambda: PixelCNN(0, 4), "height=0"),
-        (lambda: PixelCNN(4, True), "width=True"),
-        (lambda: PixelCNN(4, 4, reach=0), "reach=0"),
-        (lambda: PixelCNN(4, 4, num_layers=-1), "num_layers=-1"),
-        (lambda: PixelCNN(4, 4, num_channels=0), "num_channels=0"),
+        (lambda: PixelCNN(0, 4), "height: .* got 0"),
+        (lambda: PixelCNN(4, True), "width: .* got True"),
+        (lambda: PixelCNN(4, 4, reach=0), "reach: .* got 0"),
+        (lambda: PixelCNN(4, 4, num_layers=-1), "num_layers: .* got -1"),
+        (lambda: PixelCNN(4, 4, num_channels=0), "num_channels: .* got 0"),
         (lambda: PixelCNN(4, 4, dropout=-0.1), r"dropout=-0\.1"),
-        (lambda: PixelRNN(4, 0), "width=0"),
-        (lambda: PixelRNN(4, 4, num_layers=0), "num_layers=0"),
+        (lambda: PixelRNN(4, 0), "width: .* got 0"),
+        (lambda: PixelRNN(4, 4, num_layers=0), "num_layers: .* got 0"),
         (lambda: PixelRNN(4, 4, order="columns"), "'diagonal' or 'row'.*'columns'"),
         (lambda: PixelRNN(4, 4, dropout=2.0), r"dropout=2\.0"),
     ],
@@ -468,7 +468,11 @@ def test_logistic_levels_have_finite_gradients(size):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((1, 3), "2 levels or more"), ((17, 0), "1 component or more")]
+    ("arguments", "message"),
+    [
+        ((1, 3), "2 levels or more"),
+        ((17, 0), "num_components: expected a positive whole number, got 0"),
+    ],
 )
 def test_a_mixture_of_nothing(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -12,8 +12,7 @@ from torch.distributions import MultivariateNormal
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import ExactPosterior
-from ppl_models import elbo, fit, from_pyro_svi, load, log_evidence, save
-from ppl_models import labels as labels_module
+from ppl_models import checks, elbo, fit, from_pyro_svi, load, log_evidence, save
 from ppl_models.supervised import discriminant
 from ppl_models.supervised.discriminant import GaussianDiscriminant
 
@@ -300,7 +299,7 @@ def test_programs_refuse_before_a_step(x, y, message):
 
 def test_labels_that_are_not_read_are_found_by_their_site(monkeypatch):
     """As on a GPU, where reading them at every step would cost too much."""
-    monkeypatch.setattr(labels_module, "check_classes", lambda *_: None)
+    monkeypatch.setattr(checks, "check_classes", lambda *_: None)
     with pytest.raises(ValueError, match="'y': 6 of 12 rows lie outside the support"):
         fit(elbo(GaussianDiscriminant(2, 2)), (X, Y + 1), epochs=1)
 

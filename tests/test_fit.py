@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, Run, data_plate, descend, elbo, fit
 from ppl_models.infer.training import progress as state_module
-from ppl_models.infer.training.batches import Batch, Transformed
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.progress import State
+from ppl_models.transformed import Transformed
 
 quiet = functools.partial(fit, progress=False)
 

@@ -160,7 +160,7 @@ def test_toys_are_those_of_the_papers():
         (a, b) for a in (-4, -2, 0, 2, 4) for b in (-4, -2, 0, 2, 4)
     ]
     assert grid(1).scale == 0.05
-    with pytest.raises(ValueError, match="1 row or more, got 0"):
+    with pytest.raises(ValueError, match="num_rows: expected a positive whole number, got 0"):
         ring(0)
 
 
@@ -286,8 +286,8 @@ Y = torch.arange(10) % 2
         (lambda: prdc(X, X[:, :2]), r"got real with shape \(10, 3\) and generated"),
         (lambda: prdc(X[:5], X), r"expected real to have 6 rows or more.*got \(5, 3\)"),
         (lambda: prdc(X, X[:5], k=5), "expected generated to have 6 rows or more"),
-        (lambda: prdc(X, X, k=0), "expected k to be a positive number, got 0"),
-        (lambda: prdc(X, X, chunk=0), "expected chunk to be a positive number, got 0"),
+        (lambda: prdc(X, X, k=0), "k: expected a positive whole number, got 0"),
+        (lambda: prdc(X, X, chunk=0), "chunk: expected a positive whole number, got 0"),
         (lambda: prdc(X, X * math.nan), "10 of 10 rows of generated hold NaN"),
         (lambda: frechet(X[:1], X), "expected real to have 2 rows or more"),
         (lambda: frechet(X[:, 0], X), r"with shape \(N, D\), got \(10,\)"),

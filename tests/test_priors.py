@@ -198,7 +198,7 @@ def test_what_is_no_prior(prior, error, message):
 
 def test_refusals():
     guide = AmortizedNormal(4, 2)
-    with pytest.raises(ValueError, match="1 component or more"):
+    with pytest.raises(ValueError, match="num_components: expected a positive whole number"):
         MixturePrior(2, 0)
     with pytest.raises(TypeError, match="a module with posterior"):
         VampPrior(torch.rand(3, 4), lambda x: x)

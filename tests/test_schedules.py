@@ -133,5 +133,5 @@ def test_ends_the_wrong_way_round_are_refused(kind):
 def test_other_arguments_are_checked():
     with pytest.raises(ValueError, match="positive rates"):
         Linear(first_rate=0.0)
-    with pytest.raises(ValueError, match="one piece"):
+    with pytest.raises(ValueError, match="num_knots: expected a positive whole number, got 0"):
         Learned(num_knots=0)

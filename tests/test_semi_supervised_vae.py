@@ -253,9 +253,9 @@ def test_refusals():
         semi(x, y[:3])
     with pytest.raises(TypeError, match="a tensor of labels"):
         semi(x, y > 0)
-    with pytest.raises(ValueError, match="num_classes: expected 1 or more"):
+    with pytest.raises(ValueError, match="num_classes: expected a positive whole number"):
         SemiSupervisedVAE(3, 0, 1)
-    with pytest.raises(ValueError, match="num_classes: expected 1 or more"):
+    with pytest.raises(ValueError, match="num_classes: expected a positive whole number"):
         ConditionalVAE(3, 0, 1)
     with pytest.raises(TypeError, match="likelihood: expected an object"):
         SemiSupervisedVAE(3, 2, 1, Bernoulli)

@@ -37,9 +37,9 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppl_models.autoencoders.corruption import MaskingNoise
+from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows
 
 
 class AutoEncoder(nn.Module):

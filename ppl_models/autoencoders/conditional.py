@@ -20,10 +20,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_models.labels import check_labels
+from ppl_models.checks import check_count, check_labels, check_rows
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 from ppl_models.priors import StandardNormal, check_prior
 
 
@@ -64,8 +64,7 @@ class ConditionalVAE(nn.Module):
     ) -> None:
         super().__init__()
         check_likelihood(likelihood)
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected 1 or more, got {num_classes}.")
+        check_count(num_classes=num_classes)
         self.num_features = num_features
         self.num_classes, self.num_latents = num_classes, num_latents
         self.likelihood = likelihood

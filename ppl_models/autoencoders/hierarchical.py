@@ -20,9 +20,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class HierarchicalVAE(nn.Module):

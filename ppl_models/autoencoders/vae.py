@@ -15,10 +15,11 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.missing import check_missing, observed_only
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 from ppl_models.priors import StandardNormal, check_prior
 
 

@@ -14,7 +14,8 @@ References:
 
 from collections.abc import Sequence
 
-from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout, check_sizes
+from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout
+from ppl_models.checks import check_count
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import MaskedMLP
 
@@ -51,9 +52,9 @@ class MADE(AutoregressiveModel):
         dropout: float = 0.0,
     ) -> None:
         check_likelihood(likelihood)
-        check_sizes("MADE", num_features=num_features)
+        check_count(num_features=num_features)
         for width in hidden:
-            check_sizes("MADE", hidden=width)
+            check_count(hidden=width)
         check_dropout("MADE", dropout)
         network = MaskedMLP(num_features, likelihood.num_outputs, hidden, dropout)
         super().__init__(network, likelihood, num_features)

@@ -13,8 +13,7 @@ References:
     | https://proceedings.mlr.press/v15/larochelle11a.html
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any
 
 import pyro
@@ -23,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Likelihood, check_likelihood
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.modes import modes
+from ppl_models.plates import data_plate
 
 
 class Autoregressive(dist.TorchDistribution):
@@ -104,7 +105,7 @@ class Autoregressive(dist.TorchDistribution):
         num_rows = shape[:-1].numel()
         walk: Any = getattr(self.network, "walk", self._walk)
         columns: list[Tensor] = []
-        with evaluating(self.network):
+        with modes([self.network], training=False):
             steps = walk(num_rows)
             for _ in range(shape[-1]):
                 outputs = steps.send(columns[-1][:, 0]) if columns else next(steps)  # (B, P)
@@ -162,25 +163,6 @@ class AutoregressiveModel(nn.Module):
     def evidence(self) -> Autoregressive:
         r"""Returns :math:`p(x)`, over rows of shape `(D,)`; with dropout in training mode."""
         return Autoregressive(self.network, self.likelihood, self.num_features)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network in evaluation mode for a while."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def check_sizes(where: str, **sizes: Any) -> None:
-    """Raises a ValueError unless all sizes are positive whole numbers."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{where}: expected a positive whole number, got {name}={size!r}.")
 
 
 def check_dropout(where: str, dropout: float) -> None:

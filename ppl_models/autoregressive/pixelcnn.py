@@ -13,7 +13,8 @@ References:
     | https://arxiv.org/abs/1606.05328
 """
 
-from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout, check_sizes
+from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout
+from ppl_models.checks import check_count
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import GatedPixelCNN
 
@@ -55,8 +56,8 @@ class PixelCNN(AutoregressiveModel):
         dropout: float = 0.0,
     ) -> None:
         check_likelihood(likelihood)
-        check_sizes("PixelCNN", height=height, width=width, num_channels=num_channels)
-        check_sizes("PixelCNN", num_layers=num_layers, reach=reach)
+        check_count(height=height, width=width, num_channels=num_channels)
+        check_count(num_layers=num_layers, reach=reach)
         check_dropout("PixelCNN", dropout)
         network = GatedPixelCNN(
             height, width, likelihood.num_outputs, num_channels, num_layers, reach, dropout

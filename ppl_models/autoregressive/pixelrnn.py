@@ -11,7 +11,8 @@ References:
     | https://arxiv.org/abs/1601.06759
 """
 
-from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout, check_sizes
+from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout
+from ppl_models.checks import check_count
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import DiagonalBiLSTM, RecurrentPixels, RowLSTM
 
@@ -59,8 +60,7 @@ class PixelRNN(AutoregressiveModel):
         dropout: float = 0.0,
     ) -> None:
         check_likelihood(likelihood)
-        check_sizes("PixelRNN", height=height, width=width)
-        check_sizes("PixelRNN", num_channels=num_channels, num_layers=num_layers)
+        check_count(height=height, width=width, num_channels=num_channels, num_layers=num_layers)
         check_dropout("PixelRNN", dropout)
         if order not in LAYERS:
             raise ValueError(f"PixelRNN: expected order='diagonal' or 'row', got {order!r}.")

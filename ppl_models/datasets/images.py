@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.datasets import idx
-from ppl_models.infer.training.batches import Transformed
+from ppl_models.transformed import Transformed
 
 Folder: TypeAlias = str | os.PathLike[str]
 Binarize: TypeAlias = Literal["fixed", "fresh"] | None

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_models.checks import check_count
+
 
 class Toy(NamedTuple):
     """Rows, and what they were drawn from.
@@ -53,8 +55,7 @@ def grid(num_rows: int, seed: int = 0) -> Toy:
 
 
 def _draw(num_rows: int, modes: Tensor, scale: float, seed: int) -> Toy:
-    if num_rows < 1:
-        raise ValueError(f"num_rows: expected 1 row or more, got {num_rows!r}.")
+    check_count(num_rows=num_rows)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(modes), (num_rows,), generator=generator)
     noise = torch.randn(num_rows, 2, generator=generator)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_models.plates import check_rows
+from ppl_models.checks import check_rows
 
 
 def bin_edges(x: Tensor, num_bins: int | Sequence[int] | None = None) -> tuple[Tensor, ...]:

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_models.checks import check_count, check_tensors
 from ppl_models.diffusion.denoising import check_data
 from ppl_models.infer.evidence.evidence import Evidence
-from ppl_models.infer.evidence.joint import check_count
-from ppl_models.infer.programs.modules import check_devices, modes
+from ppl_models.infer.programs.modules import check_devices
 from ppl_models.infer.programs.rng import own_rng
-from ppl_models.infer.training.batches import check_tensors
+from ppl_models.modes import modes
 
 
 @torch.no_grad()

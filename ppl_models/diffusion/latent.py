@@ -29,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.autoencoders.vae import VAE
+from ppl_models.checks import check_rows
 from ppl_models.diffusion.model import Diffusion
 from ppl_models.likelihoods import check_outputs
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class LatentDiffusion(nn.Module):

@@ -36,13 +36,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ppl_models.autoregressive.model import evaluating
+from ppl_models.checks import check_rows
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
 from ppl_models.diffusion.samplers import guided
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
 from ppl_models.likelihoods import Categorical
+from ppl_models.modes import modes
 from ppl_models.nn import TimeMLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class Diffusion(nn.Module):
@@ -332,7 +333,7 @@ class Diffusion(nn.Module):
             return self.denoise(z, log_snr, y)
 
         denoiser = given if guidance is None else guided(given, self.denoise, guidance)
-        with evaluating(self):  # nothing dropped, no label left out
+        with modes([self], training=False):  # nothing dropped, no label left out
             inside = sampler(denoiser, noise, self.schedule, steps)  # (size, D)
         if not inside.isfinite().all():  # the nearest level of NaN would be the first
             raise FloatingPointError(

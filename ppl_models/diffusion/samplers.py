@@ -36,6 +36,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ppl_models.checks import check_count
 from ppl_models.diffusion.schedules import Schedule, alpha_sigma, log_snrs, step_back
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -204,8 +205,7 @@ def _levels(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -
         raise TypeError(f"denoiser: expected a callable denoiser(z, log_snr), got {denoiser!r}.")
     if num_steps == 1:  # from noise to a row at once
         return log_snrs(schedule, 1, like=z)[1:]
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps: expected a positive whole number, got {num_steps!r}.")
+    check_count(num_steps=num_steps)
     return log_snrs(schedule, num_steps - 1, like=z).flip(0)
 
 

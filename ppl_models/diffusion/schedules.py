@@ -27,6 +27,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ppl_models.checks import check_count
+
 Schedule = Callable[[Tensor], Tensor]
 
 
@@ -145,8 +147,7 @@ class Learned(nn.Module):
     def __init__(self, first: float = 8.5, last: float = -5.0, num_knots: int = 16) -> None:
         super().__init__()
         _check_ends(first, last, "Learned")
-        if num_knots < 1:
-            raise ValueError(f"Learned: expected one piece or more, got num_knots={num_knots}.")
+        check_count(num_knots=num_knots)
         self.first = nn.Parameter(torch.tensor(float(first)))  # lambda_0
         self.log_range = nn.Parameter(torch.tensor(math.log(first - last)))  # r
         self.shares = nn.Parameter(torch.zeros(num_knots))  # w, (K,)
@@ -205,8 +206,7 @@ def log_snrs(schedule: Schedule, num_steps: int, like: Tensor, check: bool = Tru
         >>> log_snrs(LogLinear(8.0, -4.0), 3, like=torch.zeros(()))
         tensor([ 8.,  4.,  0., -4.])
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps: expected a positive whole number, got {num_steps!r}.")
+    check_count(num_steps=num_steps)
     if isinstance(schedule, type) or not callable(schedule):
         raise TypeError(
             f"schedule: expected a callable from times to log-SNRs, got {schedule!r}. "

@@ -29,6 +29,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from ppl_models.checks import check_count, check_float64, check_rows
 from ppl_models.criteria import InformationCriteria
 from ppl_models.factors.em import expectation, maximisation
 from ppl_models.factors.likelihood import (
@@ -54,7 +55,7 @@ from ppl_models.missing import (
     check_missing,
     condition,
 )
-from ppl_models.plates import check_float64, check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class FactorAnalysis(nn.Module, InformationCriteria):
@@ -198,8 +199,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             >>> (model.loadings @ model.loadings.T - 1).abs().max() < 0.4
             tensor(True)
         """
-        if not isinstance(restarts, int) or restarts < 1:
-            raise ValueError(f"restarts: expected a positive whole number, got {restarts!r}.")
+        check_count(restarts=restarts)
         found = self._moments(x)
         if (found.counts < found.rows).any():
             raise ValueError(

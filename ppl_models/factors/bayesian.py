@@ -44,7 +44,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.plates import check_float64, check_rows, data_plate
+from ppl_models.checks import check_float64, check_rows
+from ppl_models.plates import data_plate
 
 
 class BayesianFactorAnalysis(nn.Module):

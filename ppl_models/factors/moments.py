@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.plates import check_float64, check_rows
+from ppl_models.checks import check_float64, check_rows
 
 INF = math.inf
 CHUNK = 16_384  # rows that are in float64 at once

@@ -24,9 +24,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ppl_models.checks import check_rows
 from ppl_models.factors.likelihood import with_signs
 from ppl_models.factors.moments import SINGULAR, moments
-from ppl_models.plates import check_rows
 
 
 class PCA(nn.Module):

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from ppl_models.checks import check_count
 from ppl_models.infer.programs.program import Program
 
 
@@ -126,10 +127,7 @@ def adversarial(
         raise ValueError(
             f"gradient_penalty: expected a weight of 0 or more, got {gradient_penalty!r}. Try 10."
         )
-    if not isinstance(critic_steps, int) or critic_steps < 1:
-        raise ValueError(
-            f"critic_steps: expected a positive whole number, got {critic_steps!r}. Try 5."
-        )
+    check_count(critic_steps=critic_steps)
     critic = Critic(gan, LOSSES[loss], gradient_penalty, critic_steps, Noise(instance_noise))
     return [critic, Generator(gan, LOSSES[loss], critic.noise)]
 

@@ -24,29 +24,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 
-class NormalLatents(nn.Module):
-    """A standard normal vector, :math:`z \\sim \\mathcal{N}(0, I)`.
-
-    Arguments:
-        num_latents: Its length, `K`.
-
-    Example:
-        >>> NormalLatents(3)().sample((5,)).shape
-        torch.Size([5, 3])
-    """
-
-    loc: Tensor
-
-    def __init__(self, num_latents: int) -> None:
-        super().__init__()
-        if num_latents < 1:
-            raise ValueError(f"NormalLatents: expected 1 latent or more, got {num_latents}.")
-        self.register_buffer("loc", torch.zeros(num_latents), persistent=False)
-
-    def forward(self) -> dist.TorchDistribution:
-        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
-
-
 class NormalOneHotLatents(nn.Module):
     """Normals, followed by one-hot vectors of uniform categories.
 
@@ -76,7 +53,7 @@ class NormalOneHotLatents(nn.Module):
             raise ValueError(
                 f"NormalOneHotLatents: expected 0 normals or more, and one-hot vectors of 2 "
                 f"categories or more, got num_normal={num_normal}, "
-                f"num_categories={tuple(num_categories)}. Try NormalLatents for normals alone."
+                f"num_categories={tuple(num_categories)}. Try StandardNormal for normals alone."
             )
         self.num_normal, self.num_categories = num_normal, tuple(num_categories)
         self.register_buffer("scale", torch.tensor(scale), persistent=False)

@@ -25,9 +25,10 @@ from typing import NoReturn
 import pyro
 from torch import Tensor, nn
 
-from ppl_models.gan.latents import NormalLatents
+from ppl_models.checks import check_count, check_rows
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
+from ppl_models.priors import StandardNormal
 
 _LEAKY = partial(nn.LeakyReLU, 0.2)
 
@@ -46,7 +47,7 @@ class GAN(nn.Module):
         discriminator: A module from `(B / M, M * D)` to a score for each pack, `(B / M, 1)`.
             Default: a multilayer perceptron like that.
         latents: A module whose call without arguments gives the distribution of `z`. Default:
-            `NormalLatents(num_latents)`.
+            `StandardNormal(num_latents)`.
         packing: How many rows the discriminator sees at once, `M`.
 
     Raises:
@@ -69,13 +70,9 @@ class GAN(nn.Module):
         packing: int = 1,
     ) -> None:
         super().__init__()
-        if not isinstance(packing, int) or packing < 1:
-            raise ValueError(
-                f"GAN: expected packing to be a positive number of rows, got {packing!r}. "
-                f"Try 1 for a discriminator of single rows, or 2."
-            )
+        check_count(packing=packing)
         self.num_features, self.num_latents, self.packing = num_features, num_latents, packing
-        self.latents = NormalLatents(num_latents) if latents is None else latents
+        self.latents = StandardNormal(num_latents) if latents is None else latents
         if self.latents().event_shape != (num_latents,):
             raise ValueError(
                 f"GAN: expected latents of shape ({num_latents},), got "

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_models.checks import check_count
 from ppl_models.metrics.rows import check_pair
 
 
@@ -74,9 +75,7 @@ def prdc(real: Tensor, generated: Tensor, k: int = 5, chunk: int = 1000) -> PRDC
         >>> abs(result.density - 1) < 0.1, abs(result.coverage - (1 - 2**-5)) < 0.03
         (True, True)
     """
-    for name, value in (("k", k), ("chunk", chunk)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"prdc: expected {name} to be a positive number, got {value!r}.")
+    check_count(k=k, chunk=chunk)
     x, y = check_pair("prdc", k + 1, real=real, generated=generated)
     center = x.mean(0)  # distances by products lose digits far from 0
     x, y = x - center, y - center

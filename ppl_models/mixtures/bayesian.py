@@ -31,11 +31,12 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.checks import check_count, check_rows
 from ppl_models.linalg import cholesky
 from ppl_models.mixtures.conjugate import ConjugateMixture, weights_of
 from ppl_models.mixtures.inverse_wishart import InverseWishart
 from ppl_models.mixtures.mean_field import mean_field
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class BayesianGaussianMixture(nn.Module):
@@ -90,9 +91,7 @@ class BayesianGaussianMixture(nn.Module):
         prior_df: float | None = None,
     ) -> None:
         super().__init__()
-        for name, count in {"num_features": num_features, "num_components": num_components}.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}: expected a positive whole number, got {count!r}.")
+        check_count(num_features=num_features, num_components=num_components)
         _check_choice("covariance", covariance, ["full", "diag", "spherical"])
         _check_choice("weights", weights, ["dirichlet", "stick-breaking"])
         self.num_features, self.num_components = num_features, num_components

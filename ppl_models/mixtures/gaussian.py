@@ -28,6 +28,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models.checks import check_count, check_float64, check_rows
 from ppl_models.criteria import InformationCriteria
 from ppl_models.missing import (
     MarginalMultivariateNormal,
@@ -43,7 +44,7 @@ from ppl_models.mixtures.expectation import (
 )
 from ppl_models.mixtures.kmeans import kmeans
 from ppl_models.mixtures.maximisation import maximisation
-from ppl_models.plates import check_float64, check_rows, data_plate
+from ppl_models.plates import data_plate
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 MANY = 20_000  # rows that are enough to choose a start
@@ -79,9 +80,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         min_scale: float = 1e-3,
         missing: str = "error",
     ) -> None:
-        for name, value in (("num_features", num_features), ("num_components", num_components)):
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+        check_count(num_features=num_features, num_components=num_components)
         if covariance not in COVARIANCES:
             raise ValueError(f"covariance: expected one of {COVARIANCES}, got {covariance!r}.")
         if not (min_scale > 0 and math.isfinite(min_scale)):

@@ -14,9 +14,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.labels import check_labels
+from ppl_models.checks import check_labels, check_rows
 from ppl_models.nn import MLP
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 
 class Classifier(nn.Module):

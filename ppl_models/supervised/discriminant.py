@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from ppl_models.labels import check_classes, check_labels
-from ppl_models.plates import check_float64, check_rows, data_plate
+from ppl_models.checks import check_classes, check_count, check_float64, check_labels, check_rows
+from ppl_models.plates import data_plate
 
 WHERE = "GaussianDiscriminant"
 
@@ -58,9 +58,7 @@ class GaussianDiscriminant(nn.Module):
 
     def __init__(self, num_features: int, num_classes: int, covariance: str = "own") -> None:
         super().__init__()
-        for name, count in {"num_features": num_features, "num_classes": num_classes}.items():
-            if not isinstance(count, Integral) or count < 1:
-                raise ValueError(f"{name}: expected a positive whole number, got {count!r}.")
+        check_count(num_features=num_features, num_classes=num_classes)
         if covariance not in ("own", "shared"):
             raise ValueError(f"covariance: expected 'own' or 'shared', got {covariance!r}.")
         self.covariance = covariance

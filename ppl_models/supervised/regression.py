@@ -24,9 +24,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.labels import check_labels
+from ppl_models.checks import check_count, check_labels, check_rows
 from ppl_models.linalg import cholesky
-from ppl_models.plates import check_rows, data_plate
+from ppl_models.plates import data_plate
 
 Scale = float | Tensor
 
@@ -302,8 +302,8 @@ def _classes(logits: Tensor) -> dist.Categorical:
 
 def _keep_scale(module: nn.Module, name: str, value: Scale, *shape: int) -> None:
     """Makes a standard deviation, or one for each feature, a buffer of that shape."""
-    if any(not isinstance(count, Integral) or count < 1 for count in shape):
-        raise ValueError(f"num_features: expected a positive whole number, got {shape[0]!r}.")
+    for count in shape:
+        check_count(num_features=count)
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}.")
     scale = torch.as_tensor(value).detach()

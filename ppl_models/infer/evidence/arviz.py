@@ -16,9 +16,10 @@ import xarray
 from pyro import poutine
 from torch import Tensor
 
+from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.draws import Draws
-from ppl_models.infer.evidence.joint import Joint, check_count, sampling
+from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import inspection
 from ppl_models.infer.programs.program import Program
 

@@ -19,14 +19,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.draws import Draws
-from ppl_models.infer.evidence.joint import Joint, check_count, sampling
+from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import inspection
-from ppl_models.infer.programs.modules import allows_missing, check_devices, modes
+from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.rng import own_rng
-from ppl_models.infer.training.batches import check_tensors
+from ppl_models.modes import modes
 
 
 @dataclass(frozen=True)

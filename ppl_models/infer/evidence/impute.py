@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.infer.evidence.joint import Joint, check_count, sampling
+from ppl_models.checks import check_count
+from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import inspection
 
 

@@ -20,16 +20,17 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from ppl_models.checks import check_tensors
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.density import log_density, sum_out
 from ppl_models.infer.evidence.draws import Call, Draws
 from ppl_models.infer.programs import inspection
-from ppl_models.infer.programs.modules import allows_missing, check_devices, modes
+from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rng import own_rng
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.training.batches import check_tensors
+from ppl_models.modes import modes
 
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 
@@ -213,13 +214,6 @@ class Joint:
         if self.enumerated:
             model = EnumMessenger(first_available_dim=self.free_dim)(model)
         return poutine.replay(model, trace=guide)
-
-
-def check_count(**counts: int) -> None:
-    """Raises unless all are positive whole numbers."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
 
 
 def tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...]:

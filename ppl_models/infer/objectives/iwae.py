@@ -29,8 +29,9 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppl_models.checks import check_count
 from ppl_models.infer.evidence.density import log_density, sum_out
-from ppl_models.infer.evidence.joint import check_count, tile
+from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.objectives.objectives import EvidenceLowerBound
 from ppl_models.infer.programs import inspection
 from ppl_models.infer.programs.rng import kept_rng

@@ -1,23 +1,8 @@
 """The modules that programs run: their mode and their device."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from torch import Tensor, nn
-
-
-@contextmanager
-def modes(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
-    """A context in which modules train, or do not; afterwards each is as it was before."""
-    roots = list(modules)
-    before = [(module, module.training) for root in roots for module in root.modules()]
-    for root in roots:
-        root.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def allows_missing(modules: Iterable[object]) -> bool:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_models.checks import check_count
 from ppl_models.infer.evidence.evidence import log_evidence
-from ppl_models.infer.evidence.joint import check_count
 from ppl_models.infer.programs.rng import mix, own_rng
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em

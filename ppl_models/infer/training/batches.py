@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ppl_models.checks import check_tensors
 from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.transformed import Transformed
 
 
 class Batch(NamedTuple):
@@ -39,28 +41,6 @@ class Chosen(NamedTuple):
             result = self.transform(*values)
             values = result if isinstance(result, tuple) else (result,)
         return Batch(values, self.rows, self.size)
-
-
-class Transformed:
-    """Tensors in memory, and a function applied to each batch of them, anew each time.
-
-    Arguments:
-        tensors: Tensors with the same number of rows.
-        transform: A function from a batch of each to the batch that the program sees.
-
-    Example:
-        >>> images = torch.rand(100, 64)
-        >>> train = Transformed(images, transform=torch.bernoulli)  # a fresh draw each epoch
-        >>> len(train)
-        100
-    """
-
-    def __init__(self, *tensors: Tensor, transform: Callable[..., Any]) -> None:
-        self.tensors = tensors
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
 
 
 class InMemory:
@@ -189,38 +169,6 @@ def source(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
         f"got {type(data).__name__}. Try torch.as_tensor(data)."
     )
-
-
-def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False) -> None:
-    """Raises where tensors are empty, of different lengths, or not finite.
-
-    With `missing`, NaN stands for what was not observed, and is let through.
-    """
-    for i, x in enumerate(tensors):
-        if x.ndim == 0 or len(x) == 0:
-            raise ValueError(
-                f"data[{i}]: expected at least one row, got none: its shape is {tuple(x.shape)}."
-            )
-    lengths = [len(x) for x in tensors]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"data: expected tensors with the same number of rows, got {lengths}. "
-            f"Try data=(x, y) with one label for each row."
-        )
-    for i, x in enumerate(tensors):
-        if not x.is_floating_point():
-            continue
-        finite = ~x.isinf() if missing else x.isfinite()
-        if not finite.all():
-            bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
-            rows = bad.nonzero().flatten().tolist()
-            noun = "row" if len(rows) == 1 else "rows"
-            listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-            raise ValueError(
-                f"data[{i}]: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed}). "
-                f"Try leaving them out, x[x.isfinite().all(1)], or a model with "
-                f"missing='marginalise' where NaN stands for what was not observed."
-            )
 
 
 def _length(dataset: Any) -> int:

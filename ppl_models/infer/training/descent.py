@@ -16,11 +16,12 @@ from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Captured, recorder_for
 from ppl_models.infer.objectives.objectives import Objective
 from ppl_models.infer.programs.inspection import told
-from ppl_models.infer.programs.modules import check_devices, modes
+from ppl_models.infer.programs.modules import check_devices
 from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay
 from ppl_models.infer.training.batches import Batch, Chosen
+from ppl_models.modes import modes
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Schedule = Callable[..., torch.optim.lr_scheduler.LRScheduler]

@@ -5,15 +5,15 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.programs.modules import allows_missing, check_devices
-from ppl_models.infer.training.batches import InMemory, Source, check_tensors, source
+from ppl_models.infer.training.batches import InMemory, Source, source
 from ppl_models.infer.training.fit import Run
 
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
@@ -248,9 +248,7 @@ def _check_arguments(
         raise TypeError(
             f"fit_em: {type(model).__name__} has no em_step(x). Try fit(elbo(model, guide), x)."
         )
-    for name, value in {"restarts": restarts, "max_steps": max_steps}.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+    check_count(restarts=restarts, max_steps=max_steps)
     if not math.isfinite(tolerance) or tolerance < 0:
         raise ValueError(f"tolerance: expected nats per row, 0 or more, got {tolerance!r}.")
     if restarts > 1 and not initialise:

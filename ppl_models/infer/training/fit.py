@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ppl_models.checks import check_count
 from ppl_models.infer.objectives.objectives import Objective
 from ppl_models.infer.programs.device import choose_device
-from ppl_models.infer.programs.modules import allows_missing, modes
+from ppl_models.infer.programs.modules import allows_missing
 from ppl_models.infer.programs.rng import get_rng_state, mix, own_rng, set_rng_state
 from ppl_models.infer.training import files
 from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source, source
 from ppl_models.infer.training.descent import Descent, Optimizer, Schedule
 from ppl_models.infer.training.progress import State
+from ppl_models.modes import modes
 
 LONG = 20_000  # steps that are worth the time of a compiler
 
@@ -307,10 +309,8 @@ def _check_arguments(**given: Any) -> None:
             f"fit: expected either epochs or steps, got epochs={epochs}, steps={steps}. "
             f"Try epochs=100."
         )
-    for name in ("epochs", "steps", "patience"):
-        value = given[name]
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
+    counts = {name: given[name] for name in ("epochs", "steps", "patience")}
+    check_count(**{name: value for name, value in counts.items() if value is not None})
     if not math.isfinite(given["lr"]) or given["lr"] <= 0:
         raise ValueError(f"lr: expected a positive number, got {given['lr']!r}. Try 1e-3.")
     if given["clip"] is not None and not given["clip"] > 0:
