@@ -2,13 +2,15 @@
 
 python -m benchmarks.exact_vs_sklearn > table.txt    # about a quarter of an hour
 
-Each part runs by itself, too: benchmarks.mixtures, .factor_models, .discriminants, .imputation and
-.bayesian_mixtures.
+Each part runs by itself, too: benchmarks.speed.mixtures, speed.factor_models, truth.discriminants,
+quality.imputation and truth.bayesian_mixtures.
 """
 
 import sys
 
-from benchmarks import bayesian_mixtures, discriminants, factor_models, imputation, mixtures
+from benchmarks.quality import imputation
+from benchmarks.speed import factor_models, mixtures
+from benchmarks.truth import bayesian_mixtures, discriminants
 
 
 def main() -> None:

@@ -36,28 +36,29 @@ class Step(NamedTuple):
 
 
 STEPS = {  # {root}: the data; {out}: the folder; {json}: the file of the step
-    "vae_epoch": Step("vae_epoch --data-root {root} --json {json}", 300),
-    "steps": Step("steps --json {json}", 300),
-    "iwae_1": Step("iwae_mnist --data-root {root} --minutes 2 --folder {out}/iwae", 240),
+    "vae_epoch": Step("speed.vae_epoch --data-root {root} --json {json}", 300),
+    "steps": Step("speed.steps --json {json}", 300),
+    "iwae_1": Step("quality.iwae_mnist --data-root {root} --minutes 2 --folder {out}/iwae", 240),
     "iwae_50": Step(
-        "iwae_mnist --data-root {root} --particles 50 --minutes 2 --folder {out}/iwae", 240
+        "quality.iwae_mnist --data-root {root} --particles 50 --minutes 2 --folder {out}/iwae", 240
     ),
-    "tutorials": Step("tutorials --json {json}", 240),
-    "growth": Step("growth --only rows steps draws --json {json}", 300),
+    "tutorials": Step("speed.tutorials --json {json}", 240),
+    "growth": Step("speed.growth --only rows steps draws --json {json}", 300),
     "mixtures": Step(
-        "mixtures --parts same speed memory ways streaming --threads 4 --json {json}", 240
+        "speed.mixtures --parts same speed memory ways streaming --threads 4 --json {json}", 240
     ),
     "factor_models": Step(
-        "factor_models --part ppca likelihood pca em --threads 4 --rounds 3 --json {json}", 180
+        "speed.factor_models --part ppca likelihood pca em --threads 4 --rounds 3 --json {json}",
+        180,
     ),
-    "models": Step("steps --models --json {json}", 300),
-    "evaluation": Step("evaluation --json {json}", 180),
-    "diffusion_digits": Step("diffusion_digits --json {json}", 180),
-    "vae_digits": Step("vae_digits --json {json}", 180),
-    "autoregressive_digits": Step("autoregressive_digits --json {json}", 300),
+    "models": Step("speed.steps --models --json {json}", 300),
+    "evaluation": Step("speed.evaluation --json {json}", 180),
+    "diffusion_digits": Step("quality.diffusion_digits --json {json}", 180),
+    "vae_digits": Step("quality.vae_digits --json {json}", 180),
+    "autoregressive_digits": Step("quality.autoregressive_digits --json {json}", 300),
     "gan_modes": Step(
-        "gan_modes --stacked-mnist --data-root {root} --checkpoint {out}/gan_modes.safetensors "
-        "--resume --json {json}",
+        "quality.gan_modes --stacked-mnist --data-root {root} "
+        "--checkpoint {out}/gan_modes.safetensors --resume --json {json}",
         400,
     ),
 }

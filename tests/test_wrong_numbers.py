@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import binary, linear_gaussian
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Ten
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit, from_pyro_svi, log_evidence
+from tests.support.oracles import binary, linear_gaussian
 
 
 def indexing_guide(model, x):

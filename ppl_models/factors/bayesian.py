@@ -18,7 +18,7 @@ The latent :math:`z_n \sim \mathcal{N}(0, I)` of a row, with :math:`x_n \mid z_n
 by all rows are left to the guide: it needs no parameters for rows, and its bound is tighter by what
 an approximate posterior of each `z` would cost. With `z` as a site the fit takes ten times as many
 steps to let go of factors that are not there, and gives narrower intervals
-(`benchmarks/factors_found.py`). Given draws of the other latents, `posterior` is that of `z`,
+(`benchmarks/truth/factors_found.py`). Given draws of the other latents, `posterior` is that of `z`,
 exactly.
 
 The loadings are known up to a rotation only: :math:`W R` gives the same rows. What is known is

@@ -1,0 +1,36 @@
+"""The example of inpainting runs, and what it prints is right."""
+
+import pytest
+import torch
+
+from tests.support.examples import check_pictures, load, numbers
+
+
+def test_inpainting(tmp_path, capsys):
+    example = load("inpainting")
+    tiny = ["--epochs", "20", "--draws", "5", "--particles", "20"]
+    example.main([*tiny, "--outdir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "1500 training rows, 30% of their pixels" in printed
+    row = r" +(\S+) +(\S+)% +(\S+)% +(\S+) +(\S+)\n"
+    cases = {"three in ten": (19.2, 20.6), "lower half": (32, 21.4), "a quarter": (16, 44.0)}
+    for kind, (count, share) in cases.items():
+        pixels, wrong, usual, nll, base = numbers(kind + row, printed)
+        assert pixels == pytest.approx(count, abs=0.5)
+        assert usual == pytest.approx(share, abs=1.5)
+        assert 5 < wrong < usual + 6
+        assert 0.1 < nll < base + 0.1 < 0.8
+    check_pictures(printed, tmp_path, count=3)
+
+
+def test_what_it_removes():
+    example = load("inpainting")
+    x = torch.ones(100, 64)
+    lower = example.remove("lower half", x, 0).view(100, 8, 8).isnan()
+    assert lower[:, 4:].all()
+    assert not lower[:, :4].any()
+    quarter = example.remove("a quarter", x, 0).isnan()
+    assert (quarter.sum(1) == 16).all()
+    some = example.remove("three in ten", x, 3)
+    assert some.isnan().double().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert (some[~some.isnan()] == 1).all()

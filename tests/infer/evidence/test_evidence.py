@@ -1,0 +1,204 @@
+"""Evidence: exact values, bounds that are bounds, and their errors."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from guides import AmortizedNormal, ExactPosterior
+from ppl_models import VAE, data_plate, elbo, fit, log_evidence
+from ppl_models.likelihoods import Categorical
+from tests.support.oracles import linear_gaussian, mixture, mixture_evidence
+
+
+def test_closed_form_is_exact():
+    model, x = linear_gaussian()
+    evidence = log_evidence(model, None, x)
+    torch.testing.assert_close(evidence.value, model.evidence().log_prob(x).detach())
+    assert (evidence.kind, evidence.monte_carlo_error) == ("exact", 0.0)
+    expected = evidence.value.std().item() / math.sqrt(len(x))
+    assert evidence.standard_error == pytest.approx(expected)
+
+
+def test_weights_of_the_exact_posterior_are_the_evidence():
+    """Every weight is p(x): one sample is enough, and the spread is zero."""
+    model, x = linear_gaussian()
+    guide = ExactPosterior(model)
+    evidence = log_evidence(model, guide, x, num_samples=7, method="importance", batch_size=50)
+    expected = model.evidence().log_prob(x).detach()
+    torch.testing.assert_close(evidence.value, expected, atol=1e-10, rtol=0)
+    assert evidence.kind == "lower bound"
+    assert evidence.monte_carlo_error < 1e-6
+
+
+class Wide:
+    """The exact posterior with its scales doubled, and shifted."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x, size=None):
+        exact = self.model.posterior(x)
+        scale = 2 * exact.variance.sqrt()
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(exact.mean + scale / 2, scale).to_event(1))
+
+
+def test_a_wrong_guide_stays_below_and_converges():
+    model, x = linear_gaussian(rows=200)
+    exact = log_evidence(model, None, x).mean
+    means, errors = [], []
+    for num_samples in (1, 10, 100, 10_000):
+        bound = log_evidence(
+            model, Wide(model), x, num_samples=num_samples, method="importance", seed=0
+        )
+        means.append(bound.mean)
+        errors.append(bound.monte_carlo_error)
+    assert means == sorted(means)
+    assert means[0] < exact - 0.3
+    assert abs(means[-1] - exact) < 4 * errors[-1] < 0.01
+    assert math.isnan(errors[0])  # one draw says nothing of its spread
+
+
+def test_the_monte_carlo_error_is_the_spread_over_seeds():
+    model, x = linear_gaussian(rows=20)
+    runs = [
+        log_evidence(model, Wide(model), x, num_samples=300, method="importance", seed=seed)
+        for seed in range(60)
+    ]
+    spread = torch.tensor([run.mean for run in runs]).std().item()
+    stated = sum(run.monte_carlo_error for run in runs) / len(runs)
+    assert stated == pytest.approx(spread, rel=0.3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100_000])
+def test_batches_do_not_matter(batch_size):
+    model, x = linear_gaussian(rows=5)
+    evidence = log_evidence(
+        model, ExactPosterior(model), x, num_samples=3, method="importance", batch_size=batch_size
+    )
+    torch.testing.assert_close(evidence.value, model.evidence().log_prob(x).detach())
+
+
+def test_enumerated_sites_are_summed_over():
+    x = torch.randn(9, dtype=torch.float64)
+    evidence = log_evidence(mixture, None, x)
+    assert evidence.kind == "exact"
+    torch.testing.assert_close(evidence.value, mixture_evidence(x))
+
+
+def test_shared_latents_have_one_evidence():
+    """Gamma-Poisson: the evidence of all rows together is known, and tempting to split."""
+
+    def model(x=None, size=None):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    x = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
+
+    def guide(x=None, size=None):
+        pyro.sample("rate", dist.Gamma(2.0 + x.sum(), 1.0 + len(x)))
+
+    total = x.sum().item()
+    exact = (
+        math.lgamma(2 + total)
+        - (2 + total) * math.log(1 + len(x))
+        - sum(math.lgamma(1 + k) for k in x.tolist())
+    )
+    evidence = log_evidence(model, guide, x, num_samples=3)
+    assert evidence.value.tolist() == pytest.approx([exact], abs=1e-4)
+    assert evidence.mean == pytest.approx(exact / 5, abs=1e-4)
+    assert math.isnan(evidence.standard_error)
+    assert "of all 5 rows" in str(evidence)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 6])
+def test_guides_with_parameters_for_each_row(rows):
+    """Draws are not tiled then: row n keeps its own parameters."""
+    model, x = linear_gaussian(rows)
+    exact = model.posterior(x)
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            mean = pyro.param("mean", exact.mean.detach(), event_dim=1)
+            pyro.sample("z", dist.MultivariateNormal(mean, exact.covariance_matrix[0].detach()))
+
+    evidence = log_evidence(model, guide, x, num_samples=4, method="importance")
+    torch.testing.assert_close(evidence.value, model.evidence().log_prob(x).detach())
+
+
+def test_a_guide_over_all_rows_together_has_one_weight():
+    """Rows are independent in the model, not in the guide: no row has a weight of its own."""
+    model, x = linear_gaussian(rows=3)
+    guide = AutoMultivariateNormal(model)
+    fit(elbo(model, guide), x, epochs=400, lr=0.05, seed=0, schedule=CosineAnnealingLR)
+    evidence = log_evidence(model, guide, x, num_samples=2000, method="importance", seed=0)
+    assert evidence.value.shape == (1,)
+    exact = model.evidence().log_prob(x).sum().item()
+    assert evidence.value.item() == pytest.approx(exact, abs=0.05)
+
+
+def test_bits_per_dim_of_discrete_data_only():
+    vae, guide = VAE(6, 2, Categorical(4)), AmortizedNormal(6, 2)
+    x = vae(size=10)
+    evidence = log_evidence(vae, guide, x, num_samples=10)
+    assert evidence.bits_per_dim == pytest.approx(-evidence.mean / (6 * math.log(2)))
+    assert "bits/dim" in str(evidence)
+
+    model, x = linear_gaussian()
+    with pytest.raises(ValueError, match="density"):
+        _ = log_evidence(model, None, x).bits_per_dim
+
+
+def test_dropout_is_off_and_modes_return():
+    decoder = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Dropout(0.9))
+    vae, guide = VAE(6, 2, decoder=decoder), AmortizedNormal(6, 2)
+    x = vae(size=4)
+    a, b = (log_evidence(vae, guide, x, num_samples=5, seed=3).mean for _ in range(2))
+    assert a == b
+    assert vae.training
+    assert decoder[1].training
+
+
+def test_a_seed_leaves_the_generator_alone():
+    vae, guide, x = VAE(6, 2), AmortizedNormal(6, 2), torch.ones(3, 6)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    log_evidence(vae, guide, x, num_samples=5, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "guess"}, "'auto', 'exact' or 'importance'"),
+        ({"num_samples": 0}, "num_samples: expected a positive"),
+        ({"batch_size": -1}, "batch_size: expected a positive"),
+        ({"method": "exact"}, "no closed form is known"),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        log_evidence(VAE(6, 2), AmortizedNormal(6, 2), torch.ones(3, 6), **options)
+
+
+def test_bad_rows():
+    vae, guide = VAE(6, 2), AmortizedNormal(6, 2)
+    with pytest.raises(ValueError, match=r"1 of 3 rows hold NaN or infinity \(row 2\)"):
+        log_evidence(vae, guide, torch.tensor([[1.0] * 6, [0.0] * 6, [math.nan] * 6]))
+    with pytest.raises(ValueError, match="6 features"):
+        log_evidence(vae, guide, torch.ones(3, 5))
+    with pytest.raises(ValueError, match="at least one row"):
+        log_evidence(vae, guide, torch.ones(0, 6))
+    with pytest.raises(ValueError, match="at least one tensor"):
+        log_evidence(vae, guide)
+    with pytest.raises(ValueError, match="latent site"):
+        log_evidence(vae, None, torch.ones(3, 6))
+    with pytest.raises(ValueError, match=r"the data are on cpu, but .* is on meta"):
+        log_evidence(vae.to("meta"), guide, torch.ones(3, 6))
