@@ -26,8 +26,9 @@ from ppl_models.gan.model import GAN
 from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
+from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
-from ppl_models.infer.objectives.objectives import Objective, elbo
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.infer.selection.compare import compare
 from ppl_models.infer.selection.table import Comparison

@@ -24,7 +24,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import checks, sites
 
 WEIGHTS = ("bound", "simple")
 
@@ -91,8 +91,8 @@ def check_data(
     density = diffusion.read(torch.zeros_like(batch[0]))
     with pyro.validation_enabled(False):
         trace = poutine.trace(lambda x: pyro.sample("x", density, obs=x)).get_trace(batch[0])
-    inspection.check_support(trace, batch[:1], data[:1])
-    return inspection.is_discrete(trace.nodes["x"])
+    checks.check_support(trace, batch[:1], data[:1])
+    return sites.is_discrete(trace.nodes["x"])
 
 
 class Denoising:

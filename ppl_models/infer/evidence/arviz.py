@@ -20,7 +20,7 @@ from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.draws import Draws
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
 
 Names = Mapping[str, Sequence[str]]
@@ -155,16 +155,16 @@ class _Groups:
             prior = draws.predictive(self.joint.model, given=None)
         except NotImplementedError:  # an improper prior, which cannot be sampled
             prior = poutine.Trace()
-        observed = inspection.observed_sites(draws.model)
+        observed = sites.observed_sites(draws.model)
         named = prior if len(prior) else predictive
         for name, site in named.nodes.items():  # in others replaced by those of the guide's sites
             self.event_dims[name] = site.get("infer", {}).get("event_dims", ())
 
         results: Results = {}
-        for name, site in inspection.reported_sites(predictive).items():
+        for name, site in sites.reported_sites(predictive).items():
             group = "posterior_predictive" if name in observed else "posterior"
             results[group, name] = self._values(group, name, draws, site)
-        for name, site in inspection.reported_sites(prior).items():
+        for name, site in sites.reported_sites(prior).items():
             group = "prior_predictive" if name in observed else "prior"
             results[group, name] = self._values(group, name, draws, site)
         for name, value in self._log_likelihood(draws, latents, observed).items():
@@ -222,7 +222,7 @@ class _Groups:
             raise ValueError(
                 f"dims: site {name!r} has {event_dim} event dimension(s), got names {list(given)}."
             )
-        if value is site["value"] and inspection.is_discrete(site):
+        if value is site["value"] and sites.is_discrete(site):
             self.discrete.add((group, name))
         self.dims[group, name] = plates + events[:event_dim]
         return draws.unstack(site, value, event_dim)

@@ -11,7 +11,7 @@ from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
 from ppl_models.infer.evidence.draws import SummedOut, row_dim
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import sites
 
 
 def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
@@ -48,7 +48,7 @@ def log_density(
         if site["type"] == "sample" and (summed_out is None or name not in summed_out.names)
     ]
     if summed_out is not None:
-        observed = inspection.observed_sites(trace)
+        observed = sites.observed_sites(trace)
         terms += [(term, row_dim(next(iter(observed.values())))) for term in summed_out.terms]
     place = device if device.type != "mps" else torch.device("cpu")
     total = torch.zeros(rows or 1, device=place, dtype=torch.float64)

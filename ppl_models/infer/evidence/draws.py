@@ -9,7 +9,7 @@ from pyro.infer.discrete import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
 
 Call = Callable[[Any], Any]
@@ -62,13 +62,13 @@ class Draws:
 
     def latents(self, model: Program) -> poutine.Trace:
         """The trace of the latents, with draws of the enumerated ones given the others."""
-        if not inspection.summed_out_sites(self.model, self.guide):
+        if not sites.summed_out_sites(self.model, self.guide):
             return self.guide
         replayed = poutine.replay(model, trace=self.guide)
         sampled = infer_discrete(replayed, first_available_dim=self.free_dim)
         trace = self.run(poutine.trace(sampled).get_trace)
         latents = poutine.Trace()
-        for name, site in inspection.latent_sites(trace).items():
+        for name, site in sites.latent_sites(trace).items():
             latents.add_node(name, **site)
         return latents
 
@@ -84,7 +84,7 @@ class Unobserved(Messenger):
     """`poutine.uncondition`, but `pyro.deterministic` and `pyro.factor` stay as they are."""
 
     def _pyro_sample(self, message: dict) -> None:
-        if message["is_observed"] and inspection.is_datum(message):
+        if message["is_observed"] and sites.is_datum(message):
             message.update(is_observed=False, value=None, done=False)
 
 

@@ -23,7 +23,7 @@ from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.draws import Draws
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.rng import own_rng
@@ -154,7 +154,7 @@ def log_evidence(
         return _closed_form(model, data, batch_size)
 
     with sampling(model, guide, data, seed) as joint:
-        inspection.check_observed(joint.traces[0])
+        checks.check_observed(joint.traces[0])
         exact = set(joint.latent) == joint.enumerated
         if method == "exact" and not exact:
             raise ValueError(
@@ -162,7 +162,7 @@ def log_evidence(
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
         if not exact:
-            inspection.check_no_point(*joint.traces)
+            checks.check_no_point(*joint.traces)
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
     return Evidence(
@@ -186,7 +186,7 @@ def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evide
             trace = poutine.trace(model).get_trace(*batch)  # for its checks
         density = model.evidence()
         if density.support.is_discrete:  # what is no outcome would be rounded, or worse
-            inspection.check_support(trace, batch, data)
+            checks.check_support(trace, batch, data)
         value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(
         value,
@@ -221,11 +221,11 @@ def _num_discrete(joint: Joint) -> int | None:
     """The number of features of a row, where all are discrete, none is missing, and no other."""
     if any(x.is_floating_point() and bool(x.isnan().any()) for x in joint.data):
         return None
-    if any(inspection.is_factor(site) for site in inspection.random_sites(joint.traces[0])):
+    if any(sites.is_factor(site) for site in sites.random_sites(joint.traces[0])):
         return None  # its term is of something beside the features, such as known labels
     total = 0
     for site in joint.observed.values():
-        if not inspection.is_discrete(site) or inspection.is_masked(site):
+        if not sites.is_discrete(site) or sites.is_masked(site):
             return None
         total += site["value"].numel() // joint.probed
     return total or None

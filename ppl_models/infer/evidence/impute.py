@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import sites
 
 
 def impute(
@@ -81,7 +81,7 @@ def _impute(joint: Joint, rows: slice, num_samples: int, num_particles: int) -> 
     chosen = torch.distributions.Categorical(logits=weights).sample((num_samples,))  # (S, B)
     trace = draws.predictive(joint.model, draws.latents(joint.model))
     x = joint.data[0][rows]
-    for name in inspection.observed_sites(draws.model):
+    for name in sites.observed_sites(draws.model):
         site = trace.nodes[name]
         fresh = draws.unstack(site, site["value"], x.ndim - 1)  # (P, B, D)
         if fresh.shape[1:] == x.shape:

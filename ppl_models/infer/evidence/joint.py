@@ -25,7 +25,7 @@ from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.density import log_density, sum_out
 from ppl_models.infer.evidence.draws import Call, Draws
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rng import own_rng
@@ -104,24 +104,24 @@ class Joint:
                 raise
             amortised = False
             model, guide = self._structure(self.all_rows, 1)
-        inspection.check_sites(model, guide)
-        inspection.check_unscaled(model, guide)
+        checks.check_sites(model, guide)
+        checks.check_unscaled(model, guide)
         self.traces = model, guide
-        self.latent = inspection.latent_sites(model)
-        self.observed = inspection.observed_sites(model)
-        self.enumerated = inspection.summed_out_sites(model, guide)
-        sites = [*inspection.random_sites(model), *inspection.random_sites(guide)]
-        self.by_row = bool(sites) and all(inspection.in_data_plate(site) for site in sites)
+        self.latent = sites.latent_sites(model)
+        self.observed = sites.observed_sites(model)
+        self.enumerated = sites.summed_out_sites(model, guide)
+        random = [*sites.random_sites(model), *sites.random_sites(guide)]
+        self.by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
         self.tiled = self.by_row and amortised
-        self.free_dim = -1 - inspection.plate_depth(model, guide)
+        self.free_dim = -1 - sites.plate_depth(model, guide)
 
     def _structure(self, rows: slice, count: int) -> tuple[poutine.Trace, poutine.Trace]:
         run, batch = self._on(rows, count)
-        with inspection.told(batch), self.guide.noticing(), self.model.noticing():
+        with checks.noting_batch(batch), self.guide.noticing(), self.model.noticing():
             guide = run(poutine.trace(self.guide).get_trace)
             model = run(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
         self.probed = len(batch[0])
-        inspection.check_support(model, batch, self.data)
+        checks.check_support(model, batch, self.data)
         return model, guide
 
     def _on(

@@ -32,8 +32,8 @@ from torch import Tensor
 from ppl_models.checks import check_count
 from ppl_models.infer.evidence.density import log_density, sum_out
 from ppl_models.infer.evidence.joint import tile
-from ppl_models.infer.objectives.objectives import EvidenceLowerBound
-from ppl_models.infer.programs import inspection
+from ppl_models.infer.objectives.elbo import EvidenceLowerBound
+from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.rng import kept_rng
 from ppl_models.infer.programs.rows import Rows
 
@@ -124,16 +124,16 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             Rows(None, rows, rows),
         ):
             model, guide = self._traces(batch, rows)
-        inspection.check_sites(model, guide)
-        inspection.check_no_point(model, guide)
+        checks.check_sites(model, guide)
+        checks.check_no_point(model, guide)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
-        self.enumerated = bool(inspection.summed_out_sites(model, guide))
-        self.free_dim = -1 - inspection.plate_depth(model, guide)
+        self.enumerated = bool(sites.summed_out_sites(model, guide))
+        self.free_dim = -1 - sites.plate_depth(model, guide)
 
     def _check_trace(self, trace: poutine.Trace, program: str) -> None:
-        for site in inspection.random_sites(trace):
-            if not inspection.in_data_plate(site):
+        for site in sites.random_sites(trace):
+            if not sites.in_data_plate(site):
                 raise ValueError(
                     f"iwae: site {site['name']!r} of the {program} is shared by all rows, so that "
                     f"no row has a weight of its own, and the weights of a minibatch are none of "

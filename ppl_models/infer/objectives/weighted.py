@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ppl_models.infer.objectives.objectives import Objective
+from ppl_models.infer.objectives.objective import Objective
 
 
 def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
@@ -28,7 +28,7 @@ def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
     Example:
         >>> from guides.conditional import LabelNormal
         >>> from ppl_models.infer.training.fit import fit
-        >>> from ppl_models.infer.objectives.objectives import elbo
+        >>> from ppl_models.infer.objectives.elbo import elbo
         >>> from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
         >>> model, guide = SemiSupervisedVAE(4, 2, 1), LabelNormal(4, 2, 1)
         >>> both = weighted({elbo(model, guide): 1.0, elbo(guide.classify): 2.0})

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Captured, recorder_for
-from ppl_models.infer.objectives.objectives import Objective
-from ppl_models.infer.programs.inspection import told
+from ppl_models.infer.objectives.objective import Objective
+from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.modules import check_devices
 from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
 from ppl_models.infer.programs.rows import Rows
@@ -154,7 +154,7 @@ class Descent:
         with (
             Rows(batch.rows, batch.size, len(batch.values[0])),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp),
-            told(batch.values),
+            noting_batch(batch.values),
         ):
             return objective.loss(*batch.values, size=batch.size)
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count
-from ppl_models.infer.objectives.objectives import Objective
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs.device import choose_device
 from ppl_models.infer.programs.modules import allows_missing
 from ppl_models.infer.programs.rng import get_rng_state, mix, own_rng, set_rng_state

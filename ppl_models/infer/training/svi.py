@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
 from ppl_models.infer.compiled.replay import Captured, recorder_for
-from ppl_models.infer.objectives.objectives import direct
+from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step

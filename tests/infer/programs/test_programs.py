@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
-from ppl_models.infer.objectives.objectives import DirectELBO
+from ppl_models.infer.objectives.estimators import DirectELBO
 from ppl_models.infer.programs.program import own_parameters
 from tests.support.oracles import same
 

@@ -1,107 +1,27 @@
-"""What a first run of a model and a guide tells: checks that come before any work is lost."""
+"""What a first run of a model and a guide must show: checks that come before any work is lost."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import (
-    ExpandedDistribution,
-    MaskedDistribution,
-    TorchDistributionMixin,
-)
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import constraints
 
-
-def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
-    """The random sites of a trace: neither observed, nor a subsample, nor deterministic."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-    }
-
-
-def reported_sites(trace: poutine.Trace) -> dict[str, dict]:
-    """The sites that have a value to report: no subsamples, no `pyro.factor`."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and _kind(site["fn"]) != "Unit"
-    }
-
-
-def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
-    """The sites with data, `pyro.deterministic` and `pyro.factor` left out."""
-    return {
-        name: site
-        for name, site in reported_sites(trace).items()
-        if site["is_observed"] and is_datum(site)
-    }
-
-
-def is_datum(site: dict) -> bool:
-    """Whether a site, if observed, holds data: not `pyro.deterministic` or `pyro.factor`."""
-    return not site["infer"].get("_deterministic") and _kind(site["fn"]) != "Unit"
-
-
-def is_factor(site: dict) -> bool:
-    """Whether a site is a `pyro.factor`."""
-    return _kind(site["fn"]) == "Unit"
-
-
-def is_masked(site: dict) -> bool:
-    """Whether some of a site may be left out, by `poutine.mask` or a masked distribution."""
-    fn = site["fn"]
-    while isinstance(fn, (Independent, ExpandedDistribution)):
-        fn = fn.base_dist
-    mask = site.get("mask")
-    return not (mask is None or mask is True) or isinstance(fn, MaskedDistribution)
-
-
-def is_discrete(site: dict) -> bool:
-    """Whether a site is known to take discrete values."""
-    try:
-        return bool(site["fn"].support.is_discrete)
-    except NotImplementedError:
-        return False
-
-
-def enumerated_sites(trace: poutine.Trace) -> set[str]:
-    """The names of the latent sites marked for enumeration."""
-    return {name for name, site in latent_sites(trace).items() if site["infer"].get("enumerate")}
-
-
-def summed_out_sites(model: poutine.Trace, guide: poutine.Trace) -> set[str]:
-    """The latent sites that the model enumerates; what the guide draws is not among them."""
-    return enumerated_sites(model) - set(latent_sites(guide))
-
-
-def in_data_plate(site: dict) -> bool:
-    """Whether a site belongs to a row."""
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
-
-
-def random_sites(trace: poutine.Trace) -> list[dict]:
-    """The sites that contribute to the log-density of a trace, `pyro.factor` included."""
-    return [
-        site
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    ]
-
-
-def plate_depth(*traces: poutine.Trace) -> int:
-    """How many dimensions from the right are taken by plates."""
-    sites = [s for trace in traces for s in trace.nodes.values() if s["type"] == "sample"]
-    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+from ppl_models.infer.programs.sites import (
+    base,
+    enumerated_sites,
+    in_data_plate,
+    is_discrete,
+    kind,
+    latent_sites,
+    observed_sites,
+    random_sites,
+)
 
 
 def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
@@ -168,7 +88,7 @@ def check_support(
         numbers = outside if inside.shape == every.shape else _outside(site["fn"], outside)
         raise ValueError(
             f"site {name!r}: {int(rows.sum())} of {len(every)} rows lie outside the support of its "
-            f"{_kind(site['fn'])} ({_support(site['fn'])}), such as {numbers[0].item():g}. "
+            f"{kind(site['fn'])} ({_support(site['fn'])}), such as {numbers[0].item():g}. "
             + (
                 "Grey levels are no outcomes of a Bernoulli: try binarize(x), or another "
                 "likelihood, such as Normal() or Categorical(levels)."
@@ -179,7 +99,7 @@ def check_support(
 
 
 def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:
-    """Which values the support holds, or None where that cannot be told."""
+    """Which values the support holds, or None where that cannot be noting_batch."""
     try:
         return fn.support.check(values)
     except (NotImplementedError, RuntimeError, ValueError):
@@ -253,7 +173,7 @@ def check_no_point(model: poutine.Trace, guide: poutine.Trace) -> None:
     if any(not name.endswith("_unconstrained") for name in auxiliary):
         return  # one vector behind several sites: their points are its functions
     for name, site in latent_sites(guide).items():
-        point = _kind(site["fn"]) == "Delta" and f"{name}_unconstrained" not in auxiliary
+        point = kind(site["fn"]) == "Delta" and f"{name}_unconstrained" not in auxiliary
         if point and name in model.nodes and not is_discrete(model.nodes[name]):
             raise ValueError(
                 f"guide: its site {name!r} is a point, which has no density, so that there is no "
@@ -279,20 +199,20 @@ def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:
 
 def _numbers(site: dict) -> Iterator[tuple[str, Tensor]]:
     fn = site["fn"]
-    base = _base(fn)
-    while hasattr(base, "base_dist"):  # a transformed one has the parameters of its base
-        base = base.base_dist
-    for parameter in getattr(base, "arg_constraints", {}):
-        value = base.__dict__.get(parameter)  # lazy ones are computed from these
+    innermost = base(fn)
+    while hasattr(innermost, "base_dist"):  # a transformed one has the parameters of its base
+        innermost = innermost.base_dist
+    for parameter in getattr(innermost, "arg_constraints", {}):
+        value = innermost.__dict__.get(parameter)  # lazy ones are computed from these
         if isinstance(value, Tensor) and value.is_floating_point():
-            yield f"{parameter} of its {_kind(fn)}", value
+            yield f"{parameter} of its {kind(fn)}", value
     if isinstance(site["value"], Tensor):
         yield "its value", site["value"].double()
     yield "its log-density", fn.log_prob(site["value"])
 
 
 @contextmanager
-def told(batch: tuple[Tensor, ...]) -> Iterator[None]:
+def noting_batch(batch: tuple[Tensor, ...]) -> Iterator[None]:
     """Adds to an error from inside a program what the program was called with."""
     try:
         yield
@@ -302,17 +222,6 @@ def told(batch: tuple[Tensor, ...]) -> Iterator[None]:
         if isinstance(error, RuntimeError) and ("dtype" in str(error) or "Double" in str(error)):
             error.add_note("Try x.float(), or model.double() and guide.double().")
         raise
-
-
-def _base(fn: TorchDistributionMixin) -> TorchDistributionMixin:
-    """The distribution inside of `to_event`, `expand` and `mask`."""
-    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
-def _kind(fn: TorchDistributionMixin) -> str:
-    return type(_base(fn)).__name__
 
 
 def _names(names: list[str]) -> str:

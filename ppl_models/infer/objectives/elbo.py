@@ -1,0 +1,135 @@
+r"""The evidence lower bound, as an objective.
+
+.. math::
+    \log p(x) \ge \mathbb{E}_{q(z \mid x)} \left[ \log p(x, z) - \log q(z \mid x) \right]
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO
+from pyro.infer.trace_elbo import Trace_ELBO
+from torch import Tensor, nn
+
+from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
+from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.programs.rng import kept_rng
+
+
+def elbo(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None = None,
+    estimator: ELBO | None = None,
+) -> "EvidenceLowerBound":
+    r"""The evidence lower bound of a model and its guide, as an objective.
+
+    .. math::
+        -\frac{1}{N} \mathbb{E}_{q_\phi(z \mid x)}
+        \left[ \log p_\theta(x, z) - \log q_\phi(z \mid x) \right]
+
+    Arguments:
+        model: A Pyro program `model(x=None, size=None)`, called as `model(*batch, size=N)`.
+            One without an argument `size` is called without it.
+        guide: A program over the latents of the model, called alike; None for a model whose
+            latents, if any, are all enumerated.
+        estimator: An estimator of Pyro, such as `Trace_ELBO(num_particles=10)` or
+            `TraceMeanField_ELBO()`. Default: one particle; discrete sites of the model marked
+            for enumeration are summed over.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis
+        >>> model, x = FactorAnalysis(5, 2), torch.randn(7, 5)
+        >>> loss = elbo(model, ExactPosterior(model)).loss(x, size=70)
+        >>> torch.allclose(loss, -model.evidence().log_prob(x).mean(), atol=1e-4)
+        True
+    """
+    return EvidenceLowerBound(model, guide, estimator)
+
+
+class EvidenceLowerBound:
+    """The objective that `elbo` returns."""
+
+    name = "elbo"
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
+        estimator: ELBO | None,
+    ) -> None:
+        self.model = Program(model, "model")
+        self.guide = Program(guide if guide is not None else no_latents, "guide")
+        gives_loss = hasattr(estimator, "differentiable_loss") and not isinstance(estimator, type)
+        if estimator is not None and not gives_loss:
+            raise TypeError(
+                f"estimator: expected an ELBO of Pyro that gives a differentiable loss, got "
+                f"{estimator!r}. Try Trace_ELBO(num_particles=10) or TraceMeanField_ELBO()."
+            )
+        self.estimator = direct(estimator) or estimator
+
+    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
+        size = len(batch[0]) if size is None else size
+        estimator = self.estimator or self._choose_estimator(batch, size)
+        if torch.is_grad_enabled() or isinstance(estimator, (DirectELBO, DirectEnumELBO)):
+            total = estimator.differentiable_loss(self.model, self.guide, *batch, size=size)
+        else:  # some of Pyro's own refuse to give a loss without a gradient
+            number = estimator.loss(self.model, self.guide, *batch, size=size)
+            total = torch.tensor(number, dtype=torch.float64)
+        return total / (size if self.model.takes_size else len(batch[0]))
+
+    def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
+        for program in (self.model, self.guide):
+            program.check_arguments(len(batch))
+        with torch.no_grad(), pyro.validation_enabled(False):
+            traces = self._traces(batch, size)
+        checks.check_sites(*traces)
+        checks.check_support(traces[0], batch, data or batch)
+        rows, scaled = len(batch[0]), self.model.takes_size
+        checks.check_scaling(traces[0], rows, size, scaled)
+        for trace, name in zip(traces, ("model", "guide"), strict=True):
+            checks.check_plates(trace, name, rows, size, scaled)
+        if isinstance(self.estimator, Trace_ELBO):
+            checks.check_not_enumerated(traces[0], self.estimator)
+        with torch.no_grad():
+            self.loss(*batch, size=size)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for program in (self.model, self.guide):
+            for name, parameter in program.named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{program.name}.{name}", parameter
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {
+            f"{program.name}.{name}".rstrip("."): module
+            for program in (self.model, self.guide)
+            for name, module in program.modules().items()
+        }
+
+    def blame(self, *batch: Tensor, size: int) -> str:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return checks.first_not_finite(*self._traces(batch, size))
+
+    def _traces(self, batch: tuple[Tensor, ...], size: int) -> tuple[poutine.Trace, poutine.Trace]:
+        """Runs the guide, and the model on what it sampled."""
+        with checks.noting_batch(batch), self.guide.noticing(), self.model.noticing():
+            guide = poutine.trace(self.guide).get_trace(*batch, size=size)
+            model = poutine.trace(poutine.replay(self.model, guide)).get_trace(*batch, size=size)
+        return model, guide
+
+    def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
+        with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
+            model, guide = self._traces(batch, size)
+        checks.check_sites(model, guide)
+        enumerated = sites.enumerated_sites(model) or sites.enumerated_sites(guide)
+        depth = sites.plate_depth(model, guide)
+        kind = DirectEnumELBO if enumerated else DirectELBO
+        self.estimator = kind(max_plate_nesting=depth)
+        return self.estimator
