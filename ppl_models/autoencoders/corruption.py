@@ -69,7 +69,7 @@ class SaltAndPepper:
         ValueError: If the probability is not between 0 and 1, or `low` is not below `high`.
 
     Example:
-        >>> SaltAndPepper(1.0)(torch.full((2, 3), 0.5)).unique().tolist()
+        >>> SaltAndPepper(1.0)(torch.full((20, 3), 0.5)).unique().tolist()
         [0.0, 1.0]
     """
 

@@ -111,8 +111,8 @@ def label_coverage(labels: Tensor, num_modes: int, shares: Tensor | None = None)
         ValueError: If a label is out of range, or a sample has a mode that the data do not.
 
     Example:
-        >>> label_coverage(torch.tensor([0, 0, 1, 1]), num_modes=4)  # KL = log 2
-        ModeCoverage(captured=2, num_modes=4, kl=0.6931471805599453, high_quality=nan, spread=nan)
+        >>> print(label_coverage(torch.tensor([0, 0, 1, 1]), num_modes=4))  # KL = log 2
+        2 of 4 modes, KL 0.693 nats
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"label_coverage: expected a tensor of integers, got {labels!r}.")

@@ -41,8 +41,9 @@ def test_varimax_is_a_rotation_that_no_random_one_beats(shape):
     torch.testing.assert_close(rotation.T @ rotation, identity)
     torch.testing.assert_close(rotated, loadings @ rotation)
     others = varimax_criterion(loadings @ rotations(3000, shape[1]))
-    assert varimax_criterion(rotated) >= others.max() - 1e-12
-    assert varimax_criterion(rotated) >= varimax_criterion(loadings)
+    # One factor only changes its sign: then all are equal, up to the rounding of numbers about 1.
+    least = max(others.max(), varimax_criterion(loadings)) - 1e-12
+    assert varimax_criterion(rotated) >= least
 
 
 def test_two_factors_by_every_angle():

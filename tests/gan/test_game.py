@@ -296,12 +296,17 @@ def test_instance_noise_falls_and_ends():
 
 
 def test_a_gan_learns_a_normal():
+    """Pairs show how far rows lie apart, which single rows do not.
+
+    Alone, the deviation ends anywhere from 0.3 to 0.8, by the last bits of a sum; in pairs, with
+    400 rows a step, it is 0.5 +- 0.045 and the mean 3 +- 0.07 (standard deviations over seeds).
+    """
     torch.manual_seed(0)
-    gan = GAN(1, 1)
+    gan = GAN(1, 1, packing=2)
     x = 3 + 0.5 * torch.randn(2000, 1)
     adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9), fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR
-    options = {"steps": 300, "batch_size": 100, "optimizer": adam, "seed": 0, "schedule": decay}
+    options = {"steps": 300, "batch_size": 400, "optimizer": adam, "seed": 0, "schedule": decay}
     run = quiet(adversarial(gan, instance_noise=(1.0, 0.1, 300)), x, lr=4e-3, **options)
     draws = gan(size=4000).detach()
     assert draws.mean().item() == pytest.approx(3, abs=0.3)

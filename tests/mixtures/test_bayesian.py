@@ -241,7 +241,8 @@ def test_spherical_joint_by_integration():
     model = build(1, "spherical", prior_strength=0.5, prior_df=4.0)
     x = torch.randn(5, 2).double()
     grid = torch.linspace(-8, 8, 20_001).double().exp()  # variances
-    prior = dist.InverseGamma(2.0, 0.5 * 0.75**2 * 2).log_prob(grid) + grid.log()
+    shape, rate = torch.tensor([2.0, 0.5 * 0.75**2 * 2]).double()  # a logarithm in float32: 1e-7
+    prior = dist.InverseGamma(shape, rate).log_prob(grid) + grid.log()
     # Each feature is normal with covariance sigma^2 (I + 1 1^T / kappa).
     covariance = torch.eye(5).double() + 2.0
     total = prior

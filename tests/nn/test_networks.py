@@ -94,7 +94,8 @@ def test_the_outputs_of_a_pixel_meet_its_likelihood(likelihood):
         if likelihood.num_outputs == 2
         else density.logits
     )
-    moved = (parameters[0] != parameters[1]).all(-1).view(8, 8)
+    change = (parameters[0] - parameters[1]).abs()
+    moved = (change > 1e-5).all(-1).view(8, 8)  # less is the rounding of 36 products
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[1:4, 4:7] = True
     assert torch.equal(moved, expected)

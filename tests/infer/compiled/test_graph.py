@@ -538,9 +538,25 @@ def test_bfloat16():
     assert histories[0] == pytest.approx(histories[1], rel=1e-2)
 
 
+def fault_of_the_compiler():
+    """Why it fails even at a sum of exponentials and its slope, which are not ours; or None."""
+    x = torch.linspace(-1, 1, 40, requires_grad=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = torch.compile(lambda x: x.exp().sum(), dynamic=False)(x)
+            (slope,) = torch.autograd.grad(loss, x)
+        torch.testing.assert_close(slope, x.exp())
+    except Exception as error:  # whatever hinders it: no C++, or wrong code for this processor
+        lines = f"{type(error).__name__}: {error}".splitlines()
+        return next((line for line in lines if "error:" in line), lines[0])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_real_compiler(monkeypatch):
     monkeypatch.undo()
+    if fault := fault_of_the_compiler():
+        pytest.skip(f"the compiler of torch fails here at a sum of exponentials: {fault}")
     torch.manual_seed(0)
     objective = elbo(regression, AutoNormal(regression))
     eager, trace = losses(objective, (X, X.sum(1)), compiled=False)

@@ -1,4 +1,4 @@
-"""What all tests share: the same seed and an empty store of parameters before each."""
+"""What all tests and doctests share: the same seed and an empty store of parameters before each."""
 
 import pyro
 import pytest
