@@ -18,16 +18,17 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from ppl_models.infer.compiled.graph import TOLERANCE
+from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.infer.programs.rng import get_rng_state
 
@@ -105,7 +106,7 @@ def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) ->
 
     try:
         before = _state()
-        with warnings.catch_warnings(), mock.patch.object(Function, "apply", classmethod(_apply)):
+        with warnings.catch_warnings(), replaced(Function, "apply", classmethod(_apply)):
             warnings.simplefilter("ignore")  # the program's own were seen before
             stacked, drawn = torch.vmap(record, randomness="different")(numbers)
         if any(mode.refused for mode in modes):
@@ -145,7 +146,9 @@ def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
     own = kind.setup_context is not Function.setup_context
     if own or not torch._C._are_functorch_transforms_active():  # in another thread
         return APPLY.__get__(None, kind)(*args, **kwargs)
-    return kind.forward(mock.MagicMock(), *args, **kwargs)
+    context: Any = FunctionCtx()
+    context.needs_input_grad = (False,) * len(args)
+    return kind.forward(context, *args, **kwargs)
 
 
 class _Apart(TorchFunctionMode):
