@@ -35,7 +35,7 @@ Settings = list[Any]
 
 
 class Recorder(Protocol):
-    """What records and replays."""
+    """What records a function once, to be replayed: torch's word is capture."""
 
     def run(self, function: Callable[[], Losses]) -> Losses:
         """Runs a function as it will be recorded."""
@@ -134,8 +134,8 @@ class Recording:
         )
 
 
-class Captured:
-    """Steps of descent, each replayed as one graph once it has run a few times.
+class Replay:
+    """Steps of descent, each recorded once it has run a few times, and replayed from then on.
 
     Arguments:
         recorder: What records and replays.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
-from ppl_models.infer.compiled.replay import Captured, recorder_for
+from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
 
@@ -74,9 +74,9 @@ class SVI(pyro.infer.SVI):
             return super().step(*args, **kwargs)
         tensor = loss(args, kwargs)
         if tensor is None:  # what parameters there are shows in a step of Pyro's
-            with poutine.trace(param_only=True) as capture:
+            with poutine.trace(param_only=True) as used:
                 value = super().step(*args, **kwargs)
-            loss.take({n: s["value"] for n, s in capture.trace.nodes.items()})
+            loss.take({n: s["value"] for n, s in used.trace.nodes.items()})
             self._merged = None
             return value
         value = tensor.item()
@@ -106,7 +106,7 @@ class Loss:
         self.stored: dict[str, Tensor] = {}  # of these the ones that are in Pyro's store
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
         self.compiled = Compiled(self)
-        self.captured: Captured | None = None  # on a GPU: the loss and its slopes, recorded
+        self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
         self.slopes: dict[str, Tensor] = {}
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -137,7 +137,7 @@ class Loss:
                 self.compiled.give_up("shapes or numbers among the arguments are ever new")
             return None
         self.ready.discard(key)
-        if self.captured is None:
+        if self.replay is None:
             return self.compiled.run(graph, key, evaluate, tensors)
 
         def differentiate(*tensors: Tensor) -> dict[str, Tensor]:
@@ -146,12 +146,12 @@ class Loss:
             named = zip(self.parameters, slopes, strict=True)
             return {"": loss.detach(), **{n: x for n, x in named if x is not None}}
 
-        self.slopes = dict(self.captured(differentiate, tensors, key))
+        self.slopes = dict(self.replay(differentiate, tensors, key))
         return self.slopes.pop("")
 
     def backward(self, loss: Tensor) -> None:
         """Adds the slopes of the loss just taken to those that the parameters have."""
-        if self.captured is None:
+        if self.replay is None:
             loss.backward()
             return
         for name, slope in self.slopes.items():
@@ -170,7 +170,7 @@ class Loss:
             return
         recorder = recorder_for(next(iter(used.values())).device)
         if recorder is not None:
-            self.captured = Captured(recorder, [self.compiled], [], list(used.values()))
+            self.replay = Replay(recorder, [self.compiled], [], list(used.values()))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.parameters.items()
