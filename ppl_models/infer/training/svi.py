@@ -61,11 +61,11 @@ class SVI(pyro.infer.SVI):
         **kwargs: Any,
     ) -> None:
         if isinstance(optim, torch.optim.Optimizer):
-            optim = Given(optim)
+            optim = TorchOptimizer(optim)
         super().__init__(model, guide, optim, loss, **kwargs)
         estimator = direct(loss)
         self._loss = None if estimator is None else Loss(model, guide, estimator)
-        self._merged: Merged | None = None
+        self._fused: FusedOptimizer | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes a step, and returns the loss before it, as `pyro.infer.SVI.step` does."""
@@ -77,19 +77,19 @@ class SVI(pyro.infer.SVI):
             with poutine.trace(param_only=True) as used:
                 value = super().step(*args, **kwargs)
             loss.take({n: s["value"] for n, s in used.trace.nodes.items()})
-            self._merged = None
+            self._fused = None
             return value
         value = tensor.item()
         if value - value != 0:  # Pyro's says where it comes from
             return super().step(*args, **kwargs)
         loss.backward(tensor)
         parameters = list(loss.parameters.values())
-        if isinstance(self.optim, Given):
+        if isinstance(self.optim, TorchOptimizer):
             self.optim(set(parameters))
         else:
-            if self._merged is None or not self._merged.holds():
-                self._merged = Merged(self.optim, parameters)
-            self._merged.step()
+            if self._fused is None or not self._fused.holds():
+                self._fused = FusedOptimizer(self.optim, parameters)
+            self._fused.step()
         zero_grads(parameters)
         return value
 
@@ -183,7 +183,7 @@ class Loss:
         }
 
 
-class Given(PyroOptim):
+class TorchOptimizer(PyroOptim):
     """An optimiser of torch that was made with its parameters."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -194,7 +194,7 @@ class Given(PyroOptim):
         self.optimizer.step()
 
 
-class Merged:
+class FusedOptimizer:
     """One optimiser for all parameters, where Pyro has an equal one for each; else Pyro's own.
 
     It shares their state, which Pyro can still read and save.
@@ -203,30 +203,34 @@ class Merged:
     def __init__(self, optim: PyroOptim, parameters: list[Tensor]) -> None:
         self.optim, self.parameters = optim, parameters
         self.each = [optim.optim_objs.get(p) for p in parameters]
-        self.optimizer: torch.optim.Optimizer | None = None
         plain = type(optim) is PyroOptim and not optim.pt_clip_args
-        if not plain or any(type(o) not in FUSED for o in self.each):
-            return
+        known = plain and all(type(o) in FUSED for o in self.each)
         # With all settings and states, so that one changed by hand is seen.
-        self.groups = [dict(o.param_groups[0]) for o in self.each]
-        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
-        first = settings[0]
-        if any(isinstance(v, Tensor) for g in settings for v in g.values()):
-            return
-        if any(type(o) is not type(self.each[0]) for o in self.each) or any(
-            g != first for g in settings
-        ):
-            return
-        if any(p.device.type not in ("cpu", "cuda") for p in parameters):
-            return
-        for p, own in zip(parameters, self.each, strict=True):
+        self.groups = [dict(o.param_groups[0]) for o in self.each] if known else []
+        self.settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
+        self.optimizer = self._fuse() if known and self._are_equal() else None
+
+    def _are_equal(self) -> bool:
+        """Whether Pyro's are of one kind with equal settings, on a device that has a fused step."""
+        kind, first = type(self.each[0]), self.settings[0]
+        return (
+            not any(isinstance(v, Tensor) for g in self.settings for v in g.values())
+            and all(type(o) is kind for o in self.each)
+            and all(g == first for g in self.settings)
+            and all(p.device.type in ("cpu", "cuda") for p in self.parameters)
+        )
+
+    def _fuse(self) -> torch.optim.Optimizer:
+        first = self.settings[0]
+        optimizer: torch.optim.Optimizer
+        optimizer = type(self.each[0])(self.parameters, lr=first["lr"], fused=True)
+        chosen = {k: v for k, v in first.items() if k not in ("foreach", "fused")}
+        optimizer.param_groups[0].update(chosen)
+        for p, own in zip(self.parameters, self.each, strict=True):
             if "step" in own.state[p]:  # which a fused step counts on the device
                 own.state[p]["step"] = own.state[p]["step"].to(p.device)
-        chosen = {k: v for k, v in first.items() if k not in ("foreach", "fused")}
-        self.optimizer = type(self.each[0])(parameters, lr=first["lr"], fused=True)
-        self.optimizer.param_groups[0].update(chosen)
-        for p, own in zip(parameters, self.each, strict=True):
-            self.optimizer.state[p] = own.state[p]
+            optimizer.state[p] = own.state[p]
+        return optimizer
 
     def holds(self) -> bool:
         """Whether Pyro's optimisers have the settings and states that they had."""
