@@ -10,7 +10,7 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from operator import is_
 from pathlib import Path
@@ -51,9 +51,11 @@ class Finder:
 
     Arguments:
         objective: What is traced, with programs among its attributes.
+        stored: The names of parameters in Pyro's store that it reads, besides those that its
+            programs have found there.
     """
 
-    def __init__(self, objective: Any) -> None:
+    def __init__(self, objective: Any, stored: Collection[str] = ()) -> None:
         self._names: set[str] = set()  # that the functions found so far look up
         known = -1
         while len(self._names) > known:  # names found late matter for objects seen early
@@ -63,6 +65,7 @@ class Finder:
             self.tensors: list[Tensor] = []
             self._seen: dict[int, Any] = {}  # kept, so that no other object gets the same id
             self._find(objective)
+            self._stored(stored)
 
     def _find(self, objective: Any) -> None:
         self._scalars(vars(objective))
@@ -76,7 +79,6 @@ class Finder:
                         self._stored(program.found)
             if hasattr(part, "num_particles"):  # an estimator
                 self._scalars(vars(part))
-        self._stored(getattr(objective, "stored", {}))
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the modules."""

@@ -98,14 +98,15 @@ class Loss:
     """The loss of Pyro's estimator, compiled."""
 
     name = "SVI"
+    eager_because: str | None = None
 
     def __init__(self, model: Any, guide: Any, estimator: Any) -> None:
         self.model, self.guide, self.estimator = model, guide, estimator
         self.programs = Program(model, "model"), Program(guide, "guide")
         self.parameters: dict[str, Tensor] = {}
-        self.stored: dict[str, Tensor] = {}  # of these the ones that are in Pyro's store
+        self.stored: set[str] = set()  # the names of those that are in Pyro's store
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
-        self.compiled = Compiled(self)
+        self.compiled = Compiled(self, self.stored)
         self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
         self.slopes: dict[str, Tensor] = {}
 
@@ -163,7 +164,8 @@ class Loss:
         kept = {n: v for n, v in values.items() if v is not None}
         used = {n: v.unconstrained() for n, v in kept.items()}  # type: ignore[attr-defined]
         store = pyro.get_param_store()._params
-        self.stored = {n: v for n, v in used.items() if store.get(n) is v}
+        self.stored.clear()
+        self.stored.update(n for n, v in used.items() if store.get(n) is v)
         self.parameters = used
         if not used:
             self.compiled.reason = "there are no parameters"
