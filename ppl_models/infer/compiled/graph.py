@@ -41,7 +41,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with paramet
 HALVES = (torch.bfloat16, torch.float16)
 HALF = 3e-2  # relative, where some of it runs in half precision
 NOISE = 30  # times what the last digits of the parameters make of a number
-OWN = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, __file__))
+# Folders whose lines are not the user's.
+OWN = (
+    *(str(Path(str(library.__file__)).parent) for library in (torch, pyro)),
+    str(Path(__file__).parents[1]),  # all of `infer`
+)
 
 
 class Graph(NamedTuple):
