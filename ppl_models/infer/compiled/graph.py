@@ -38,7 +38,7 @@ CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
 SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
-HALVES = (torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)  # what autocast runs in
 HALF = 3e-2  # relative, where some of it runs in half precision
 NOISE = 30  # times what the last digits of the parameters make of a number
 # Folders whose lines are not the user's.

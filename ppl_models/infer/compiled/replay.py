@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from ppl_models.infer.compiled.graph import Compiled, Graph
 
 WARM_UP = 3  # steps before one is recorded, in which all that lasts is allocated
-PLAIN = (bool, int, float, str, tuple)
+PLAIN = (bool, int, float, str, tuple)  # settings that count by their values
 UNSTEADY = 100  # changes of addresses or settings after which no more steps are recorded
 
 Losses = dict[str, Tensor]

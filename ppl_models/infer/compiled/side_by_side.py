@@ -28,12 +28,12 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
-from ppl_models.infer.compiled.graph import TOLERANCE
+from ppl_models.infer.compiled.graph import HALF, TOLERANCE
 from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.infer.programs.rng import get_rng_state
 
-APPLY = Function.__dict__["apply"]
+APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
 FEW = 16  # draws that are not worth a second way
 MANY = 64  # tensors as large as the largest, beyond which the number of tensors counts too
 NARROW = 8  # draws at a time that cost no less than one by one: large ones, each batch with a check
@@ -134,7 +134,7 @@ def _is_that_alone(
     with _RepeatedDraws([values[place] for values in drawn]) as mode:
         alone = run(number)
     kinds = {x.dtype for x in (*drawn, *alone.values()) if x.is_floating_point()}
-    tolerance = max((TOLERANCE.get(kind, 3e-2) for kind in kinds), default=0.0)
+    tolerance = max((TOLERANCE.get(kind, HALF) for kind in kinds), default=0.0)
     return (
         mode.used == len(drawn)
         and alone.keys() == results.keys()

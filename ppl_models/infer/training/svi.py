@@ -19,6 +19,7 @@ from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
+# Arguments that a graph can hold as constants.
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
