@@ -92,7 +92,7 @@ class Compiled:
         self.traced = 0
         self.without_compiler = False
         self.halved = False  # whether some of it runs in half precision
-        # Why it runs eagerly, if it does; an objective may say so of itself, and some do not yet.
+        # Why it runs eagerly, if it does; an objective may say so of itself.
         self.reason: str | None = getattr(objective, "eager_because", None)
 
     def __call__(
