@@ -23,7 +23,17 @@ def cholesky(matrix: Tensor) -> Tensor:
     """
     if matrix.device.type == "cpu":
         return torch.linalg.cholesky(matrix)
-    factor, info = torch.linalg.cholesky_ex(matrix)
+    return cholesky_or_nan(matrix)
+
+
+def cholesky_or_nan(matrix: Tensor, *, upper: bool = False) -> Tensor:
+    """`torch.linalg.cholesky` on any device, NaN where there is no factor.
+
+    Example:
+        >>> cholesky_or_nan(torch.tensor([[-1.0]]))
+        tensor([[nan]])
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
     return factor.where((info == 0)[..., None, None], torch.nan)
 
 

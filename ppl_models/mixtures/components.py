@@ -8,13 +8,15 @@ References:
     | https://doi.org/10.1007/s11222-014-9500-2
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray
+
+if TYPE_CHECKING:
+    import xarray
 
 
-def num_active(data: Any, assignments: str = "z") -> xarray.DataArray:
+def num_active(data: Any, assignments: str = "z") -> "xarray.DataArray":
     """Returns the number of components that have rows, for each chain and draw.
 
     Arguments:
@@ -25,10 +27,13 @@ def num_active(data: Any, assignments: str = "z") -> xarray.DataArray:
         ValueError: If the posterior lacks it.
 
     Example:
+        >>> import xarray
         >>> z = xarray.DataArray([[[0, 0, 2], [1, 1, 1]]], dims=["chain", "draw", "data"])
         >>> num_active({"posterior": {"z": z}}).values
         array([[2, 1]])
     """
+    import xarray  # slow to import, and brings pandas
+
     labels = np.sort(_assignments(data, assignments).values, axis=2)
     distinct = 1 + (np.diff(labels, axis=2) > 0).sum(2)
     return xarray.DataArray(distinct, dims=["chain", "draw"], name="num_active")
@@ -57,6 +62,7 @@ def component_summary(
         A `pandas.DataFrame`.
 
     Example:
+        >>> import xarray
         >>> z = xarray.DataArray([[[0, 0, 2], [1, 1, 1]]], dims=["chain", "draw", "data"])
         >>> dims = ["chain", "draw", "component"]
         >>> weights = xarray.DataArray([[[0.6, 0.1, 0.3], [0.2, 0.7, 0.1]]], dims=dims)
@@ -80,7 +86,7 @@ def component_summary(
     return pandas.DataFrame(columns).rename_axis(dim)
 
 
-def _assignments(data: Any, name: str) -> xarray.DataArray:
+def _assignments(data: Any, name: str) -> "xarray.DataArray":
     posterior = data["posterior"]
     if name not in posterior:
         raise ValueError(

@@ -21,10 +21,12 @@ References:
     | https://doi.org/10.1198/jcgs.2010.09008
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray
+
+if TYPE_CHECKING:
+    import xarray
 
 MOST_ROUNDS = 50
 
@@ -65,6 +67,8 @@ def relabel(
         >>> dict(relabel(posterior)["posterior"]["locs"].sizes)
         {'chain': 1, 'draw': 5, 'component': 3, 'feature': 2}
     """
+    import xarray  # slow to import, and brings pandas
+
     groups = _groups(data)
     posterior = groups.get("posterior", xarray.Dataset())
     for name, needed in {assignments: "chain", weights: dim}.items():
@@ -121,26 +125,30 @@ def _permutations(z: np.ndarray, weights: np.ndarray, reference: int) -> np.ndar
     return order
 
 
-def _reference(groups: dict[str, xarray.Dataset]) -> int:
+def _reference(groups: dict[str, "xarray.Dataset"]) -> int:
     """The draw of the highest joint log-density, where it is known, or the first."""
     stats = groups.get("sample_stats")
     return 0 if stats is None or "log_p" not in stats else int(stats["log_p"].values.argmax())
 
 
-def _draws(variable: xarray.DataArray, *first: str) -> np.ndarray:
+def _draws(variable: "xarray.DataArray", *first: str) -> np.ndarray:
     """The values with all draws of all chains in front, (S, *)."""
     values = variable.transpose("chain", "draw", *first, ...).values
     return values.reshape(-1, *values.shape[2:])
 
 
-def _groups(data: Any) -> dict[str, xarray.Dataset]:
+def _groups(data: Any) -> dict[str, "xarray.Dataset"]:
+    import xarray
+
     if isinstance(data, xarray.DataTree):
         return {name: node.to_dataset() for name, node in data.children.items()}
     return {name: data[name] for name in data.groups()}
 
 
-def _rebuilt(data: Any, groups: dict[str, xarray.Dataset]) -> Any:
+def _rebuilt(data: Any, groups: dict[str, "xarray.Dataset"]) -> Any:
     """An object of the kind of `data`."""
+    import xarray
+
     if isinstance(data, xarray.DataTree):
         result = xarray.DataTree.from_dict(groups)
     else:

@@ -16,7 +16,7 @@ under the same random numbers before it is first used, and again every `CHECK_EV
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,10 +38,14 @@ CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
 SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
-HALVES = (torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)  # what autocast runs in
 HALF = 3e-2  # relative, where some of it runs in half precision
 NOISE = 30  # times what the last digits of the parameters make of a number
-OWN = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, __file__))
+# Folders whose lines are not the user's.
+OWN = (
+    *(str(Path(str(library.__file__)).parent) for library in (torch, pyro)),
+    str(Path(__file__).parents[1]),  # all of `infer`
+)
 
 
 class Graph(NamedTuple):
@@ -77,10 +81,12 @@ class Compiled:
 
     Arguments:
         objective: What is descended.
+        stored: The names of parameters in Pyro's store that it reads, besides those that its
+            programs have found there. Names may come and go.
     """
 
-    def __init__(self, objective: Trainable) -> None:
-        self.objective = objective
+    def __init__(self, objective: Trainable, stored: Collection[str] = ()) -> None:
+        self.objective, self.stored = objective, stored
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
@@ -145,7 +151,7 @@ class Compiled:
         with warnings.catch_warnings(), _validation_kept():
             warnings.simplefilter("ignore")  # of the compiler; the program's own were seen before
             try:
-                watch = Finder(self.objective).watch
+                watch = self._found().watch
                 traced, read = self._trace(evaluate, inputs)
                 watch += [(partial(getattr, x, "_version"), x._version) for x in read]
                 wrong = self._difference(evaluate, traced, inputs)
@@ -167,7 +173,7 @@ class Compiled:
         if wrong:
             self.give_up(wrong)
             return None
-        on_host = varies_on_host(traced, self._device(), Finder(self.objective).tensors)
+        on_host = varies_on_host(traced, self._device(), self._found().tensors)
         found = [getattr(traced, str(n.target)) for n in traced.graph.find_nodes(op="get_attr")]
         tensors = [x for x in found if isinstance(x, Tensor)]
         graph = self.graphs[key] = Graph(run, watch, [0], tensors, on_host)
@@ -207,8 +213,11 @@ class Compiled:
                 "sites, depend on values" + _where_they_part(first, second)
             )
         self.halved = any(_dtype(node) in HALVES for node in first.graph.nodes)
-        tidy(first, device, Finder(self.objective).tensors)
+        tidy(first, device, self._found().tensors)
         return first, reads.tensors
+
+    def _found(self) -> Finder:
+        return Finder(self.objective, self.stored)
 
     def _device(self) -> torch.device:
         return next(p.device for _, p in self.objective.named_parameters())
@@ -244,7 +253,7 @@ class Compiled:
         with self._untouched(inputs):
             value = loss(*inputs)
             slopes = torch.autograd.grad(value, parameters, allow_unused=True)
-            buffers = [b.clone() for b in Finder(self.objective).buffers()]
+            buffers = [b.clone() for b in self._found().buffers()]
         return [
             ("loss", value.detach()),
             *(("gradient", slope) for slope in slopes),
@@ -284,7 +293,7 @@ class Compiled:
         """A context that leaves random numbers, buffers, what is held and inputs as they were."""
         device = self._device()
         rng = get_rng_state(device)
-        finder = Finder(self.objective)
+        finder = self._found()
         small = (x for x in finder.tensors if x.numel() <= SMALL)
         others = [(x, x._version, x.detach().clone()) for x in (*inputs, *small)]
         kept = [(x, x.clone()) for x in finder.buffers()]

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from ppl_models.infer.compiled.graph import Compiled, Graph
 
 WARM_UP = 3  # steps before one is recorded, in which all that lasts is allocated
-PLAIN = (bool, int, float, str, tuple)
+PLAIN = (bool, int, float, str, tuple)  # settings that count by their values
 UNSTEADY = 100  # changes of addresses or settings after which no more steps are recorded
 
 Losses = dict[str, Tensor]
@@ -35,7 +35,7 @@ Settings = list[Any]
 
 
 class Recorder(Protocol):
-    """What records and replays."""
+    """What records a function once, to be replayed: torch's word is capture."""
 
     def run(self, function: Callable[[], Losses]) -> Losses:
         """Runs a function as it will be recorded."""
@@ -134,8 +134,8 @@ class Recording:
         )
 
 
-class Captured:
-    """Steps of descent, each replayed as one graph once it has run a few times.
+class Replay:
+    """Steps of descent, each recorded once it has run a few times, and replayed from then on.
 
     Arguments:
         recorder: What records and replays.

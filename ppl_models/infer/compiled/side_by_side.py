@@ -5,7 +5,8 @@ handlers, most of whose time is Python's. `torch.vmap` runs it once on tensors o
 dimension of draws no operation of the program can see: sums, products of matrices and indices mean
 what they mean for one draw, and draws cannot mix. What it cannot run that way (an `if` on a value,
 an operation without such a rule) it refuses, and so are programs that keep something from one run
-to the next. They run draw by draw.
+to the next. They run draw by draw. (Restarts and candidates are not draws: models that have a way
+to stack them do.)
 
 That both ways agree is not assumed. A batch keeps the random numbers that it drew. With those of a
 few of its draws the function is run once more, by itself, and all that it returns must be the same:
@@ -18,20 +19,21 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
-from ppl_models.infer.compiled.graph import TOLERANCE
+from ppl_models.infer.compiled.graph import HALF, TOLERANCE
+from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.infer.programs.rng import get_rng_state
 
-APPLY = Function.__dict__["apply"]
+APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
 FEW = 16  # draws that are not worth a second way
 MANY = 64  # tensors as large as the largest, beyond which the number of tensors counts too
 NARROW = 8  # draws at a time that cost no less than one by one: large ones, each batch with a check
@@ -78,7 +80,7 @@ def side_by_side(
     if total <= FEW or watch is None:
         yield from map(run, numbers)
         return
-    with _Again() as size:
+    with _Sizes() as size:
         first = run(numbers[0])
     yield first
     done, width = 1, most // max(size.largest, size.total // MANY, 1)
@@ -96,16 +98,16 @@ def side_by_side(
 def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) -> Results | None:
     """What the draws with these numbers give, or None where that is not what each gives alone."""
 
-    modes: list[_Apart] = []
+    modes: list[_NotedDraws] = []
 
     def record(number: Tensor) -> tuple[Results, list[Tensor]]:
-        with _Apart(number) as mode:
+        with _NotedDraws(number) as mode:
             modes.append(mode)
             return run(number), mode.drawn
 
     try:
         before = _state()
-        with warnings.catch_warnings(), mock.patch.object(Function, "apply", classmethod(_apply)):
+        with warnings.catch_warnings(), replaced(Function, "apply", classmethod(_apply_forward)):
             warnings.simplefilter("ignore")  # the program's own were seen before
             stacked, drawn = torch.vmap(record, randomness="different")(numbers)
         if any(mode.refused for mode in modes):
@@ -129,10 +131,10 @@ def _is_that_alone(
     drawn: list[Tensor],
 ) -> bool:
     """Whether a draw gives the same by itself, with the same random numbers."""
-    with _Again([values[place] for values in drawn]) as mode:
+    with _RepeatedDraws([values[place] for values in drawn]) as mode:
         alone = run(number)
     kinds = {x.dtype for x in (*drawn, *alone.values()) if x.is_floating_point()}
-    tolerance = max((TOLERANCE.get(kind, 3e-2) for kind in kinds), default=0.0)
+    tolerance = max((TOLERANCE.get(kind, HALF) for kind in kinds), default=0.0)
     return (
         mode.used == len(drawn)
         and alone.keys() == results.keys()
@@ -140,15 +142,17 @@ def _is_that_alone(
     )
 
 
-def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """`Function.apply` of functions that only say how they are differentiated, which none are."""
+def _apply_forward(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Function.apply` of functions that only say how they are differentiated, which no draw is."""
     own = kind.setup_context is not Function.setup_context
     if own or not torch._C._are_functorch_transforms_active():  # in another thread
         return APPLY.__get__(None, kind)(*args, **kwargs)
-    return kind.forward(mock.MagicMock(), *args, **kwargs)
+    context: Any = FunctionCtx()
+    context.needs_input_grad = (False,) * len(args)
+    return kind.forward(context, *args, **kwargs)
 
 
-class _Apart(TorchFunctionMode):
+class _NotedDraws(TorchFunctionMode):
     """Lets what is drawn or written in place belong to a draw of its own, and notes what is drawn.
 
     Refused are numbers that are random and yet the same for each draw, of a seed that the program
@@ -195,22 +199,39 @@ class _Apart(TorchFunctionMode):
         return {kind: state.numpy().tobytes() for kind, state in states.items()}
 
 
-class _Again(TorchFunctionMode):
-    """Gives random numbers that were noted, and finds out how large tensors are."""
+class _RepeatedDraws(TorchFunctionMode):
+    """Gives random numbers that were noted, in their order.
 
-    def __init__(self, given: list[Tensor] | None = None) -> None:
+    Arguments:
+        noted: What a draw is to draw.
+    """
+
+    def __init__(self, noted: list[Tensor]) -> None:
         super().__init__()
-        self.given = given
-        self.used = self.largest = self.total = 0
+        self.noted = noted
+        self.used = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.given is not None and (func in RANDOM or func in RANDOM_IN_PLACE):
-            result = self.given[self.used] if self.used < len(self.given) else None
+        if func in RANDOM or func in RANDOM_IN_PLACE:
             self.used += 1
-            if result is not None:
+            if self.used <= len(self.noted):
+                result = self.noted[self.used - 1]
                 return args[0].copy_(result) if func in RANDOM_IN_PLACE else result.clone()
+        return func(*args, **(kwargs or {}))
+
+
+class _Sizes(TorchFunctionMode):
+    """Finds out how many numbers the tensors hold that are made: the largest, and all together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.total = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel())

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, transforms
 from torch.fx import GraphModule, Node
+
+from ppl_models.infer.compiled.replaced import replaced
+from ppl_models.linalg import cholesky_or_nan
 
 
 @contextmanager
@@ -30,10 +32,11 @@ def without_waits(device: torch.device) -> Iterator[None]:
         (transforms, "tril_matrix_to_vec", from_triangle),
     ]
     if device.type != "cpu":
-        changes += [(torch.linalg, "cholesky", cholesky), (torch.linalg, "solve", solve)]
+        changes.append((torch.linalg, "cholesky", cholesky_or_nan))
+        changes.append((torch.linalg, "solve", solve_or_nan))
     with ExitStack() as stack:
         for owner, name, function in changes:
-            stack.enter_context(mock.patch.object(owner, name, function))
+            stack.enter_context(replaced(owner, name, function))
         yield
 
 
@@ -57,13 +60,7 @@ def _size(n: int, diag: int) -> int:
     return sum(min(max(row + 1 + diag, 0), n) for row in range(n))
 
 
-def cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
-    """`torch.linalg.cholesky`, NaN where there is no factor."""
-    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
-    return factor.where((info == 0)[..., None, None], torch.nan)
-
-
-def solve(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
+def solve_or_nan(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
     """`torch.linalg.solve`, NaN where there is no solution."""
     solution, info = torch.linalg.solve_ex(matrix, right, left=left)
     vector = solution.dim() < matrix.dim()

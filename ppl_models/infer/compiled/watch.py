@@ -10,7 +10,7 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from operator import is_
 from pathlib import Path
@@ -51,9 +51,11 @@ class Finder:
 
     Arguments:
         objective: What is traced, with programs among its attributes.
+        stored: The names of parameters in Pyro's store that it reads, besides those that its
+            programs have found there.
     """
 
-    def __init__(self, objective: Any) -> None:
+    def __init__(self, objective: Any, stored: Collection[str] = ()) -> None:
         self._names: set[str] = set()  # that the functions found so far look up
         known = -1
         while len(self._names) > known:  # names found late matter for objects seen early
@@ -63,6 +65,7 @@ class Finder:
             self.tensors: list[Tensor] = []
             self._seen: dict[int, Any] = {}  # kept, so that no other object gets the same id
             self._find(objective)
+            self._stored(stored)
 
     def _find(self, objective: Any) -> None:
         self._scalars(vars(objective))
@@ -76,7 +79,6 @@ class Finder:
                         self._stored(program.found)
             if hasattr(part, "num_particles"):  # an estimator
                 self._scalars(vars(part))
-        self._stored(getattr(objective, "stored", {}))
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the modules."""
@@ -104,55 +106,69 @@ class Finder:
         if isinstance(value, SCALARS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, Tensor):
-            if not value.requires_grad:
-                self.tensors.append(value)
-            self.watch.append((partial(getattr, value, "requires_grad"), value.requires_grad))
-        elif isinstance(value, types.ModuleType):
-            if not _of_library(value):
-                self._all(vars(value), self._names & vars(value).keys())
-        elif isinstance(value, type):
-            if not _of_library(value):
-                self._class(value)
-        elif isinstance(value, nn.Module):
-            self._module(value)
-        elif isinstance(value, Mapping):
-            self.watch.append((value.__len__, len(value)))
-            if len(value) <= LONG:
-                self._all(value, list(value))
-            elif len(value) <= MOST:
-                self._long(value.values, list(value.values()))
-        elif isinstance(value, (list, deque)):
-            self.watch.append((value.__len__, len(value)))
-            if len(value) <= LONG:
-                for n, entry in enumerate(value):
-                    self._note(partial(_entry, value, n), entry)
-            elif len(value) <= MOST:
-                self._long(partial(iter, value), list(value))
-        elif isinstance(value, tuple):
-            for entry in value[:LONG]:
-                self._visit(entry)
-        elif isinstance(value, (set, frozenset)):
-            self._long(value.__iter__, list(value))
-        elif isinstance(value, np.ndarray):
-            if value.size <= MOST:
-                self.watch.append((partial(_unchanged, value, value.tobytes()), True))
-        elif isinstance(value, types.FunctionType):
-            self._function(value)
-        elif isinstance(value, types.MethodType):
-            self._visit(value.__func__)
-            self._visit(value.__self__)
-        elif isinstance(value, partial):
-            for entry in (value.func, value.args, value.keywords):
-                self._visit(entry)
-        elif not _of_library(type(value)) or isinstance(value, NAMESPACES):
-            own = getattr(value, "__dict__", {})
-            used = self._class(type(value), own)
-            self._all(own, [name for name in own if name in used])
-            for name in used & _slots(type(value)):
-                self._note(partial(getattr, value, name, None), getattr(value, name, None))
-        elif hasattr(value, "__dict__"):
-            self._scalars(vars(value))
+        for kind, look in LOOKS:
+            if isinstance(value, kind):
+                look(self, value)
+                return
+        self._object(value)
+
+    def _tensor(self, tensor: Tensor) -> None:
+        if not tensor.requires_grad:
+            self.tensors.append(tensor)
+        self.watch.append((partial(getattr, tensor, "requires_grad"), tensor.requires_grad))
+
+    def _namespace(self, module: types.ModuleType) -> None:
+        if not _of_library(module):
+            self._all(vars(module), self._names & vars(module).keys())
+
+    def _own_class(self, kind: type) -> None:
+        if not _of_library(kind):
+            self._class(kind)
+
+    def _mapping(self, mapping: Mapping[Any, Any]) -> None:
+        self.watch.append((mapping.__len__, len(mapping)))
+        if len(mapping) <= LONG:
+            self._all(mapping, list(mapping))
+        elif len(mapping) <= MOST:
+            self._long(mapping.values, list(mapping.values()))
+
+    def _list(self, values: list[Any] | deque[Any]) -> None:
+        self.watch.append((values.__len__, len(values)))
+        if len(values) <= LONG:
+            for n, entry in enumerate(values):
+                self._note(partial(_entry, values, n), entry)
+        elif len(values) <= MOST:
+            self._long(partial(iter, values), list(values))
+
+    def _tuple(self, values: tuple[Any, ...]) -> None:
+        for entry in values[:LONG]:
+            self._visit(entry)
+
+    def _set(self, values: set[Any] | frozenset[Any]) -> None:
+        self._long(values.__iter__, list(values))
+
+    def _array(self, array: np.ndarray) -> None:
+        if array.size <= MOST:
+            self.watch.append((partial(_unchanged, array, array.tobytes()), True))
+
+    def _method(self, method: types.MethodType) -> None:
+        self._visit(method.__func__)
+        self._visit(method.__self__)
+
+    def _partial(self, function: partial[Any]) -> None:
+        for entry in (function.func, function.args, function.keywords):
+            self._visit(entry)
+
+    def _object(self, value: Any) -> None:
+        """What is of no other kind: of a library's own the numbers alone."""
+        own = getattr(value, "__dict__", {})
+        if _of_library(type(value)) and not isinstance(value, NAMESPACES):
+            self._scalars(own)
+            return
+        used = self._class(type(value), own)
+        self._all(own, [name for name in own if name in used])
+        for name in used & _slots(type(value)):
+            self._note(partial(getattr, value, name, None), getattr(value, name, None))
 
     def _long(self, entries: Callable[[], Iterable[Any]], before: list[Any]) -> None:
         """Many entries at once: a call for each would take longer than a step."""
@@ -210,6 +226,23 @@ class Finder:
         self._visit(getattr(function, "__wrapped__", None))
         scope = function.__globals__
         self._all(scope, _names(function.__code__) & scope.keys())
+
+
+# How each kind of value is looked at; the first kind counts that it is of.
+LOOKS: tuple[tuple[Any, Callable[[Finder, Any], None]], ...] = (
+    (Tensor, Finder._tensor),
+    (types.ModuleType, Finder._namespace),
+    (type, Finder._own_class),
+    (nn.Module, Finder._module),
+    (Mapping, Finder._mapping),
+    ((list, deque), Finder._list),
+    (tuple, Finder._tuple),
+    ((set, frozenset), Finder._set),
+    (np.ndarray, Finder._array),
+    (types.FunctionType, Finder._function),
+    (types.MethodType, Finder._method),
+    (partial, Finder._partial),
+)
 
 
 def _in_store(name: str) -> Tensor | None:

@@ -7,12 +7,11 @@ Names follow `arviz_base.from_numpyro_svi`: plates become dimensions, and the si
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import torch
-import xarray
 from pyro import poutine
 from torch import Tensor
 
@@ -22,6 +21,9 @@ from ppl_models.infer.evidence.draws import Draws
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
+
+if TYPE_CHECKING:
+    import xarray
 
 Names = Mapping[str, Sequence[str]]
 BATCH = 4096  # draws of a row that are made at once
@@ -266,6 +268,7 @@ def _to_arviz(
 ) -> Any:
     """Returns what the installed ArviZ reads. `given` are the arguments of the model."""
     import arviz  # slow to import, and not needed to fit
+    import xarray
 
     observed = groups.get("observed_data", {})
     rows = {len(x) for dims, x in observed.values() if "data" in dims}
@@ -284,7 +287,9 @@ def _to_arviz(
     return xarray.DataTree.from_dict(datasets)
 
 
-def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> xarray.Dataset:
+def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> "xarray.Dataset":
+    import xarray
+
     sizes: dict[str, int] = {}
     for dims, array in arrays.values():
         sizes |= dict(zip(dims, array.shape, strict=True))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xarray
 from torch import Tensor
 
 
@@ -131,6 +130,7 @@ def stacking(held_out: Tensor, fitted: Tensor, folds: int) -> Tensor:
 def elpd_data(held_out: Tensor, fitted: Tensor, folds: int) -> Any:
     """Returns the held-out evidence of a candidate, `(N,)`, as the installed ArviZ holds it."""
     import arviz
+    import xarray
 
     total = held_out.sum().item()
     known = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_models.infer.compiled.graph import Compiled
-from ppl_models.infer.compiled.replay import Captured, recorder_for
+from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.modules import check_devices
@@ -106,7 +106,7 @@ class Descent:
         self.schedule, self.steps, self.amp = schedule, steps, amp
         self.ema, self.compile = ema, compile
         self.average: Average | None = None
-        self.captured: Captured | None = None
+        self.replay: Replay | None = None
         self.step_number = 0
         self.started = False
 
@@ -133,7 +133,7 @@ class Descent:
         recorder = recorder_for(self.device) if self.compile else None
         if recorder is not None:
             moved = list(chain.from_iterable(self.parameters))
-            self.captured = Captured(recorder, self.compiled, self.optimizers, moved)
+            self.replay = Replay(recorder, self.compiled, self.optimizers, moved)
         if self.ema is not None:
             self.average = Average(list(chain.from_iterable(self.parameters)), self.ema)
         self.started = True
@@ -160,7 +160,7 @@ class Descent:
 
     def step(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """Takes one step for each objective, and returns their losses before it."""
-        losses = self._turns(batch) if self.captured is None else self._replayed(batch)
+        losses = self._turns(batch) if self.replay is None else self._replayed(batch)
         for scheduler in self.schedulers:
             if scheduler is not None:
                 scheduler.step()
@@ -184,22 +184,22 @@ class Descent:
 
     def _replayed(self, batch: Batch | Chosen) -> dict[str, Tensor]:
         """The same, by a recording where there is one for batches of this kind."""
-        assert self.captured is not None
+        assert self.replay is not None
         if isinstance(batch, Chosen):
-            losses = self.captured(
+            losses = self.replay(
                 lambda rows: self._turns(batch._replace(rows=rows)),
                 (batch.rows,),
                 *map(id, batch.tensors),
                 batch.size,
             )
         elif batch.rows is None:
-            losses = self.captured(
+            losses = self.replay(
                 lambda *values: self._turns(batch._replace(values=values)),
                 batch.values,
                 batch.size,
             )
         else:
-            losses = self.captured(
+            losses = self.replay(
                 lambda rows, *values: self._turns(Batch(values, rows, batch.size)),
                 (batch.rows, *batch.values),
                 batch.size,
@@ -213,7 +213,7 @@ class Descent:
         # Pyro's checks run once: on every step they would cost more than the mathematics.
         validate = pyro.settings.get("validate_infer") and self.step_number == 0
         # Reading the loss makes a GPU wait; there it is checked when it is reported.
-        checked = self.device.type == "cpu" and self.captured is None
+        checked = self.device.type == "cpu" and self.replay is None
         rng = get_rng_state(self.device) if checked else {}
         with pyro.validation_enabled(validate):
             loss = self._loss(i, batch)
@@ -255,8 +255,8 @@ class Descent:
 
     def close(self) -> None:
         """Lets recordings go, and the data that they hold, also where a run was interrupted."""
-        if self.captured is not None:
-            self.captured.recordings.clear()
+        if self.replay is not None:
+            self.replay.recordings.clear()
 
     def blame(self, objective: Objective, batch: Batch, loss: Tensor, when: str) -> str:
         """Says where a loss that is not finite comes from."""

@@ -223,7 +223,7 @@ def fit(
 
 def _epoch(train: Source, descent: Descent, seed: int, start: int) -> Iterator[Batch | Chosen]:
     """The batches of an epoch, as rows where gathering them is recorded with the step."""
-    if descent.captured is not None and isinstance(train, InMemory) and train.recordable:
+    if descent.replay is not None and isinstance(train, InMemory) and train.recordable:
         return train.choices(seed, start)
     return train.epoch(seed, start)
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
-from ppl_models.infer.compiled.replay import Captured, recorder_for
+from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
+# Arguments that a graph can hold as constants.
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
@@ -61,11 +62,11 @@ class SVI(pyro.infer.SVI):
         **kwargs: Any,
     ) -> None:
         if isinstance(optim, torch.optim.Optimizer):
-            optim = Given(optim)
+            optim = TorchOptimizer(optim)
         super().__init__(model, guide, optim, loss, **kwargs)
         estimator = direct(loss)
         self._loss = None if estimator is None else Loss(model, guide, estimator)
-        self._merged: Merged | None = None
+        self._fused: FusedOptimizer | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes a step, and returns the loss before it, as `pyro.infer.SVI.step` does."""
@@ -74,22 +75,22 @@ class SVI(pyro.infer.SVI):
             return super().step(*args, **kwargs)
         tensor = loss(args, kwargs)
         if tensor is None:  # what parameters there are shows in a step of Pyro's
-            with poutine.trace(param_only=True) as capture:
+            with poutine.trace(param_only=True) as used:
                 value = super().step(*args, **kwargs)
-            loss.take({n: s["value"] for n, s in capture.trace.nodes.items()})
-            self._merged = None
+            loss.take({n: s["value"] for n, s in used.trace.nodes.items()})
+            self._fused = None
             return value
         value = tensor.item()
         if value - value != 0:  # Pyro's says where it comes from
             return super().step(*args, **kwargs)
         loss.backward(tensor)
         parameters = list(loss.parameters.values())
-        if isinstance(self.optim, Given):
+        if isinstance(self.optim, TorchOptimizer):
             self.optim(set(parameters))
         else:
-            if self._merged is None or not self._merged.holds():
-                self._merged = Merged(self.optim, parameters)
-            self._merged.step()
+            if self._fused is None or not self._fused.holds():
+                self._fused = FusedOptimizer(self.optim, parameters)
+            self._fused.step()
         zero_grads(parameters)
         return value
 
@@ -98,15 +99,16 @@ class Loss:
     """The loss of Pyro's estimator, compiled."""
 
     name = "SVI"
+    eager_because: str | None = None
 
     def __init__(self, model: Any, guide: Any, estimator: Any) -> None:
         self.model, self.guide, self.estimator = model, guide, estimator
         self.programs = Program(model, "model"), Program(guide, "guide")
         self.parameters: dict[str, Tensor] = {}
-        self.stored: dict[str, Tensor] = {}  # of these the ones that are in Pyro's store
+        self.stored: set[str] = set()  # the names of those that are in Pyro's store
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
-        self.compiled = Compiled(self)
-        self.captured: Captured | None = None  # on a GPU: the loss and its slopes, recorded
+        self.compiled = Compiled(self, self.stored)
+        self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
         self.slopes: dict[str, Tensor] = {}
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -137,7 +139,7 @@ class Loss:
                 self.compiled.give_up("shapes or numbers among the arguments are ever new")
             return None
         self.ready.discard(key)
-        if self.captured is None:
+        if self.replay is None:
             return self.compiled.run(graph, key, evaluate, tensors)
 
         def differentiate(*tensors: Tensor) -> dict[str, Tensor]:
@@ -146,12 +148,12 @@ class Loss:
             named = zip(self.parameters, slopes, strict=True)
             return {"": loss.detach(), **{n: x for n, x in named if x is not None}}
 
-        self.slopes = dict(self.captured(differentiate, tensors, key))
+        self.slopes = dict(self.replay(differentiate, tensors, key))
         return self.slopes.pop("")
 
     def backward(self, loss: Tensor) -> None:
         """Adds the slopes of the loss just taken to those that the parameters have."""
-        if self.captured is None:
+        if self.replay is None:
             loss.backward()
             return
         for name, slope in self.slopes.items():
@@ -163,14 +165,15 @@ class Loss:
         kept = {n: v for n, v in values.items() if v is not None}
         used = {n: v.unconstrained() for n, v in kept.items()}  # type: ignore[attr-defined]
         store = pyro.get_param_store()._params
-        self.stored = {n: v for n, v in used.items() if store.get(n) is v}
+        self.stored.clear()
+        self.stored.update(n for n, v in used.items() if store.get(n) is v)
         self.parameters = used
         if not used:
             self.compiled.reason = "there are no parameters"
             return
         recorder = recorder_for(next(iter(used.values())).device)
         if recorder is not None:
-            self.captured = Captured(recorder, [self.compiled], [], list(used.values()))
+            self.replay = Replay(recorder, [self.compiled], [], list(used.values()))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.parameters.items()
@@ -183,7 +186,7 @@ class Loss:
         }
 
 
-class Given(PyroOptim):
+class TorchOptimizer(PyroOptim):
     """An optimiser of torch that was made with its parameters."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -194,7 +197,7 @@ class Given(PyroOptim):
         self.optimizer.step()
 
 
-class Merged:
+class FusedOptimizer:
     """One optimiser for all parameters, where Pyro has an equal one for each; else Pyro's own.
 
     It shares their state, which Pyro can still read and save.
@@ -203,30 +206,34 @@ class Merged:
     def __init__(self, optim: PyroOptim, parameters: list[Tensor]) -> None:
         self.optim, self.parameters = optim, parameters
         self.each = [optim.optim_objs.get(p) for p in parameters]
-        self.optimizer: torch.optim.Optimizer | None = None
         plain = type(optim) is PyroOptim and not optim.pt_clip_args
-        if not plain or any(type(o) not in FUSED for o in self.each):
-            return
+        known = plain and all(type(o) in FUSED for o in self.each)
         # With all settings and states, so that one changed by hand is seen.
-        self.groups = [dict(o.param_groups[0]) for o in self.each]
-        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
-        first = settings[0]
-        if any(isinstance(v, Tensor) for g in settings for v in g.values()):
-            return
-        if any(type(o) is not type(self.each[0]) for o in self.each) or any(
-            g != first for g in settings
-        ):
-            return
-        if any(p.device.type not in ("cpu", "cuda") for p in parameters):
-            return
-        for p, own in zip(parameters, self.each, strict=True):
+        self.groups = [dict(o.param_groups[0]) for o in self.each] if known else []
+        self.settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
+        self.optimizer = self._fuse() if known and self._are_equal() else None
+
+    def _are_equal(self) -> bool:
+        """Whether Pyro's are of one kind with equal settings, on a device that has a fused step."""
+        kind, first = type(self.each[0]), self.settings[0]
+        return (
+            not any(isinstance(v, Tensor) for g in self.settings for v in g.values())
+            and all(type(o) is kind for o in self.each)
+            and all(g == first for g in self.settings)
+            and all(p.device.type in ("cpu", "cuda") for p in self.parameters)
+        )
+
+    def _fuse(self) -> torch.optim.Optimizer:
+        first = self.settings[0]
+        optimizer: torch.optim.Optimizer
+        optimizer = type(self.each[0])(self.parameters, lr=first["lr"], fused=True)
+        chosen = {k: v for k, v in first.items() if k not in ("foreach", "fused")}
+        optimizer.param_groups[0].update(chosen)
+        for p, own in zip(self.parameters, self.each, strict=True):
             if "step" in own.state[p]:  # which a fused step counts on the device
                 own.state[p]["step"] = own.state[p]["step"].to(p.device)
-        chosen = {k: v for k, v in first.items() if k not in ("foreach", "fused")}
-        self.optimizer = type(self.each[0])(parameters, lr=first["lr"], fused=True)
-        self.optimizer.param_groups[0].update(chosen)
-        for p, own in zip(parameters, self.each, strict=True):
-            self.optimizer.state[p] = own.state[p]
+            optimizer.state[p] = own.state[p]
+        return optimizer
 
     def holds(self) -> bool:
         """Whether Pyro's optimisers have the settings and states that they had."""

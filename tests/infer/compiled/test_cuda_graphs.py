@@ -1,6 +1,6 @@
 """Recorded steps on a GPU: the numbers of eager steps there, for the same seed.
 
-What can be seen without a GPU is in `test_capture.py`.
+What can be seen without a GPU is in `test_replay.py`.
 """
 
 from functools import partial
@@ -62,8 +62,8 @@ def steps(make, data, compile, **options):
 
 
 def recorded(descent):
-    return descent.captured.reason is None and all(
-        recording.replay is not None for recording in descent.captured.recordings.values()
+    return descent.replay.reason is None and all(
+        recording.replay is not None for recording in descent.replay.recordings.values()
     )
 
 

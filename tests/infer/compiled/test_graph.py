@@ -324,7 +324,7 @@ REFUSED = {
     ),
     "an if on a value": (
         lambda: elbo(branches, AutoNormal(branches)),
-        r"cannot be traced at .*test_compile.py:\d+, 'loc = z if z > 0 else -2 \* z'",
+        r"cannot be traced at .*test_graph.py:\d+, 'loc = z if z > 0 else -2 \* z'",
     ),
     "a random number of sites": (lambda: elbo(sites), "the graph is another with other draws|int"),
     "a count of calls": (lambda: elbo(Counting()), "other draws|numbers of its own"),

@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 from guides import AmortizedNormal
 from ppl_models import GAN, VAE, Transformed, adversarial, data_plate, descend, elbo, fit
 from ppl_models.infer.compiled import graph as compiling
-from ppl_models.infer.compiled import replay as capture
+from ppl_models.infer.compiled import replay as replaying
 from ppl_models.infer.training import descent as descending
 from ppl_models.infer.training import svi as dropping
 from ppl_models.infer.training.batches import Chosen
@@ -33,7 +33,7 @@ from ppl_models.infer.training.svi import SVI
 from ppl_models.nn import MLP
 from tests.support.every_objective import COMPILED
 from tests.support.oracles import state
-from tests.support.recording import SimulatedRecorder
+from tests.support.replay import SimulatedRecorder
 from tests.support.tutorials import PROGRAMS, run
 
 X = torch.bernoulli(torch.full((50, 6), 0.4))
@@ -292,7 +292,7 @@ def test_what_changes_counts_at_once(change, recorder):
     constant, _ = changing(elbo(Weighted()), lambda *_: None, compile=False, lr=0.1)
     assert ours == pytest.approx(others, rel=1e-5)
     assert others[7:] != pytest.approx(constant[7:], rel=1e-3)
-    assert descent.captured.reason is None
+    assert descent.replay.reason is None
     assert recorder.launches["record"] == (1 if change is rate else 2)
 
 
@@ -382,7 +382,7 @@ def test_what_varies_on_the_host_is_not_recorded(recorder, monkeypatch):
 
 
 def test_a_rate_that_was_a_tensor_in_between():
-    rate = capture.Rate(torch.device("cpu"))
+    rate = replaying.Rate(torch.device("cpu"))
     for value in (0.5, torch.tensor(0.25), 0.5):
         rate.take(value)
         assert rate.tensor == value
@@ -392,14 +392,14 @@ def test_settings_that_are_tensors_and_change_in_place():
     """Schedulers fill a learning rate that is a tensor; on the host it is a constant to a graph."""
     rate = torch.tensor(0.1)
     optimizer = torch.optim.SGD([torch.zeros(2)], lr=rate)
-    captured = capture.Captured(SimulatedRecorder(), [], [optimizer], [])
-    before = captured._settings()
-    assert capture._all_same(captured._settings(), before)
+    replay = replaying.Replay(SimulatedRecorder(), [], [optimizer], [])
+    before = replay._settings()
+    assert replaying._all_same(replay._settings(), before)
     rate.fill_(0.2)
-    assert not capture._all_same(captured._settings(), before)
-    before = captured._settings()
+    assert not replaying._all_same(replay._settings(), before)
+    before = replay._settings()
     optimizer.param_groups[0]["lr"] = rate.clone()  # at another address
-    assert not capture._all_same(captured._settings(), before)
+    assert not replaying._all_same(replay._settings(), before)
 
 
 def test_what_cannot_be_compiled_is_not_recorded(recorder):
@@ -476,7 +476,7 @@ def test_slopes_of_the_drop_in(name, recorder, monkeypatch):
     monkeypatch.setattr(dropping, "recorder_for", lambda device: recorder)
     losses, values, svi, _ = run(SVI, *PROGRAMS[name])
     assert recorder.launches == {"run": 3, "record": 1, "replay": 8}
-    assert svi._loss.captured.reason is None
+    assert svi._loss.replay.reason is None
     assert losses == pytest.approx(expected, rel=1e-5)
     for key, value in values.items():
         torch.testing.assert_close(value, others[key], rtol=1e-4, atol=1e-5)
@@ -548,7 +548,7 @@ def test_how_cuda_is_asked(monkeypatch):
         "graph",
         lambda graph, pool, stream, capture_error_mode: using(f"{pool} on {stream.name}"),
     )
-    recorder = capture.recorder_for(device)
+    recorder = replaying.recorder_for(device)
     assert recorder.run(lambda: calls.append("step") or {}) == {}
     assert calls == ["own waits for main", "begin own", "step", "end own", "main waits for own"]
     calls.clear()
@@ -585,4 +585,4 @@ def test_how_cuda_is_asked(monkeypatch):
             recorder.record(interrupted)
         assert calls[-1] == "seed on cuda:1"
         assert calls[calls.index("end main") + 1 : -1] == expected
-    assert capture.recorder_for(torch.device("cpu")) is None
+    assert replaying.recorder_for(torch.device("cpu")) is None
