@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.draws import Draws
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
 
@@ -75,7 +75,7 @@ def from_pyro_svi(
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
         groups = _Groups(joint, dims or {})
-        for rows, results in joint.each(groups.look, num_samples, batch_size):
+        for rows, results in joint.evaluate(groups.variables, num_samples, batch_size):
             groups.add(rows, results)
     return _to_arviz(groups.arrays(chains=1), joint.arguments(), coords or {})
 
@@ -117,15 +117,10 @@ def from_pyro_mcmc(
     def program(*_: Tensor, size: int | None = None) -> Any:
         return model(*mcmc._args, **mcmc._kwargs)
 
-    with sampling(program, guide, (first,), seed) as joint:
-        joint.by_row = joint.tiled = False
+    with sampling(program, guide, (first,), seed, numbered=True) as joint:
         groups = _Groups(joint, dims or {})
-
-        def look(number: Tensor) -> Results:
-            return groups.look(joint.draw(joint.all_rows, 1, (number[None],)))
-
-        for results in joint.of_all(look, chains * number, BATCH):
-            groups.add(joint.all_rows, results)
+        for rows, results in joint.evaluate(groups.variables, chains * number, BATCH):
+            groups.add(rows, results)
     arrays = groups.arrays(chains)
     diverging = np.zeros((chains, number), dtype=bool)
     for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
@@ -147,12 +142,12 @@ class _Groups:
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
 
-    def look(self, draws: Draws) -> Results:
-        """What some draws of some rows say: of each variable of a group, the draws in front."""
-        latents = draws.latents(self.joint.model)
-        predictive = draws.predictive(self.joint.model, given=latents)
+    def variables(self, draws: Draws) -> Results:
+        """The variables of each group, of some draws of some rows, with the draws in front."""
+        latents = self.joint.latents(draws)
+        predictive = self.joint.predictive(draws, given=latents)
         try:
-            prior = draws.predictive(self.joint.model, given=None)
+            prior = self.joint.predictive(draws, given=None)
         except NotImplementedError:  # an improper prior, which cannot be sampled
             prior = poutine.Trace()
         observed = sites.observed_sites(draws.model)
@@ -178,7 +173,7 @@ class _Groups:
         return results
 
     def add(self, rows: slice, results: Results) -> None:
-        """Adds what `look` said of some draws of some rows."""
+        """Adds the variables of some draws of some rows."""
         for key, value in results.items():
             batches = self.parts.setdefault(key, {}).setdefault(rows.start, [])
             if key[0] != "observed_data":
@@ -192,13 +187,13 @@ class _Groups:
         summed_out = draws.summed_out
         if summed_out is None:
             return {name: site["log_prob"] for name, site in observed.items()}
-        inside = summed_out.names - self.joint.enumerated
+        inside = summed_out.names - self.joint.enumeration.names
         if len(inside) == len(summed_out.terms) == 1 and inside <= set(observed):
             return {next(iter(inside)): summed_out.terms[0]} | {
                 name: site["log_prob"] for name, site in observed.items() if name not in inside
             }
         # Latents besides the enumerated ones depend on these: the likelihood is given their draws.
-        trace = draws.run(poutine.trace(poutine.replay(self.joint.model, trace=latents)).get_trace)
+        trace = draws.call(poutine.trace(poutine.replay(self.joint.model, trace=latents)).get_trace)
         trace.compute_log_prob()
         return {name: trace.nodes[name]["log_prob"] for name in observed}
 
@@ -225,7 +220,7 @@ class _Groups:
         if value is site["value"] and sites.is_discrete(site):
             self.discrete.add((group, name))
         self.dims[group, name] = plates + events[:event_dim]
-        return draws.unstack(site, value, event_dim)
+        return self.joint.unstack(draws, site, value, event_dim)
 
     def arrays(self, chains: int) -> dict[str, Arrays]:
         """The variables of each group, with dimensions `chain` and `draw` in front."""

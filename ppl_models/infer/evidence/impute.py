@@ -77,13 +77,13 @@ def impute(
 
 def _impute(joint: Joint, rows: slice, num_samples: int, num_particles: int) -> Tensor:
     draws = joint.draw(rows, num_particles)
-    weights = (draws.log_p - draws.log_q).T  # of particles, (B, P)
-    chosen = torch.distributions.Categorical(logits=weights).sample((num_samples,))  # (S, B)
-    trace = draws.predictive(joint.model, draws.latents(joint.model))
+    log_weight = draws.log_weight.T  # of particles, (B, P)
+    chosen = torch.distributions.Categorical(logits=log_weight).sample((num_samples,))  # (S, B)
+    trace = joint.predictive(draws, joint.latents(draws))
     x = joint.data[0][rows]
     for name in sites.observed_sites(draws.model):
         site = trace.nodes[name]
-        fresh = draws.unstack(site, site["value"], x.ndim - 1)  # (P, B, D)
+        fresh = joint.unstack(draws, site, site["value"], x.ndim - 1)  # (P, B, D)
         if fresh.shape[1:] == x.shape:
             every = chosen.to(fresh.device).unsqueeze(-1).expand(-1, -1, x.shape[1])
             return torch.where(x.isnan(), fresh.gather(0, every), x)
