@@ -52,7 +52,7 @@ def from_pyro_svi(
 
     Arguments:
         model: A Pyro program.
-        guide: Its guide; None where all latents are enumerated.
+        guide: Its guide; None where all latents are enumerated, or the model has `posterior(x)`.
         data: The rows, as the model takes them.
         num_samples: The number of draws.
         coords: Labels along dimensions, such as `{"factor": ["ability"]}`.

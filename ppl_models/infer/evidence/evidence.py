@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
+from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
@@ -125,7 +126,7 @@ def log_evidence(
 
     Arguments:
         model: A Pyro program.
-        guide: Its guide. It may be None where the evidence is exact.
+        guide: Its guide. It may be None where the evidence is exact, or the posterior is known.
         data: The rows, as the model takes them.
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
@@ -150,7 +151,7 @@ def log_evidence(
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
     # `evidence()` is a density of rows; labels beside them are for the program.
-    if hasattr(model, "evidence") and method != "importance" and len(data) == 1:
+    if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
         return _closed_form(model, data, batch_size)
 
     with sampling(model, guide, data, seed) as joint:

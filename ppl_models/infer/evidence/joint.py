@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from ppl_models.checks import check_tensors
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
+from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program, no_latents
-from ppl_models.infer.programs.rng import own_rng
+from ppl_models.infer.programs.rng import kept_rng, own_rng
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.modes import modes
 
@@ -78,7 +79,8 @@ class Joint:
 
     Arguments:
         model: The model, called as `model(*data, size=N)`.
-        guide: Its guide. None for latents that are all enumerated.
+        guide: Its guide. None for the posterior of a model that knows it, and for latents that are
+            all enumerated.
         data: Tensors with one entry for each row.
         numbered: Whether the data are no rows but the number of a draw that was made before, which
             the guide takes.
@@ -98,7 +100,8 @@ class Joint:
         _check_data(model, guide, data)
         self.data, self.num_rows = data, len(data[0])
         self.all_rows = slice(0, self.num_rows)
-        self.model, self.guide = model, guide or Program(no_latents, "guide")
+        known = posterior_guide(model, data) if guide is None else None
+        self.model, self.guide = model, guide or Program(known or no_latents, "guide")
         self.first, amortised = self._first_run()
         traces = self.first.model, self.first.guide
         checks.check_sites(*traces)
@@ -110,6 +113,9 @@ class Joint:
         by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
         self.numbered, self.by_row = numbered, by_row and not numbered
         self.tiled = self.by_row and amortised
+        if known:
+            with kept_rng(data[0].device):
+                check_posterior(self.draw(slice(0, 8), 2), model)
 
     def _first_run(self) -> tuple[FirstRun, bool]:
         """Runs both once, and says whether the guide takes any rows."""
