@@ -1,4 +1,4 @@
-"""The bridge to ArviZ: the posterior of a guide, or of MCMC, with all its groups.
+"""The bridge to ArviZ: the posterior of a guide, with all its groups.
 
 Names follow `arviz_base.from_numpyro_svi`: plates become dimensions, and the site's
 `infer={"event_dims": ["factor"]}` names its event dimensions. The draws always have the dimensions
@@ -7,12 +7,10 @@ Names follow `arviz_base.from_numpyro_svi`: plates become dimensions, and the si
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
-import torch
-import xarray
 from pyro import poutine
 from torch import Tensor
 
@@ -21,11 +19,14 @@ from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
-from ppl_models.infer.programs.program import Program
+
+if TYPE_CHECKING:
+    import xarray
 
 Names = Mapping[str, Sequence[str]]
 BATCH = 4096  # draws of a row that are made at once
 Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
+Groups = dict[str, Arrays]
 
 
 def from_pyro_svi(
@@ -74,65 +75,22 @@ def from_pyro_svi(
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
-        groups = _Groups(joint, dims or {})
-        for rows, results in joint.evaluate(groups.variables, num_samples, batch_size):
-            groups.add(rows, results)
-    return _to_arviz(groups.arrays(chains=1), joint.arguments(), coords or {})
+        groups = collect(joint, dims, num_samples, batch_size)
+    return to_arviz(groups, joint.arguments(), coords or {})
 
 
-def from_pyro_mcmc(
-    mcmc: Any,
-    *,
-    coords: Mapping[str, Sequence[Any]] | None = None,
-    dims: Names | None = None,
-    seed: int | None = None,
-) -> Any:
-    """Returns the draws of a `pyro.infer.MCMC` run as ArviZ reads them.
-
-    The groups are those of `from_pyro_svi`, for the arguments of `mcmc.run`; `sample_stats` holds
-    `log_p` and `diverging`.
-
-    Arguments:
-        mcmc: A run of a model, with any number of chains.
-        coords: Labels along dimensions.
-        dims: Names for the event dimensions of sites.
-        seed: Seeds the predictive draws; by default they come from torch's generator.
-
-    Raises:
-        ValueError: If the sampler has not run.
-    """
-    model, samples = getattr(mcmc.kernel, "model", None), getattr(mcmc, "_samples", None)
-    if model is None or not samples:
-        raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
-    chains, number = next(iter(samples.values())).shape[:2]
-    flat = {name: values.flatten(0, 1) for name, values in samples.items()}
-    first = torch.zeros(1, dtype=torch.long, device=next(iter(flat.values())).device)
-
-    # The draws as a program of their number, and the model on the arguments of its run.
-    def guide(number: Tensor, size: int | None = None) -> None:
-        for name, values in flat.items():
-            value = values.index_select(0, number[:1])[0]
-            pyro.sample(name, pyro.distributions.Delta(value).to_event())
-
-    def program(*_: Tensor, size: int | None = None) -> Any:
-        return model(*mcmc._args, **mcmc._kwargs)
-
-    with sampling(program, guide, (first,), seed, numbered=True) as joint:
-        groups = _Groups(joint, dims or {})
-        for rows, results in joint.evaluate(groups.variables, chains * number, BATCH):
-            groups.add(rows, results)
-    arrays = groups.arrays(chains)
-    diverging = np.zeros((chains, number), dtype=bool)
-    for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
-        diverging[chain, where] = True
-    arrays["sample_stats"].pop("log_q")  # of points, which have none
-    arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
-    given = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
-    return _to_arviz(arrays, given, coords or {})
+def collect(
+    joint: Joint, dims: Names | None, num_samples: int, batch_size: int, chains: int = 1
+) -> Groups:
+    """The variables of all groups, with dimensions `chain` and `draw` in front."""
+    variables = _Variables(joint, dims or {})
+    for rows, results in joint.evaluate(variables.of, num_samples, batch_size):
+        variables.add(rows, results)
+    return variables.arrays(chains)
 
 
-class _Groups:
-    """Collects the variables of all groups, from one batch of draws after the other."""
+class _Variables:
+    """Gathers the variables of all groups, from one batch of draws after the other."""
 
     def __init__(self, joint: Joint, names: Names) -> None:
         self.joint, self.names = joint, names
@@ -142,7 +100,7 @@ class _Groups:
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
 
-    def variables(self, draws: Draws) -> Results:
+    def of(self, draws: Draws) -> Results:
         """The variables of each group, of some draws of some rows, with the draws in front."""
         latents = self.joint.latents(draws)
         predictive = self.joint.predictive(draws, given=latents)
@@ -222,9 +180,9 @@ class _Groups:
         self.dims[group, name] = plates + events[:event_dim]
         return self.joint.unstack(draws, site, value, event_dim)
 
-    def arrays(self, chains: int) -> dict[str, Arrays]:
-        """The variables of each group, with dimensions `chain` and `draw` in front."""
-        groups: dict[str, Arrays] = {}
+    def arrays(self, chains: int) -> Groups:
+        """The variables of each group, with all the draws."""
+        groups: Groups = {}
         for (group, name), parts in self.parts.items():
             dims = self.dims[group, name]
             arrays = [np.concatenate(batches) for batches in parts.values()]
@@ -256,16 +214,15 @@ def _event_dim(site: dict) -> int:
     return event_dim
 
 
-def _to_arviz(
-    groups: dict[str, Arrays], given: dict[str, Any], coords: Mapping[str, Sequence[Any]]
-) -> Any:
-    """Returns what the installed ArviZ reads. `given` are the arguments of the model."""
+def to_arviz(groups: Groups, arguments: dict[str, Any], coords: Mapping[str, Sequence[Any]]) -> Any:
+    """Returns what the installed ArviZ reads, with the arguments that were not observed."""
     import arviz  # slow to import, and not needed to fit
+    import xarray
 
     observed = groups.get("observed_data", {})
     rows = {len(x) for dims, x in observed.values() if "data" in dims}
     constant: Arrays = {}
-    for name, x in given.items():
+    for name, x in arguments.items():
         if isinstance(x, Tensor) and x.dim() > 0:
             array = x.detach().cpu().numpy()
             if not any(np.array_equal(array, seen) for _, seen in observed.values()):
@@ -279,7 +236,9 @@ def _to_arviz(
     return xarray.DataTree.from_dict(datasets)
 
 
-def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> xarray.Dataset:
+def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> "xarray.Dataset":
+    import xarray
+
     sizes: dict[str, int] = {}
     for dims, array in arrays.values():
         sizes |= dict(zip(dims, array.shape, strict=True))

@@ -108,13 +108,13 @@ def draw(
     guided.compute_log_prob()
     joint.compute_log_prob()
     total = None if rows is None else count * rows
-    log_q = _log_density(guided, total, device).reshape(count, -1)
-    summed_out = _sum_out(joint, guided) if enumeration.names else None
-    log_p = _log_density(joint, total, device, summed_out).reshape(count, -1)
+    log_q = log_density(guided, total, device).reshape(count, -1)
+    summed_out = sum_out(joint, guided) if enumeration.names else None
+    log_p = log_density(joint, total, device, summed_out).reshape(count, -1)
     return Draws(call, count, joint, guided, log_p, log_q, summed_out)
 
 
-def _sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
+def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
     r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
     guide.pack_tensors()
     model.pack_tensors(guide.plate_to_symbol)
@@ -132,7 +132,7 @@ def _sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
     return SummedOut(names, terms)
 
 
-def _log_density(
+def log_density(
     trace: poutine.Trace,
     rows: int | None,
     device: torch.device,
