@@ -23,9 +23,10 @@ from ppl_models.factors.pca import PCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan.game import adversarial
 from ppl_models.gan.model import GAN
-from ppl_models.infer.evidence.arviz import from_pyro_mcmc, from_pyro_svi
+from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
+from ppl_models.infer.evidence.mcmc import from_pyro_mcmc
 from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective

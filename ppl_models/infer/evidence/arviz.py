@@ -1,4 +1,4 @@
-"""The bridge to ArviZ: the posterior of a guide, or of MCMC, with all its groups.
+"""The bridge to ArviZ: the posterior of a guide, with all its groups.
 
 Names follow `arviz_base.from_numpyro_svi`: plates become dimensions, and the site's
 `infer={"event_dims": ["factor"]}` names its event dimensions. The draws always have the dimensions
@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
-import torch
 from pyro import poutine
 from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.draws import Draws
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
-from ppl_models.infer.programs.program import Program
 
 if TYPE_CHECKING:
     import xarray
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 Names = Mapping[str, Sequence[str]]
 BATCH = 4096  # draws of a row that are made at once
 Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
+Groups = dict[str, Arrays]
 
 
 def from_pyro_svi(
@@ -54,7 +53,7 @@ def from_pyro_svi(
 
     Arguments:
         model: A Pyro program.
-        guide: Its guide; None where all latents are enumerated.
+        guide: Its guide; None where all latents are enumerated, or the model has `posterior(x)`.
         data: The rows, as the model takes them.
         num_samples: The number of draws.
         coords: Labels along dimensions, such as `{"factor": ["ability"]}`.
@@ -76,70 +75,22 @@ def from_pyro_svi(
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
-        groups = _Groups(joint, dims or {})
-        for rows, results in joint.each(groups.look, num_samples, batch_size):
-            groups.add(rows, results)
-    return _to_arviz(groups.arrays(chains=1), joint.arguments(), coords or {})
+        groups = collect(joint, dims, num_samples, batch_size)
+    return to_arviz(groups, joint.arguments(), coords or {})
 
 
-def from_pyro_mcmc(
-    mcmc: Any,
-    *,
-    coords: Mapping[str, Sequence[Any]] | None = None,
-    dims: Names | None = None,
-    seed: int | None = None,
-) -> Any:
-    """Returns the draws of a `pyro.infer.MCMC` run as ArviZ reads them.
-
-    The groups are those of `from_pyro_svi`, for the arguments of `mcmc.run`; `sample_stats` holds
-    `log_p` and `diverging`.
-
-    Arguments:
-        mcmc: A run of a model, with any number of chains.
-        coords: Labels along dimensions.
-        dims: Names for the event dimensions of sites.
-        seed: Seeds the predictive draws; by default they come from torch's generator.
-
-    Raises:
-        ValueError: If the sampler has not run.
-    """
-    model, samples = getattr(mcmc.kernel, "model", None), getattr(mcmc, "_samples", None)
-    if model is None or not samples:
-        raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
-    chains, number = next(iter(samples.values())).shape[:2]
-    flat = {name: values.flatten(0, 1) for name, values in samples.items()}
-    first = torch.zeros(1, dtype=torch.long, device=next(iter(flat.values())).device)
-
-    # The draws as a program of their number, and the model on the arguments of its run.
-    def guide(number: Tensor, size: int | None = None) -> None:
-        for name, values in flat.items():
-            value = values.index_select(0, number[:1])[0]
-            pyro.sample(name, pyro.distributions.Delta(value).to_event())
-
-    def program(*_: Tensor, size: int | None = None) -> Any:
-        return model(*mcmc._args, **mcmc._kwargs)
-
-    with sampling(program, guide, (first,), seed) as joint:
-        joint.by_row = joint.tiled = False
-        groups = _Groups(joint, dims or {})
-
-        def look(number: Tensor) -> Results:
-            return groups.look(joint.draw(joint.all_rows, 1, (number[None],)))
-
-        for results in joint.of_all(look, chains * number, BATCH):
-            groups.add(joint.all_rows, results)
-    arrays = groups.arrays(chains)
-    diverging = np.zeros((chains, number), dtype=bool)
-    for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
-        diverging[chain, where] = True
-    arrays["sample_stats"].pop("log_q")  # of points, which have none
-    arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
-    given = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
-    return _to_arviz(arrays, given, coords or {})
+def collect(
+    joint: Joint, dims: Names | None, num_samples: int, batch_size: int, chains: int = 1
+) -> Groups:
+    """The variables of all groups, with dimensions `chain` and `draw` in front."""
+    variables = _Variables(joint, dims or {})
+    for rows, results in joint.evaluate(variables.of, num_samples, batch_size):
+        variables.add(rows, results)
+    return variables.arrays(chains)
 
 
-class _Groups:
-    """Collects the variables of all groups, from one batch of draws after the other."""
+class _Variables:
+    """Gathers the variables of all groups, from one batch of draws after the other."""
 
     def __init__(self, joint: Joint, names: Names) -> None:
         self.joint, self.names = joint, names
@@ -149,12 +100,12 @@ class _Groups:
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
 
-    def look(self, draws: Draws) -> Results:
-        """What some draws of some rows say: of each variable of a group, the draws in front."""
-        latents = draws.latents(self.joint.model)
-        predictive = draws.predictive(self.joint.model, given=latents)
+    def of(self, draws: Draws) -> Results:
+        """The variables of each group, of some draws of some rows, with the draws in front."""
+        latents = self.joint.latents(draws)
+        predictive = self.joint.predictive(draws, given=latents)
         try:
-            prior = draws.predictive(self.joint.model, given=None)
+            prior = self.joint.predictive(draws, given=None)
         except NotImplementedError:  # an improper prior, which cannot be sampled
             prior = poutine.Trace()
         observed = sites.observed_sites(draws.model)
@@ -180,7 +131,7 @@ class _Groups:
         return results
 
     def add(self, rows: slice, results: Results) -> None:
-        """Adds what `look` said of some draws of some rows."""
+        """Adds the variables of some draws of some rows."""
         for key, value in results.items():
             batches = self.parts.setdefault(key, {}).setdefault(rows.start, [])
             if key[0] != "observed_data":
@@ -194,13 +145,13 @@ class _Groups:
         summed_out = draws.summed_out
         if summed_out is None:
             return {name: site["log_prob"] for name, site in observed.items()}
-        inside = summed_out.names - self.joint.enumerated
+        inside = summed_out.names - self.joint.enumeration.names
         if len(inside) == len(summed_out.terms) == 1 and inside <= set(observed):
             return {next(iter(inside)): summed_out.terms[0]} | {
                 name: site["log_prob"] for name, site in observed.items() if name not in inside
             }
         # Latents besides the enumerated ones depend on these: the likelihood is given their draws.
-        trace = draws.run(poutine.trace(poutine.replay(self.joint.model, trace=latents)).get_trace)
+        trace = draws.call(poutine.trace(poutine.replay(self.joint.model, trace=latents)).get_trace)
         trace.compute_log_prob()
         return {name: trace.nodes[name]["log_prob"] for name in observed}
 
@@ -227,11 +178,11 @@ class _Groups:
         if value is site["value"] and sites.is_discrete(site):
             self.discrete.add((group, name))
         self.dims[group, name] = plates + events[:event_dim]
-        return draws.unstack(site, value, event_dim)
+        return self.joint.unstack(draws, site, value, event_dim)
 
-    def arrays(self, chains: int) -> dict[str, Arrays]:
-        """The variables of each group, with dimensions `chain` and `draw` in front."""
-        groups: dict[str, Arrays] = {}
+    def arrays(self, chains: int) -> Groups:
+        """The variables of each group, with all the draws."""
+        groups: Groups = {}
         for (group, name), parts in self.parts.items():
             dims = self.dims[group, name]
             arrays = [np.concatenate(batches) for batches in parts.values()]
@@ -263,17 +214,15 @@ def _event_dim(site: dict) -> int:
     return event_dim
 
 
-def _to_arviz(
-    groups: dict[str, Arrays], given: dict[str, Any], coords: Mapping[str, Sequence[Any]]
-) -> Any:
-    """Returns what the installed ArviZ reads. `given` are the arguments of the model."""
+def to_arviz(groups: Groups, arguments: dict[str, Any], coords: Mapping[str, Sequence[Any]]) -> Any:
+    """Returns what the installed ArviZ reads, with the arguments that were not observed."""
     import arviz  # slow to import, and not needed to fit
     import xarray
 
     observed = groups.get("observed_data", {})
     rows = {len(x) for dims, x in observed.values() if "data" in dims}
     constant: Arrays = {}
-    for name, x in given.items():
+    for name, x in arguments.items():
         if isinstance(x, Tensor) and x.dim() > 0:
             array = x.detach().cpu().numpy()
             if not any(np.array_equal(array, seen) for _, seen in observed.values()):

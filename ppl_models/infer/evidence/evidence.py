@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.draws import Draws
+from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program
@@ -125,7 +126,7 @@ def log_evidence(
 
     Arguments:
         model: A Pyro program.
-        guide: Its guide. It may be None where the evidence is exact.
+        guide: Its guide. It may be None where the evidence is exact, or the posterior is known.
         data: The rows, as the model takes them.
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
@@ -150,19 +151,19 @@ def log_evidence(
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
     # `evidence()` is a density of rows; labels beside them are for the program.
-    if hasattr(model, "evidence") and method != "importance" and len(data) == 1:
+    if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
         return _closed_form(model, data, batch_size)
 
     with sampling(model, guide, data, seed) as joint:
-        checks.check_observed(joint.traces[0])
-        exact = set(joint.latent) == joint.enumerated
+        checks.check_observed(joint.first.model)
+        exact = set(joint.latent) == joint.enumeration.names
         if method == "exact" and not exact:
             raise ValueError(
                 f"method: no closed form is known for {type(model).__name__} with latent site(s) "
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
         if not exact:
-            checks.check_no_point(*joint.traces)
+            checks.check_no_point(joint.first.model, joint.first.guide)
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
     return Evidence(
@@ -202,9 +203,9 @@ def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor
     """The log of the mean weight of each row, and its variance by the delta method."""
     first = torch.full((joint.num_rows if joint.by_row else 1,), -math.inf, dtype=torch.float64)
     second = first.clone()  # log sums of the weights, and of their squares
-    for which, densities in joint.each(_densities, num_samples, batch_size):
+    for which, results in joint.evaluate(_log_weight, num_samples, batch_size):
         rows = which if joint.by_row else slice(None)
-        log_weight = (densities["log_p"].double() - densities["log_q"].double()).cpu()  # (K, R)
+        log_weight = results["log_weight"].cpu()  # (K, R)
         first[rows] = torch.logaddexp(first[rows], log_weight.logsumexp(0))
         second[rows] = torch.logaddexp(second[rows], (2 * log_weight).logsumexp(0))
     value = first - math.log(num_samples)
@@ -213,19 +214,19 @@ def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor
     return value, spread.clamp(min=0) / (num_samples - 1)
 
 
-def _densities(draws: Draws) -> Results:
-    return {"log_p": draws.log_p, "log_q": draws.log_q}
+def _log_weight(draws: Draws) -> Results:
+    return {"log_weight": draws.log_weight}
 
 
 def _num_discrete(joint: Joint) -> int | None:
     """The number of features of a row, where all are discrete, none is missing, and no other."""
     if any(x.is_floating_point() and bool(x.isnan().any()) for x in joint.data):
         return None
-    if any(sites.is_factor(site) for site in sites.random_sites(joint.traces[0])):
+    if any(sites.is_factor(site) for site in sites.random_sites(joint.first.model)):
         return None  # its term is of something beside the features, such as known labels
     total = 0
     for site in joint.observed.values():
         if not sites.is_discrete(site) or sites.is_masked(site):
             return None
-        total += site["value"].numel() // joint.probed
+        total += site["value"].numel() // joint.first.num_rows
     return total or None

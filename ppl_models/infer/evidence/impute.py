@@ -6,7 +6,7 @@ r"""What is missing of rows, drawn given what is there.
 where :math:`o` are the entries of a row that were observed and :math:`m` those that are missing.
 The latents come from the guide, and are drawn again by their importance weights
 :math:`p(x_o, z) / q(z \mid x_o)`: as the number of particles grows they are draws of the
-posterior, whatever the guide.
+posterior, whatever the guide. A model that knows :math:`p(x_m \mid x_o)` draws from that itself.
 
 Shapes: `B` rows, `D` features, `S` draws, `P` particles.
 
@@ -15,19 +15,25 @@ References:
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_models.checks import check_count
+from ppl_models.checks import check_count, check_tensors
+from ppl_models.infer.evidence.closed_forms import HasImpute, is_of_its_program
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import sites
+from ppl_models.infer.programs.modules import allows_missing, check_devices
+from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.rng import own_rng
+from ppl_models.modes import modes
 
 
 def impute(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
+    guide: Callable[..., Any] | None,
     x: Tensor,
     num_samples: int = 1,
     *,
@@ -36,12 +42,14 @@ def impute(
 ) -> Tensor:
     """Returns rows whose missing entries are drawn; those observed stay as they are.
 
-    For models with latents of rows and `missing="marginalise"`, such as `VAE`. Mixtures and factor
-    models have a method `impute`, which is exact.
+    For models with latents of rows and `missing="marginalise"`, such as `VAE`. Where a model has a
+    method `impute`, as mixtures and factor models have, its draws are exact, and there is no need
+    of a guide, nor of particles.
 
     Arguments:
         model: A Pyro program of rows with NaN.
-        guide: Its guide, which takes such rows.
+        guide: Its guide, which takes such rows. It may be None where the model has `impute`, or
+            knows its posterior, or enumerates all its latents.
         x: Rows with NaN where entries are missing, `(B, D)`.
         num_samples: The number of draws, `S`.
         num_particles: The number of draws from the guide that each is chosen from, for each row,
@@ -64,6 +72,8 @@ def impute(
         torch.Size([10, 1, 3])
     """
     check_count(num_samples=num_samples, num_particles=num_particles)
+    if isinstance(model, HasImpute) and is_of_its_program(model, "impute"):
+        return _exact(model, x, num_samples, seed)
     with sampling(model, guide, (x,), seed) as joint:
         if not joint.tiled:
             raise ValueError(
@@ -71,19 +81,39 @@ def impute(
                 "one), so that each row has weights of its own."
             )
         size = max(1, 100_000 // num_particles)
-        parts = [_impute(joint, rows, num_samples, num_particles) for rows in _slices(len(x), size)]
+        parts = [
+            _weighted(joint, rows, num_samples, num_particles) for rows in _slices(len(x), size)
+        ]
     return torch.cat(parts, 1)
 
 
-def _impute(joint: Joint, rows: slice, num_samples: int, num_particles: int) -> Tensor:
+@torch.no_grad()
+def _exact(model: HasImpute, x: Tensor, num_samples: int, seed: int | None) -> Tensor:
+    """The draws of a model that knows the distribution of what is missing."""
+    modules = Program(model, "model").modules()  # type: ignore[arg-type]
+    check_devices(modules, (x,))
+    check_tensors((x,), allows_missing([model]))
+    with modes(modules.values(), training=False), ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(own_rng(seed, x.device))
+        drawn = model.impute(x, num_samples)
+    if drawn.shape != (num_samples, *x.shape):
+        raise ValueError(
+            f"impute: expected {type(model).__name__}.impute(x, num_samples) to give rows of shape "
+            f"{(num_samples, *x.shape)}, got {tuple(drawn.shape)}."
+        )
+    return drawn
+
+
+def _weighted(joint: Joint, rows: slice, num_samples: int, num_particles: int) -> Tensor:
     draws = joint.draw(rows, num_particles)
-    weights = (draws.log_p - draws.log_q).T  # of particles, (B, P)
-    chosen = torch.distributions.Categorical(logits=weights).sample((num_samples,))  # (S, B)
-    trace = draws.predictive(joint.model, draws.latents(joint.model))
+    log_weight = draws.log_weight.T  # of particles, (B, P)
+    chosen = torch.distributions.Categorical(logits=log_weight).sample((num_samples,))  # (S, B)
+    trace = joint.predictive(draws, joint.latents(draws))
     x = joint.data[0][rows]
     for name in sites.observed_sites(draws.model):
         site = trace.nodes[name]
-        fresh = draws.unstack(site, site["value"], x.ndim - 1)  # (P, B, D)
+        fresh = joint.unstack(draws, site, site["value"], x.ndim - 1)  # (P, B, D)
         if fresh.shape[1:] == x.shape:
             every = chosen.to(fresh.device).unsqueeze(-1).expand(-1, -1, x.shape[1])
             return torch.where(x.isnan(), fresh.gather(0, every), x)

@@ -1,4 +1,4 @@
-r"""A model and a guide on some data: draws of the latents, and both densities there.
+r"""A model and a guide on some data: draws of the latents, and what both say of them.
 
 Where all latents belong to rows, rows are independent. They are then tiled, `K` draws of `R` rows
 as `K * R` rows, which every program and every network takes; a plate of draws to the left of the
@@ -10,25 +10,25 @@ Shapes: `S` draws, `N` rows.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.util import prune_subsample_sites
+from pyro.infer.discrete import infer_discrete
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_models.checks import check_tensors
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
-from ppl_models.infer.evidence.density import log_density, sum_out
-from ppl_models.infer.evidence.draws import Call, Draws
+from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
+from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program, no_latents
-from ppl_models.infer.programs.rng import own_rng
+from ppl_models.infer.programs.rng import kept_rng, own_rng
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.modes import modes
 
@@ -41,13 +41,15 @@ def sampling(
     guide: Callable[..., Any] | None,
     data: tuple[Tensor, ...],
     seed: int | None,
+    numbered: bool = False,
 ) -> Iterator["Joint"]:
     """Gives a `Joint` in the context of its draws.
 
     There are no gradients, the modules are in evaluation mode, and with a seed the draws come from
-    a generator of their own.
+    a generator of their own. The arguments are those of `Joint`.
     """
-    programs = Program(model, "model"), Program(no_latents if guide is None else guide, "guide")
+    programs = [Program(model, "model")]
+    programs += [] if guide is None else [Program(guide, "guide")]
 
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]
@@ -58,10 +60,18 @@ def sampling(
         if seed is not None:
             device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
             stack.enter_context(own_rng(seed, torch.device(device)))
-        joint = Joint(programs[0], programs[1], data)
+        joint = Joint(programs[0], None if guide is None else programs[1], data, numbered)
         stack.enter_context(modes(modules(), training=False))  # those that the run has shown
         stack.enter_context(pyro.validation_enabled(False))  # a first run has been checked
         yield joint
+
+
+class FirstRun(NamedTuple):
+    """The traces of both programs on some rows: they show which sites there are."""
+
+    model: poutine.Trace
+    guide: poutine.Trace
+    num_rows: int
 
 
 class Joint:
@@ -69,62 +79,61 @@ class Joint:
 
     Arguments:
         model: The model, called as `model(*data, size=N)`.
-        guide: Its guide.
+        guide: Its guide. None for the posterior of a model that knows it, and for latents that are
+            all enumerated.
         data: Tensors with one entry for each row.
+        numbered: Whether the data are no rows but the number of a draw that was made before, which
+            the guide takes.
 
     Raises:
         ValueError: If the data are not finite or elsewhere than the modules, or the sites of
             model and guide do not match.
     """
 
-    def __init__(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> None:
-        self.model, self.guide = model, guide
-        for x in data:
-            if not isinstance(x, Tensor):
-                raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
-        if not data:
-            raise ValueError("data: expected at least one tensor of rows, got none.")
-        for program in (self.model, self.guide):
-            program.check_arguments(len(data))
-            check_devices(program.modules(), data)
-        check_tensors(data, allows_missing(model.modules().values()))
+    def __init__(
+        self,
+        model: Program,
+        guide: Program | None,
+        data: tuple[Tensor, ...],
+        numbered: bool = False,
+    ) -> None:
+        _check_data(model, guide, data)
         self.data, self.num_rows = data, len(data[0])
         self.all_rows = slice(0, self.num_rows)
-        self._look()
-
-    def _look(self) -> None:
-        """Runs both once, to learn their structure."""
-        amortised = not isinstance(self.guide.inner, AutoGuide)
-        # A few rows, and not as many as there are: parameters for each row do not fit them.
-        rows, count = slice(0, 2), 3 if self.num_rows == 4 else 2
-        try:
-            model, guide = self._structure(*((rows, count) if amortised else (self.all_rows, 1)))
-        except (RuntimeError, ValueError):
-            if not amortised:
-                raise
-            amortised = False
-            model, guide = self._structure(self.all_rows, 1)
-        checks.check_sites(model, guide)
-        checks.check_unscaled(model, guide)
-        self.traces = model, guide
-        self.latent = sites.latent_sites(model)
-        self.observed = sites.observed_sites(model)
-        self.enumerated = sites.summed_out_sites(model, guide)
-        random = [*sites.random_sites(model), *sites.random_sites(guide)]
-        self.by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
+        known = posterior_guide(model, data) if guide is None else None
+        self.model, self.guide = model, guide or Program(known or no_latents, "guide")
+        self.first, amortised = self._first_run()
+        traces = self.first.model, self.first.guide
+        checks.check_sites(*traces)
+        checks.check_unscaled(*traces)
+        self.latent = sites.latent_sites(traces[0])
+        self.observed = sites.observed_sites(traces[0])
+        self.enumeration = Enumeration.of(*traces)
+        random = [site for trace in traces for site in sites.random_sites(trace)]
+        by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
+        self.numbered, self.by_row = numbered, by_row and not numbered
         self.tiled = self.by_row and amortised
-        self.free_dim = -1 - sites.plate_depth(model, guide)
+        if known:
+            with kept_rng(data[0].device):
+                check_posterior(self.draw(slice(0, 8), 2), model)
 
-    def _structure(self, rows: slice, count: int) -> tuple[poutine.Trace, poutine.Trace]:
-        run, batch = self._on(rows, count)
+    def _first_run(self) -> tuple[FirstRun, bool]:
+        """Runs both once, and says whether the guide takes any rows."""
+        if not isinstance(self.guide.inner, AutoGuide):
+            # A few rows, and not as many as there are: parameters for each row do not fit them.
+            with suppress(RuntimeError, ValueError):
+                return self._run_both(slice(0, 2), 3 if self.num_rows == 4 else 2), True
+        return self._run_both(self.all_rows, 1), False
+
+    def _run_both(self, rows: slice, count: int) -> FirstRun:
+        call, batch = self._call_on(rows, count)
         with checks.noting_batch(batch), self.guide.noticing(), self.model.noticing():
-            guide = run(poutine.trace(self.guide).get_trace)
-            model = run(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
-        self.probed = len(batch[0])
+            guide = call(poutine.trace(self.guide).get_trace)
+            model = call(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
         checks.check_support(model, batch, self.data)
-        return model, guide
+        return FirstRun(model, guide, len(batch[0]))
 
-    def _on(
+    def _call_on(
         self, rows: slice, count: int, data: tuple[Tensor, ...] | None = None
     ) -> tuple[Call, tuple[Tensor, ...]]:
         """Returns what runs a program on some rows, tiled, and the rows."""
@@ -132,47 +141,15 @@ class Joint:
         which = tile((torch.arange(self.num_rows, device=batch[0].device),), rows, count)[0]
         size = len(which)
 
-        def run(program: Callable[..., Any]) -> Any:
+        def call(program: Callable[..., Any]) -> Any:
             with Rows(which, size, size):
                 return program(*batch, size=size)
 
-        return run, batch
+        return call, batch
 
     def arguments(self) -> dict[str, Tensor]:
         """The data under the names of the model's arguments."""
         return self.model.name_arguments(self.data)
-
-    def each(
-        self, look: Callable[[Draws], Results], num_samples: int, batch_size: int
-    ) -> Iterator[tuple[slice, Results]]:
-        """Yields what `look` says of all draws of some rows after the other, and which rows.
-
-        Arguments:
-            look: Gives tensors with the draws in front.
-            num_samples: The number of draws of each row.
-            batch_size: How many draws of rows are made at once. Draws of the whole data are as many
-                as make no tensor larger than `ROOM` numbers for each of these.
-        """
-        if self.tiled:
-            for draws in self._tiled(num_samples, batch_size):
-                yield draws.rows, look(draws)
-            return
-
-        def run(_: Tensor) -> Results:
-            return look(self.draw(self.all_rows, 1))
-
-        for results in self.of_all(run, num_samples, batch_size):
-            yield self.all_rows, results
-
-    def of_all(
-        self, run: Callable[[Tensor], Results], num_samples: int, batch_size: int
-    ) -> Iterator[Results]:
-        """Yields what `run` says of draws of the whole data, given their numbers."""
-        watch = None
-        if num_samples > FEW:
-            with suppress(Exception):  # what it holds cannot be told, as of a scripted module
-                watch = Finder(self).watch
-        return side_by_side(run, num_samples, batch_size * ROOM, watch, self.data[0].device)
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules of both programs."""
@@ -182,40 +159,102 @@ class Joint:
             for name, module in program.modules().items()
         }
 
-    def _tiled(self, num_samples: int, batch_size: int) -> Iterator[Draws]:
+    def evaluate(
+        self, statistics: Callable[[Draws], Results], num_samples: int, batch_size: int
+    ) -> Iterator[tuple[slice, Results]]:
+        """Yields statistics of all draws, of some of them after the other, and of which rows.
+
+        Arguments:
+            statistics: Gives tensors with the draws in front.
+            num_samples: The number of draws of each row.
+            batch_size: How many draws of rows are made at once. Draws of the whole data are as many
+                as make no tensor larger than `ROOM` numbers for each of these.
+        """
+        if self.tiled:
+            for rows, count in self._batches(num_samples, batch_size):
+                yield rows, statistics(self.draw(rows, count))
+            return
+
+        def of_one(number: Tensor) -> Results:
+            data = (number[None],) if self.numbered else None
+            return statistics(self.draw(self.all_rows, 1, data))
+
+        watch = None
+        if num_samples > FEW:
+            with suppress(Exception):  # what it holds cannot be told, as of a scripted module
+                watch = Finder(self).watch
+        room, device = batch_size * ROOM, self.data[0].device
+        for results in side_by_side(of_one, num_samples, room, watch, device):
+            yield self.all_rows, results
+
+    def _batches(self, num_samples: int, batch_size: int) -> Iterator[tuple[slice, int]]:
+        """Which rows are drawn at once, and how often."""
         width = min(self.num_rows, batch_size)
         for start in range(0, self.num_rows, width):
             rows = slice(start, min(start + width, self.num_rows))
             most = max(1, batch_size // (rows.stop - start))
             for done in range(0, num_samples, most):
-                yield self.draw(rows, min(most, num_samples - done))
+                yield rows, min(most, num_samples - done)
 
     def draw(self, rows: slice, count: int, data: tuple[Tensor, ...] | None = None) -> Draws:
         """Draws `count` times the latents of some rows from the guide."""
-        run, batch = self._on(rows, count, data)
-        size = len(batch[0])
-        guide = run(poutine.trace(self.guide).get_trace)
-        model = run(poutine.trace(self._enumerating(guide)).get_trace)
-        guide, model = prune_subsample_sites(guide), prune_subsample_sites(model)
-        guide.compute_log_prob()
-        model.compute_log_prob()
-        shape = (count, -1) if self.by_row else (1, 1)
-        rows_of, device = size if self.by_row else None, self.data[0].device
-        log_q = log_density(guide, rows_of, device).reshape(shape)
-        summed_out = sum_out(model, guide) if self.enumerated else None
-        log_p = log_density(model, rows_of, device, summed_out).reshape(shape)
-        return Draws(
-            model, guide, rows, count, self.tiled, log_p, log_q, run, self.free_dim, summed_out
-        )
+        call, batch = self._call_on(rows, count, data)
+        num_rows = len(batch[0]) // count if self.by_row else None
+        device = self.data[0].device
+        return draw(call, self.model, self.guide, self.enumeration, count, num_rows, device)
 
-    def _enumerating(self, guide: poutine.Trace) -> Callable[..., Any]:
-        """The model on the latents of a guide, with the marked sites in parallel."""
-        model: Callable[..., Any] = self.model
-        if self.enumerated:
-            model = EnumMessenger(first_available_dim=self.free_dim)(model)
-        return poutine.replay(model, trace=guide)
+    def latents(self, draws: Draws) -> poutine.Trace:
+        """The trace of the latents, with draws of the enumerated ones given the others."""
+        if not self.enumeration.names:
+            return draws.guide
+        replayed = poutine.replay(self.model, trace=draws.guide)
+        sampled = infer_discrete(replayed, first_available_dim=self.enumeration.first_dim)
+        trace = draws.call(poutine.trace(sampled).get_trace)
+        latents = poutine.Trace()
+        for name, site in sites.latent_sites(trace).items():
+            latents.add_node(name, **site)
+        return latents
+
+    def predictive(self, draws: Draws, given: poutine.Trace | None) -> poutine.Trace:
+        """A trace of the model without its data: fresh rows given latents, or from the prior."""
+        program: Callable[..., Any] = Unobserved()(self.model)
+        if given is not None:
+            program = poutine.replay(program, trace=given)
+        return draws.call(poutine.trace(program).get_trace)
+
+    def unstack(self, draws: Draws, site: dict, value: Tensor, event_dim: int) -> Tensor:
+        """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""
+        if not self.tiled:
+            return value.unsqueeze(0)
+        dim = row_dim(site)
+        axis = -1 if dim is None else value.dim() - event_dim + dim
+        if axis < 0:  # the same for all rows and draws
+            return value.unsqueeze(0).expand(draws.count, *value.shape)
+        return value.unflatten(axis, (draws.count, -1)).movedim(axis, 0)
+
+
+class Unobserved(Messenger):
+    """`poutine.uncondition`, but `pyro.deterministic` and `pyro.factor` stay as they are."""
+
+    def _pyro_sample(self, message: dict) -> None:
+        if message["is_observed"] and sites.is_datum(message):
+            message.update(is_observed=False, value=None, done=False)
 
 
 def tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...]:
     """Repeats some rows, all of them `count` times."""
     return tuple(x[rows].repeat(count, *[1] * (x.dim() - 1)) for x in data)
+
+
+def _check_data(model: Program, guide: Program | None, data: tuple[Tensor, ...]) -> None:
+    """Raises unless the data are finite rows, as the programs take them and where they are."""
+    for x in data:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
+    if not data:
+        raise ValueError("data: expected at least one tensor of rows, got none.")
+    for program in (model, guide):
+        if program is not None:
+            program.check_arguments(len(data))
+            check_devices(program.modules(), data)
+    check_tensors(data, allows_missing(model.modules().values()))

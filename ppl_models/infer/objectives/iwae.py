@@ -25,13 +25,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_models.checks import check_count
-from ppl_models.infer.evidence.density import log_density, sum_out
 from ppl_models.infer.evidence.joint import tile
+from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.rng import kept_rng
@@ -80,36 +78,29 @@ class ImportanceWeightedBound(EvidenceLowerBound):
     ) -> None:
         super().__init__(model, guide, estimator=None)
         self.num_particles = num_particles
-        self.free_dim: int | None = None  # known once the programs have been looked at
-        self.enumerated = False
+        self.enumeration: Enumeration | None = None  # known from the first batch on
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
-        if self.free_dim is None:
-            self._look(batch)
-        log_weights = self._log_weights(batch)  # (K, B)
+        if self.enumeration is None:
+            self.enumeration = self._enumeration(batch)
+        log_weights = self._log_weights(batch, self.enumeration)  # (K, B)
         return math.log(self.num_particles) - log_weights.logsumexp(0).mean()
 
-    def _log_weights(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def _log_weights(self, batch: tuple[Tensor, ...], enumeration: Enumeration) -> Tensor:
         r"""Returns :math:`\log p(x_b, z_{bk}) - \log q(z_{bk} \mid x_b)`, `(K, B)`."""
         rows = len(batch[0])
         tiled = tile(batch, slice(0, rows), self.num_particles)
-        size, device = len(tiled[0]), batch[0].device
-        with Rows(None, size, size):  # a guide with parameters for single rows is refused
-            guide = poutine.trace(self.guide).get_trace(*tiled, size=size)
-            model: Callable[..., Any] = self.model
-            if self.enumerated:
-                model = EnumMessenger(first_available_dim=self.free_dim)(model)
-            replayed = poutine.replay(model, trace=guide)
-            joint = poutine.trace(replayed).get_trace(*tiled, size=size)
-        guide, joint = prune_subsample_sites(guide), prune_subsample_sites(joint)
-        guide.compute_log_prob()
-        joint.compute_log_prob()
-        log_q = log_density(guide, size, device)
-        log_p = log_density(joint, size, device, sum_out(joint, guide) if self.enumerated else None)
-        return (log_p - log_q).reshape(self.num_particles, rows)
+        size = len(tiled[0])
 
-    def _look(self, batch: tuple[Tensor, ...]) -> None:
-        """Learns the structure of the programs, and refuses those that have no such bound."""
+        def call(program: Callable[..., Any]) -> Any:
+            with Rows(None, size, size):  # a guide with parameters for single rows is refused
+                return program(*tiled, size=size)
+
+        programs, device = (self.model, self.guide), batch[0].device
+        return draw(call, *programs, enumeration, self.num_particles, rows, device).log_weight
+
+    def _enumeration(self, batch: tuple[Tensor, ...]) -> Enumeration:
+        """What the model enumerates. Refuses programs that have no such bound."""
         rows = len(batch[0])
         if isinstance(self.guide.inner, AutoGuide):
             raise ValueError(
@@ -128,8 +119,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         checks.check_no_point(model, guide)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
-        self.enumerated = bool(sites.summed_out_sites(model, guide))
-        self.free_dim = -1 - sites.plate_depth(model, guide)
+        return Enumeration.of(model, guide)
 
     def _check_trace(self, trace: poutine.Trace, program: str) -> None:
         for site in sites.random_sites(trace):

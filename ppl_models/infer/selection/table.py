@@ -1,4 +1,4 @@
-r"""Candidates side by side: what `compare` returns, as columns, as a table, and for ArviZ.
+r"""A table of candidates: what `compare` returns, as columns, as text, and for ArviZ.
 
 Shapes: `C` candidates, `N` rows.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Candidates side by side. Evidences are exact, in nats; columns have the shape `(C,)`.
+    """A table of candidates. Evidences are exact, in nats; columns have the shape `(C,)`.
 
     Attributes:
         names: The candidates, in the order they were given.
@@ -143,11 +143,8 @@ def elpd_data(held_out: Tensor, fitted: Tensor, folds: int) -> Any:
     rows = xarray.DataArray(held_out.numpy(), dims=["data"])
     parameters = fitted.sum().item() - total  # effective ones
     if "InferenceData" in vars(arviz):  # ArviZ 0.x, which has no other name for it than loo
-        first = {
-            "elpd_loo": total,
-            "se": known["se"],
-            "p_loo": parameters,
-        }  # in the order it prints
+        # In the order it prints.
+        first = {"elpd_loo": total, "se": known["se"], "p_loo": parameters}
         return arviz.ELPDData(first | known | {"loo_i": rows})
     return arviz.ELPDDataLOOKFold(
         elpd=total, p=parameters, elpd_i=rows, good_k=None, n_folds=folds, **known

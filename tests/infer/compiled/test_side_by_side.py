@@ -226,7 +226,7 @@ def test_evidence_is_the_mean_of_these_weights(name, batches):
         return {"log_weight": draws.log_p - draws.log_q, **drawn}
 
     with sampling(model, guide, tuple(data), 1) as joint:
-        parts = [results for _, results in joint.each(look, 50, 4096)]
+        parts = [results for _, results in joint.evaluate(look, 50, 4096)]
     found = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     evidence = log_evidence(model, guide, *data, num_samples=50, seed=1)
     assert batches == [49, 49]

@@ -1,0 +1,72 @@
+"""Draws that MCMC has made, as the groups of ArviZ."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_models.infer.evidence.arviz import BATCH, Names, collect, to_arviz
+from ppl_models.infer.evidence.joint import sampling
+from ppl_models.infer.programs.program import Program
+
+
+def from_pyro_mcmc(
+    mcmc: Any,
+    *,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Names | None = None,
+    seed: int | None = None,
+) -> Any:
+    """Returns the draws of a `pyro.infer.MCMC` run as ArviZ reads them.
+
+    The groups are those of `from_pyro_svi`, for the arguments of `mcmc.run`; `sample_stats` holds
+    `log_p` and `diverging`.
+
+    Arguments:
+        mcmc: A run of a model, with any number of chains.
+        coords: Labels along dimensions.
+        dims: Names for the event dimensions of sites.
+        seed: Seeds the predictive draws; by default they come from torch's generator.
+
+    Raises:
+        ValueError: If the sampler has not run.
+    """
+    model, samples = getattr(mcmc.kernel, "model", None), getattr(mcmc, "_samples", None)
+    if model is None or not samples:
+        raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
+
+    def program(*_: Tensor, size: int | None = None) -> Any:
+        return model(*mcmc._args, **mcmc._kwargs)
+
+    values = next(iter(samples.values()))
+    chains, number = values.shape[:2]
+    first = torch.zeros(1, dtype=torch.long, device=values.device)
+    with sampling(program, _replayed(samples), (first,), seed, numbered=True) as joint:
+        groups = collect(joint, dims, chains * number, BATCH, chains)
+    groups["sample_stats"].pop("log_q")  # of points, which have none
+    groups["sample_stats"]["diverging"] = ["chain", "draw"], _diverging(mcmc, chains, number)
+    arguments = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
+    return to_arviz(groups, arguments, coords or {})
+
+
+def _replayed(samples: dict[str, Tensor]) -> Callable[..., None]:
+    """The draws of all chains as a guide, a program of the number of a draw."""
+    flat = {name: values.flatten(0, 1) for name, values in samples.items()}
+
+    def guide(number: Tensor, size: int | None = None) -> None:
+        for name, values in flat.items():
+            value = values.index_select(0, number[:1])[0]
+            pyro.sample(name, pyro.distributions.Delta(value).to_event())
+
+    return guide
+
+
+def _diverging(mcmc: Any, chains: int, number: int) -> np.ndarray:
+    """Which draws came from a trajectory that diverged."""
+    diverging = np.zeros((chains, number), dtype=bool)
+    for chain, where in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
+        diverging[chain, where] = True
+    return diverging
