@@ -21,14 +21,12 @@ References:
     | https://arxiv.org/abs/1309.0238
 """
 
-from ppl_models.sklearn.decomposition import (
-    PCA,
-    FactorAnalysis,
-    GaussianMixture,
+from ppl_models.sklearn.decomposition import PCA, FactorAnalysis, ProbabilisticPCA
+from ppl_models.sklearn.discriminant_analysis import (
     LinearDiscriminantAnalysis,
-    ProbabilisticPCA,
     QuadraticDiscriminantAnalysis,
 )
+from ppl_models.sklearn.mixture import GaussianMixture
 
 __all__ = [
     "PCA",
