@@ -1,5 +1,6 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
+from ppl_models import _moved
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
@@ -113,3 +114,5 @@ __all__ = [
     "varimax_draws",
     "weighted",
 ]
+
+_moved.install()
