@@ -1,6 +1,7 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
 from ppl_models import _moved
+from ppl_models import guides as guides  # loads nothing yet
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE

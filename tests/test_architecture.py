@@ -29,7 +29,8 @@ OWN_INFERENCE = {
     *("diffusion/denoising.py", "diffusion/bound.py", "diffusion/flow.py"),
 }
 BUILT_ON = {"diffusion/latent.py": {"autoencoders"}}
-HALL = {"__init__", "_moved"}  # the public names, and the ways to where things were
+# The public names, those of the guides, and the ways to where things were.
+HALL = {"__init__", "guides", "_moved"}
 
 
 def imports(path: Path) -> set[str]:
