@@ -91,6 +91,7 @@ MOVED = {
     "made": ["autoregressive.made"],
     "maximisation": ["mixtures.maximisation"],
     "mean_field": ["mixtures.mean_field"],
+    "metrics.modes": ["metrics.coverage"],
     "pca": ["factors.pca"],
     "pixelcnn": ["autoregressive.pixelcnn"],
     "pixelrnn": ["autoregressive.pixelrnn"],
