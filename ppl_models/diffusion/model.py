@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_classes, check_labels, check_rows
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
 from ppl_models.diffusion.samplers import guided
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
@@ -123,7 +123,7 @@ class Diffusion(nn.Module):
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
         check_rows(x, self.num_features, "Diffusion")
-        self.check_labels(y)
+        self.check_condition(y)
 
         with data_plate(x, size):
             z = self.generate(y)  # (B, D)
@@ -251,12 +251,17 @@ class Diffusion(nn.Module):
             return log_snrs(self.schedule, self.num_steps, like=self.zero, check=False)
         return log_snrs(self.schedule, num_steps, like=self.zero)
 
-    def check_labels(self, y: Tensor | None) -> None:
-        """Raises unless `y` is None or holds labels that the network knows.
+    def check_condition(self, y: Tensor | None, num_rows: int | None = None) -> None:
+        """Raises unless `y` is None or holds labels that the network can be told.
+
+        Arguments:
+            y: The labels, with shape `(B,)`.
+            num_rows: The number of rows, `B`, where there are rows besides the labels.
 
         Raises:
             TypeError: If they are no whole numbers.
-            ValueError: If the network takes none, or they are out of range.
+            ValueError: If the network takes none, there is not one for each row, or one is not of
+                its classes.
         """
         if y is None:
             return
@@ -265,20 +270,13 @@ class Diffusion(nn.Module):
                 f"Diffusion: got labels, and {type(self.network).__name__} takes none. Try a "
                 f"network with num_classes=10, trained with labels, or no labels."
             )
-        whole = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
-        if not whole or y.ndim != 1:
-            got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
+        check_labels(y, self.num_classes, num_rows, "Diffusion")
+        if y.is_floating_point():  # a network looks its classes up
             raise TypeError(
-                f"labels: expected a tensor of whole numbers, (B,), got {got}. Try y.long()."
+                f"Diffusion: expected labels of an integer type, got {y.dtype}. Try y.long()."
             )
-        if get_proxy_mode() is not None:
-            return  # no graph can hold a check of values
-        if len(y) and not (y.min() >= 0 and y.max() < self.num_classes):
-            raise ValueError(
-                f"labels: expected 0 to {self.num_classes - 1}, got {y.min().item()} to "
-                f"{y.max().item()}. Try a network with num_classes={y.max().item() + 1}, or y=None "
-                f"for rows without labels."
-            )
+        if y.device.type != "cpu" and get_proxy_mode() is None:  # there no site checks them
+            check_classes(y, self.num_classes, "Diffusion")
 
     def standardise(self, x: Tensor) -> Tensor:
         """Returns the rows inside, `(x - loc) / scale`."""
@@ -318,9 +316,7 @@ class Diffusion(nn.Module):
                 f"sampler: expected a function of ppl_models.diffusion.samplers, got {sampler!r}. "
                 f"Try ancestral, or heun for few steps."
             )
-        self.check_labels(y)
-        if y is not None and len(y) != size:
-            raise ValueError(f"labels: expected one for each of {size} rows, got {len(y)}.")
+        self.check_condition(y, num_rows=size)
         if guidance is not None and y is None:
             raise ValueError(
                 "guidance: expected the labels that it leads to, got y=None. Try "
