@@ -183,7 +183,7 @@ class Diffusion(nn.Module):
             return dist.Normal(mean, self.scale * (-log_snr / 2).exp()).to_event(1)
         log_snr = log_snr.expand(len(z))
         own = self.target == "levels"
-        logits = self._level_logits(z, log_snr, y) if own else self._nearness(z, log_snr)
+        logits = self._level_logits(z, log_snr, y) if own else self._level_log_density(z, log_snr)
         return self.likelihood(logits.flatten(1))
 
     def bound(self, x: Tensor, y: Tensor | None = None, num_steps: int | None = None) -> Tensor:
@@ -342,7 +342,7 @@ class Diffusion(nn.Module):
             inside = self.grid[nearest]
         return self.loc + self.scale * inside
 
-    def _nearness(self, z: Tensor, log_snr: Tensor) -> Tensor:
+    def _level_log_density(self, z: Tensor, log_snr: Tensor) -> Tensor:
         """log N(z; alpha g, sigma^2) up to a constant, (B, D, L)."""
         alpha, sigma = alpha_sigma(log_snr[:, None, None])
         return -((z[..., None] - alpha * self.grid) / sigma).square() / 2
@@ -350,7 +350,7 @@ class Diffusion(nn.Module):
     def _level_logits(self, z: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         """The logits of the levels given z_t, (B, D, L)."""
         output = self._outputs(z, log_snr, y)  # (B, D * L)
-        return output.unflatten(1, (self.num_features, -1)) + self._nearness(z, log_snr)
+        return output.unflatten(1, (self.num_features, -1)) + self._level_log_density(z, log_snr)
 
     def _outputs(self, z: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         output = self.network(z, log_snr) if y is None else self.network(z, log_snr, y)

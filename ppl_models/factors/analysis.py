@@ -251,7 +251,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def _step_of_moments(self, found: Moments) -> Tensor:
         units = found.units
-        loc, loadings, noise = (value.cpu() for value in self._precise())
+        loc, loadings, noise = (value.cpu() for value in self._in_float64())
         noise = noise / units**2
         offset, scaled = (found.mean - loc) / units, loadings / units[:, None]
         value = mean_log_evidence(found.root, offset, scaled, noise) - units.log().sum()
@@ -261,7 +261,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         return value.to(self.loc.device)
 
     def _step_with_missing(self, x: Tensor | Iterable[Tensor]) -> Tensor:
-        loc, loadings, noise = self._precise()
+        loc, loadings, noise = self._in_float64()
         batches = check_batches(x, len(self.loc), True, type(self).__name__)
         sums = expectation(batches, loc, loadings, noise)
         variance = self._pool(sums.variance(), sums.counts)
@@ -309,7 +309,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         """The variance of the noise, (D,)."""
         return (2 * self.log_scale).exp().expand_as(self.loc)
 
-    def _precise(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _in_float64(self) -> tuple[Tensor, Tensor, Tensor]:
         """The mean, the loadings and the variance of the noise, in float64."""
         check_float64(self.loc, type(self).__name__)
         return self.loc.double(), self.loadings.double(), self._noise().double()

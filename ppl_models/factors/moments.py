@@ -153,12 +153,12 @@ def check_batches(
         bad.append(_not_finite(batch, missing))
         yield batch
     if bad:
-        _refuse(int(torch.stack(bad).sum()), rows, missing, where)
+        _raise_not_finite(int(torch.stack(bad).sum()), rows, missing, where)
 
 
 def check_finite(x: Tensor, missing: bool, where: str) -> None:
     """Raises where rows are not finite; NaN is fine where it means that an entry is missing."""
-    _refuse(int(_not_finite(x, missing)), len(x), missing, where)
+    _raise_not_finite(int(_not_finite(x, missing)), len(x), missing, where)
 
 
 def _not_finite(x: Tensor, missing: bool) -> Tensor:
@@ -166,7 +166,7 @@ def _not_finite(x: Tensor, missing: bool) -> Tensor:
     return (x.isinf() if missing else ~x.isfinite()).any(1).sum()
 
 
-def _refuse(bad: int, rows: int, missing: bool, where: str) -> None:
+def _raise_not_finite(bad: int, rows: int, missing: bool, where: str) -> None:
     if bad:
         what = "infinity" if missing else "NaN or infinity"
         more = (

@@ -105,8 +105,8 @@ class BayesianGaussianMixture(nn.Module):
         _check_number("concentration", concentration, above=0)
         _check_number("prior_strength", prior_strength, above=0)
         _check_number("prior_df", prior_df, above=size + 1)
-        loc = _of_features("prior_loc", prior_loc, num_features)
-        scale = _of_features("prior_scale", prior_scale, size * blocks)
+        loc = _per_feature("prior_loc", prior_loc, num_features)
+        scale = _per_feature("prior_scale", prior_scale, size * blocks)
         if not (scale > 0).all():
             raise ValueError(f"prior_scale: expected positive numbers, got {scale.tolist()}.")
 
@@ -137,7 +137,7 @@ class BayesianGaussianMixture(nn.Module):
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, self.num_features, "BayesianGaussianMixture")
         weights, locs, root = self.sample_shared(self.prior)
-        with poutine.infer_config(config_fn=self._names):
+        with poutine.infer_config(config_fn=self._event_dims):
             if self.stick_breaking or self.num_components == 1:
                 pyro.deterministic("weights", weights)
             squares = root.square().sum(-1) if self.covariance == "full" else root.square()
@@ -164,7 +164,7 @@ class BayesianGaussianMixture(nn.Module):
         """
         beta, loc, strength, df, matrix = parameters
         spread = 1 / strength.sqrt()[:, None]  # (K, 1)
-        with poutine.infer_config(config_fn=self._names):
+        with poutine.infer_config(config_fn=self._event_dims):
             if self.num_components == 1:
                 weights = loc.new_ones(1)
             elif self.stick_breaking:
@@ -213,7 +213,7 @@ class BayesianGaussianMixture(nn.Module):
             )
         return mean_field(self.prior, x, restarts)
 
-    def _names(self, site: dict) -> dict:
+    def _event_dims(self, site: dict) -> dict:
         """How ArviZ is to call the dimensions of a site, besides those of its plates."""
         of_covariances = {"full": ["feature", "other_feature"], "diag": ["feature"]}
         names = {
@@ -236,7 +236,7 @@ def _check_number(name: str, value: float, above: float) -> None:
         raise ValueError(f"{name}: expected a finite number above {above:g}, got {value!r}.")
 
 
-def _of_features(name: str, value: float | Tensor, count: int) -> Tensor:
+def _per_feature(name: str, value: float | Tensor, count: int) -> Tensor:
     """A number for each of `count` features."""
     tensor = torch.as_tensor(value, dtype=torch.get_default_dtype())
     if tensor.shape not in [(), (count,)] or not tensor.isfinite().all():

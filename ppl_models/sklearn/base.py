@@ -82,7 +82,7 @@ def seeded(random_state: Any) -> Iterator[None]:
         yield
 
 
-def climb(estimator: Any, model: nn.Module, x: Tensor, restarts: int) -> None:
+def fit_by_em(estimator: Any, model: nn.Module, x: Tensor, restarts: int) -> None:
     """Fits the model by EM, and says of it what scikit-learn says."""
     tol, max_iter = estimator.tol, operator.index(estimator.max_iter)
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from ppl_models.factors import analysis, pca
-from ppl_models.sklearn.base import Adapter, Generative, climb, seeded
+from ppl_models.sklearn.base import Adapter, Generative, fit_by_em, seeded
 
 
 class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generative):
@@ -65,7 +65,7 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generati
             number = operator.index(self.n_components)
             model = self._kind(x.shape[1], number, missing=self.missing).double()
             if self.missing == "marginalise":
-                climb(self, model, x, restarts=1)
+                fit_by_em(self, model, x, restarts=1)
             else:
                 self.n_iter_ = 1
                 model.maximum_likelihood(x)

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import DensityMixin
 
 from ppl_models.mixtures import gaussian
-from ppl_models.sklearn.base import Generative, climb, seeded
+from ppl_models.sklearn.base import Generative, fit_by_em, seeded
 
 
 class GaussianMixture(DensityMixin, Generative):
@@ -75,7 +75,7 @@ class GaussianMixture(DensityMixin, Generative):
                 min_scale=self.min_scale,
                 missing=self.missing,
             ).double()
-            climb(self, model, x, restarts=operator.index(self.n_init))
+            fit_by_em(self, model, x, restarts=operator.index(self.n_init))
         self.model_ = model
         return self
 
