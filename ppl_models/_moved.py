@@ -76,7 +76,7 @@ MOVED = {
     "factor_analysis": ["factors.analysis"],
     "factor_em": ["factors.em"],
     "factor_likelihood": ["factors.likelihood"],
-    "factor_moments": ["factors.moments"],
+    "factor_moments": ["factors.checks", "factors.moments"],
     "gan": ["gan.model"],
     "gaussian_mixture": ["mixtures.gaussian"],
     "hierarchical_vae": ["autoencoders.hierarchical"],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from ppl_models.checks import check_count
+from ppl_models.checks import check_at_least, check_count
 
 
 @runtime_checkable
@@ -126,8 +126,7 @@ class Categorical:
     """
 
     def __init__(self, levels: int) -> None:
-        if levels < 2:
-            raise ValueError(f"Categorical: expected 2 levels or more, got {levels}.")
+        check_at_least(2, levels=levels)
         self.num_outputs = self.levels = levels
 
     def __call__(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -163,8 +162,7 @@ class LogisticMixture:
     """
 
     def __init__(self, levels: int, num_components: int) -> None:
-        if levels < 2:
-            raise ValueError(f"LogisticMixture: expected 2 levels or more, got {levels}.")
+        check_at_least(2, levels=levels)
         check_count(num_components=num_components)
         self.levels, self.num_outputs = levels, 3 * num_components
 

@@ -64,7 +64,7 @@ NAMES = {
         "spectrum start_noise with_signs"
     ),
     "factor_moments": (
-        "CHUNK INF LITTLE LOCK Moments SINGULAR check_batches check_columns check_finite "
+        "CHUNK INF LITTLE LOCK Moments SINGULAR check_batches check_columns "
         "check_rank moments one_thread"
     ),
     "gan": "GAN",
@@ -138,6 +138,9 @@ GONE = {
     "autoregressive": {
         "evaluating": "ppl_models.modes.modes, which takes several modules and either mode",
         "check_sizes": "ppl_models.checks.check_count, which takes no name of the model",
+    },
+    "factor_moments": {
+        "check_finite": "ppl_models.checks.check_finite, with its arguments in another order",
     },
 }
 

@@ -24,6 +24,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.checks import check_choice
 from ppl_models.infer.programs import checks, sites
 
 WEIGHTS = ("bound", "simple")
@@ -112,8 +113,7 @@ class Denoising:
 
     def __init__(self, diffusion: DiffusionModel, weights: str) -> None:
         check_diffusion(diffusion, "denoising", "elbo(model, guide)")
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}.")
+        check_choice("weights", weights, WEIGHTS)
         schedule = getattr(diffusion, "schedule", None)
         learned = isinstance(schedule, nn.Module) and any(
             p.requires_grad for p in schedule.parameters()

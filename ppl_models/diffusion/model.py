@@ -36,7 +36,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ppl_models.checks import check_classes, check_labels, check_rows
+from ppl_models.checks import (
+    check_choice,
+    check_classes,
+    check_labels,
+    check_positive,
+    check_rows,
+)
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
 from ppl_models.diffusion.samplers import guided
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
@@ -368,9 +374,7 @@ class Diffusion(nn.Module):
 def _check_arguments(
     target: str, likelihood: object, scale: float | None, data_scale: float
 ) -> None:
-    if target not in (*TARGETS, "levels"):
-        known = ", ".join((*TARGETS, "levels"))
-        raise ValueError(f"target: expected one of {known}, got {target!r}.")
+    check_choice("target", target, (*TARGETS, "levels"))
     if likelihood is not None and not isinstance(likelihood, Categorical):
         raise TypeError(
             f"likelihood: expected Categorical(levels), or None for real rows, got "
@@ -381,6 +385,4 @@ def _check_arguments(
             "target: 'levels' are those of a likelihood, got likelihood=None. "
             "Try likelihood=Categorical(levels=17), or target='v'."
         )
-    for name, value in (("scale", scale), ("data_scale", data_scale)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+    check_positive(scale=1.0 if scale is None else scale, data_scale=data_scale)

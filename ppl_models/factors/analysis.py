@@ -29,8 +29,14 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_float64, check_rows
+from ppl_models.checks import check_count, check_finite, check_float64, check_rows, listed
 from ppl_models.criteria import InformationCriteria
+from ppl_models.factors.checks import (
+    check_batches,
+    check_columns,
+    check_num_factors,
+    check_rank,
+)
 from ppl_models.factors.em import expectation, maximisation
 from ppl_models.factors.likelihood import (
     best_loadings,
@@ -39,15 +45,7 @@ from ppl_models.factors.likelihood import (
     start_noise,
     with_signs,
 )
-from ppl_models.factors.moments import (
-    Moments,
-    check_batches,
-    check_columns,
-    check_finite,
-    check_rank,
-    moments,
-    one_thread,
-)
+from ppl_models.factors.moments import Moments, moments, one_thread
 from ppl_models.linalg import cholesky, inverse_root
 from ppl_models.missing import (
     MarginalLowRankMultivariateNormal,
@@ -85,11 +83,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def __init__(self, num_features: int, num_factors: int, missing: str = "error") -> None:
         super().__init__()
-        if not 1 <= num_factors <= num_features:
-            raise ValueError(
-                f"{type(self).__name__}: expected 1 to {num_features} factors for {num_features} "
-                f"features, got num_factors={num_factors}."
-            )
+        check_num_factors(num_factors, num_features, type(self).__name__)
         check_missing(missing)
         self.missing = missing
         self.loc = nn.Parameter(torch.zeros(num_features))  # mu, (D,)
@@ -130,7 +124,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             precision = given.factor @ given.factor.mT  # (B, K, K)
             return dist.MultivariateNormal(given.mean, scale_tril=inverse_root(precision))
         if is_validation_enabled():  # not in `fit`, which looks at the data once
-            check_finite(x, False, type(self).__name__)
+            check_finite(x, type(self).__name__, minimum=0)
         scale = self.log_scale.exp().expand_as(self.loc)  # (D,)
         whitened = self.loadings / scale[:, None]  # Psi^(-1/2) W, (D, K)
         identity = torch.eye(whitened.shape[1], dtype=x.dtype, device=x.device)
@@ -158,12 +152,10 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             (tensor([1., 2.]), torch.Size([10, 1, 3]))
         """
         check_rows(x, len(self.loc), type(self).__name__)
-        check_finite(x, self.missing == "marginalise", type(self).__name__)
-        if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
-            raise ValueError(
-                f"num_samples: expected None for the mean, or a positive number of draws, "
-                f"got {num_samples!r}."
-            )
+        lenient = self.missing == "marginalise"
+        check_finite(x, type(self).__name__, minimum=0, missing=lenient)
+        if num_samples is not None:
+            check_count(num_samples=num_samples)
         posterior = self.posterior(x)
         if num_samples is None:
             return torch.where(x.isnan(), self.loc + posterior.mean @ self.loadings.T, x)
@@ -206,7 +198,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
                 f"{type(self).__name__}: maximum_likelihood takes complete rows, got "
                 f"{int((found.rows - found.counts).sum())} missing entries. Try fit_em(model, x)."
             )
-        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             self._set_best(found, self._best_noise(found, restarts))
         if caveat := self.caveat():
@@ -225,7 +217,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             ValueError: If `x` cannot be fitted; also if a feature was never observed.
         """
         found = self._moments(x)
-        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             (noise,) = start_noise(found.values, found.vectors, self.loadings.shape[1])
             self._set_best(found, self._pool(noise.clamp(self.noise_floor, 1.0), found.counts))
@@ -245,7 +237,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         if self.missing == "marginalise":
             return self._step_with_missing(x)
         found = self._moments(x)
-        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             return self._step_of_moments(found)
 
@@ -297,9 +289,9 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         at = (noise <= 1.01 * self.noise_floor * total).nonzero()[:, 0].tolist()
         if not at:
             return None
-        listed = ", ".join(map(str, at[:10])) + (", ..." if len(at) > 10 else "")
+        some = listed(at, most=10)
         return (
-            f"{type(self).__name__}: the noise of {len(at)} of {len(noise)} features ({listed}) is "
+            f"{type(self).__name__}: the noise of {len(at)} of {len(noise)} features ({some}) is "
             f"at the floor of {self.noise_floor:.0e} of their variance (a Heywood case): the "
             f"likelihood would take it to zero. Try fewer factors than {self.loadings.shape[1]}, "
             f"or without features that others repeat."

@@ -31,7 +31,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_rows
+from ppl_models.checks import check_choice, check_count, check_finite, check_positive, check_rows
 from ppl_models.linalg import cholesky
 from ppl_models.mixtures.conjugate import ConjugateMixture, weights_of
 from ppl_models.mixtures.inverse_wishart import InverseWishart
@@ -92,8 +92,8 @@ class BayesianGaussianMixture(nn.Module):
     ) -> None:
         super().__init__()
         check_count(num_features=num_features, num_components=num_components)
-        _check_choice("covariance", covariance, ["full", "diag", "spherical"])
-        _check_choice("weights", weights, ["dirichlet", "stick-breaking"])
+        check_choice("covariance", covariance, ["full", "diag", "spherical"])
+        check_choice("weights", weights, ["dirichlet", "stick-breaking"])
         self.num_features, self.num_components = num_features, num_components
         self.covariance, self.stick_breaking = covariance, weights == "stick-breaking"
 
@@ -102,9 +102,11 @@ class BayesianGaussianMixture(nn.Module):
         if concentration is None:
             concentration = 1.0 if self.stick_breaking else 1.0 / num_components
         prior_df = size + 2.0 if prior_df is None else prior_df
-        _check_number("concentration", concentration, above=0)
-        _check_number("prior_strength", prior_strength, above=0)
-        _check_number("prior_df", prior_df, above=size + 1)
+        check_positive(concentration=concentration, prior_strength=prior_strength)
+        if not size + 1 < prior_df < math.inf:
+            raise ValueError(
+                f"prior_df: expected a finite number above {size + 1}, got {prior_df!r}."
+            )
         loc = _per_feature("prior_loc", prior_loc, num_features)
         scale = _per_feature("prior_scale", prior_scale, size * blocks)
         if not (scale > 0).all():
@@ -204,13 +206,7 @@ class BayesianGaussianMixture(nn.Module):
                 f"BayesianGaussianMixture: expected rows of {self.loc.dtype}, as the model, got "
                 f"{x.dtype}. Try model.double() and x.double()."
             )
-        if len(x) < self.num_components or not x.isfinite().all():
-            raise ValueError(
-                f"BayesianGaussianMixture: expected at least as many rows of finite numbers as "
-                f"components, {self.num_components}, got {len(x)} rows, "
-                f"{int((~x.isfinite()).any(1).sum())} of them not finite. Try fewer components, "
-                f"or leaving these rows out."
-            )
+        check_finite(x, "BayesianGaussianMixture", minimum=self.num_components)
         return mean_field(self.prior, x, restarts)
 
     def _event_dims(self, site: dict) -> dict:
@@ -224,16 +220,6 @@ class BayesianGaussianMixture(nn.Module):
             "scales": ["component", "feature"],
         }
         return {"event_dims": names[site["name"]]} if site["name"] in names else {}
-
-
-def _check_choice(name: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
-
-
-def _check_number(name: str, value: float, above: float) -> None:
-    if isinstance(value, Tensor) or not above < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above {above:g}, got {value!r}.")
 
 
 def _per_feature(name: str, value: float | Tensor, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from ppl_models.checks import check_count
 from ppl_models.infer.training.em import fit_em
 
 
@@ -65,8 +66,7 @@ class Generative(Adapter):
     def _draw(self, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows that the model generates, and the latents behind them."""
         check_is_fitted(self, "model_")
-        if n_samples < 1:
-            raise ValueError(f"n_samples: expected a positive number, got {n_samples}.")
+        check_count(n_samples=n_samples)
         with seeded(self.random_state):
             nodes = poutine.trace(self.model_).get_trace(size=n_samples).nodes
         latent = nodes["z" if "z" in nodes else "y"]["value"]

@@ -25,7 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from ppl_models.checks import check_classes, check_count, check_float64, check_labels, check_rows
+from ppl_models.checks import (
+    check_choice,
+    check_classes,
+    check_count,
+    check_finite,
+    check_float64,
+    check_labels,
+    check_rows,
+)
 from ppl_models.plates import data_plate
 
 WHERE = "GaussianDiscriminant"
@@ -59,8 +67,7 @@ class GaussianDiscriminant(nn.Module):
     def __init__(self, num_features: int, num_classes: int, covariance: str = "own") -> None:
         super().__init__()
         check_count(num_features=num_features, num_classes=num_classes)
-        if covariance not in ("own", "shared"):
-            raise ValueError(f"covariance: expected 'own' or 'shared', got {covariance!r}.")
+        check_choice("covariance", covariance, ("own", "shared"))
         self.covariance = covariance
         batch = (num_classes,) if covariance == "own" else ()
         self.logits = nn.Parameter(torch.zeros(num_classes))  # log pi, up to a constant, (C,)
@@ -139,12 +146,7 @@ class GaussianDiscriminant(nn.Module):
         check_float64(x, WHERE)
         check_labels(y, num_classes, len(x), WHERE)
         check_classes(y, num_classes, WHERE)
-        if len(x) < 2 or not x.isfinite().all():
-            raise ValueError(
-                f"{WHERE}: expected at least two rows of finite numbers, got {len(x)} rows, "
-                f"{int((~x.isfinite()).any(1).sum())} of them not finite. "
-                f"Try leaving them out: x[x.isfinite().all(1)]."
-            )
+        check_finite(x, WHERE, minimum=2)
         if not isinstance(correction, Integral) or correction < 0:
             raise ValueError(f"correction: expected 0, 1, 2, ..., got {correction!r}.")
         data, labels = x.double(), y.long()

@@ -17,14 +17,12 @@ References:
     | Pattern Recognition and Machine Learning, chapters 3 and 4 (Bishop, 2006)
 """
 
-from numbers import Integral
-
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_labels, check_rows
+from ppl_models.checks import check_at_least, check_count, check_finite, check_labels, check_rows
 from ppl_models.linalg import cholesky
 from ppl_models.plates import data_plate
 
@@ -121,7 +119,7 @@ class LinearRegression(nn.Module):
         """
         design, prior_scale, noise = self._design(x)
         _check_targets(y, len(x))
-        _check_finite(y, "y")
+        check_finite(y, "y", minimum=0)
         precision = prior_scale.pow(-2).diag() + design.T @ design / noise**2  # A, (D + 1, D + 1)
         mean = torch.linalg.solve(precision, design.T @ y / noise**2)  # (D + 1,)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
@@ -149,7 +147,7 @@ class LinearRegression(nn.Module):
                 "LinearRegression(num_features, noise=0.5), or a guide and log_evidence."
             )
         _check_given(x, len(self.weights_scale), "LinearRegression")
-        _check_finite(x, "x")
+        check_finite(x, "x", minimum=0)
         design = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         return design, torch.cat([self.weights_scale, self.bias_scale[None]]), self.noise
 
@@ -244,8 +242,7 @@ class SoftmaxRegression(nn.Module):
         bias_scale: Scale = 10.0,
     ) -> None:
         super().__init__()
-        if not isinstance(num_classes, Integral) or num_classes < 2:
-            raise ValueError(f"num_classes: expected 2 classes or more, got {num_classes!r}.")
+        check_at_least(2, num_classes=num_classes)
         _keep_scale(self, "weights_scale", weights_scale, num_features)
         _keep_scale(self, "bias_scale", bias_scale)
         correlation = (1 + torch.eye(num_classes - 1)) / 2
@@ -338,14 +335,4 @@ def _check_targets(y: Tensor | None, num_rows: int) -> None:
         raise ValueError(
             f"LinearRegression: expected one target for each row, with shape ({num_rows},), got "
             f"{tuple(y.shape)}. Try y.flatten()."
-        )
-
-
-def _check_finite(values: Tensor, name: str) -> None:
-    finite = values.isfinite()
-    finite = finite.all(1) if finite.ndim > 1 else finite
-    if not finite.all():
-        raise ValueError(
-            f"{name}: {int((~finite).sum())} of {len(values)} rows hold NaN or infinity. "
-            f"Try leaving them out."
         )

@@ -597,7 +597,7 @@ def test_unet_refuses_odd_sizes():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"target": "score"}, ValueError, "expected one of x0, eps, v, edm, levels"),
+        ({"target": "score"}, ValueError, "expected one of 'x0', 'eps', 'v', 'edm', 'levels'"),
         ({"target": "levels"}, ValueError, "got likelihood=None"),
         ({"likelihood": Bernoulli()}, TypeError, r"Try Categorical\(2\)"),
         ({"schedule": lambda t: t}, ValueError, "log-SNRs that fall"),
@@ -637,7 +637,7 @@ def test_other_mistakes_are_told():
         denoising(MLP(3, 3))
     with pytest.raises(TypeError, match="expected a diffusion model"):
         variational_bound(nn.Linear(3, 3), torch.zeros(10, 3))
-    with pytest.raises(ValueError, match="bound, simple"):
+    with pytest.raises(ValueError, match="expected 'bound' or 'simple'"):
         denoising(Diffusion(3), weights="snr")
     with pytest.raises(ValueError, match="learned"):
         denoising(Diffusion(3, schedule=Learned()), weights="simple")

@@ -215,7 +215,7 @@ COLLINEAR = X[:, :1] * torch.tensor([1.0, -3.0]) + torch.tensor([0.0, 5.0])
         (X, Y[:, None], {}, r"got \(12, 1\)\. Try y.flatten"),
         (X, torch.eye(2)[Y], {}, "one-hot"),
         (X, Y * 0, {}, r"rows of all 2 classes, got none of \[1\]. Try num_classes=1"),
-        (X * NAN, Y, {}, "12 of them not finite"),
+        (X * NAN, Y, {}, "12 of 12 rows hold NaN"),
         (X[:1], Y[:1], {}, "at least two rows of finite numbers, got 1"),
         (X[:0], Y[:0], {}, "at least two rows of finite numbers, got 0"),
         (X[:, :1], Y, {}, "rows of 2 features"),
