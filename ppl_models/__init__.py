@@ -48,7 +48,8 @@ from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
-from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.regression import LinearRegression
 from ppl_models.transformed import Transformed
 
 __all__ = [

@@ -97,7 +97,7 @@ MOVED = {
     "pixelrnn": ["autoregressive.pixelrnn"],
     "plates": ["checks"],
     "preconditioning": ["diffusion.preconditioning"],
-    "regression": ["supervised.regression"],
+    "regression": ["supervised.predictor", "supervised.logistic", "supervised.regression"],
     "rotation": ["factors.rotation"],
     "samplers": ["diffusion.samplers"],
     "schedules": ["diffusion.schedules"],

@@ -21,7 +21,8 @@ from sklearn.datasets import load_iris
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.regression import LinearRegression
 
 
 def linear(rows=30, features=2):
