@@ -73,7 +73,7 @@ MOVED = {
     "engine.watch": ["infer.compiled.watch"],
     "engine.weighted": ["infer.objectives.weighted"],
     "expectation": ["mixtures.expectation"],
-    "factor_analysis": ["factors.analysis"],
+    "factor_analysis": ["factors.analysis", "factors.probabilistic_pca"],
     "factor_em": ["factors.em"],
     "factor_likelihood": ["factors.likelihood"],
     "factor_moments": ["factors.checks", "factors.moments"],

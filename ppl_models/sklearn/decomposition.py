@@ -8,7 +8,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from ppl_models.factors import analysis, pca
+from ppl_models.factors import analysis, pca, probabilistic_pca
 from ppl_models.sklearn.base import Adapter, Generative, fit_by_em, seeded
 
 
@@ -125,7 +125,7 @@ class ProbabilisticPCA(FactorAnalysis):
         (178, 2)
     """
 
-    _kind = analysis.ProbabilisticPCA
+    _kind = probabilistic_pca.ProbabilisticPCA
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Adapter):
