@@ -336,14 +336,17 @@ class Diffusion(nn.Module):
 
         denoiser = given if guidance is None else guided(given, self.denoise, guidance)
         with modes([self], training=False):  # nothing dropped, no label left out
-            inside = sampler(denoiser, noise, self.schedule, steps)  # (size, D)
+            return self._in_units(sampler(denoiser, noise, self.schedule, steps))
+
+    def _in_units(self, inside: Tensor) -> Tensor:
+        """Rows inside as rows of data: of the nearest levels, where there are levels."""
         if not inside.isfinite().all():  # the nearest level of NaN would be the first
             raise FloatingPointError(
-                f"sample: {int((~inside.isfinite()).any(1).sum())} of {size} rows hold NaN or "
-                f"infinity. Try less guidance, more steps, or a network whose parameters are "
+                f"sample: {int((~inside.isfinite()).any(1).sum())} of {len(inside)} rows hold NaN "
+                f"or infinity. Try less guidance, more steps, or a network whose parameters are "
                 f"finite."
             )
-        if self.likelihood is not None:  # the nearest level
+        if self.likelihood is not None:
             nearest = (inside[..., None] - self.grid).abs().argmin(-1)
             inside = self.grid[nearest]
         return self.loc + self.scale * inside

@@ -112,11 +112,7 @@ class BayesianGaussianMixture(nn.Module):
         if not (scale > 0).all():
             raise ValueError(f"prior_scale: expected positive numbers, got {scale.tolist()}.")
 
-        if self.stick_breaking:
-            sticks = torch.tensor([[1.0, concentration]]).repeat(num_components - 1, 1)
-        else:  # a Dirichlet is one of sticks too
-            later = torch.arange(num_components - 1, 0, -1) * concentration
-            sticks = torch.stack([torch.full_like(later, concentration), later], 1)
+        sticks = _sticks(num_components, concentration, self.stick_breaking)
         self.register_buffer("sticks", sticks)  # of Beta distributions, (K - 1, 2)
         self.register_buffer("loc", loc)  # m_0, (D,)
         self.register_buffer("strength", torch.tensor(float(prior_strength)))  # kappa_0
@@ -220,6 +216,14 @@ class BayesianGaussianMixture(nn.Module):
             "scales": ["component", "feature"],
         }
         return {"event_dims": names[site["name"]]} if site["name"] in names else {}
+
+
+def _sticks(num_components: int, concentration: float, stick_breaking: bool) -> Tensor:
+    """The parameters of the Beta distributions of sticks, (K - 1, 2)."""
+    if stick_breaking:
+        return torch.tensor([[1.0, concentration]]).repeat(num_components - 1, 1)
+    later = torch.arange(num_components - 1, 0, -1) * concentration  # a Dirichlet has sticks too
+    return torch.stack([torch.full_like(later, concentration), later], 1)
 
 
 def _per_feature(name: str, value: float | Tensor, count: int) -> Tensor:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.missing import complete
+from ppl_models.missing import Completion, complete
 
 CHUNK = 2**20  # numbers: the products of that many rows stay near, and keep several cores busy
 MISSING_CHUNK = 256  # rows: each has matrices of its own
@@ -158,11 +158,7 @@ def expectation_of_missing(
         first += weighted.sum(1)
         second += weighted.mT @ filled
 
-        spread = torch.cholesky_inverse(given.factor)  # (C, R K, M, M)
-        spread *= weights.T[..., None, None] * given.present[:, None, :, None]
-        cells = given.places[:, :, None] * features + given.places[:, None]  # (C, M, M)
-        spread = spread.transpose(0, 1).flatten(1)  # (R K, C M M)
-        second.view(len(means), -1).index_add_(1, cells.flatten(), spread)
+        _add_conditional_covariances(second, given, weights)
         rows += len(chunk)
     counts, first = counts.view(restarts, components), first.view_as(locs)
     second = second.view(restarts, components, features, features)
@@ -172,6 +168,16 @@ def expectation_of_missing(
         second = second.diagonal(dim1=-2, dim2=-1)
         second = second if covariance == "diag" else second.sum(2)
     return Statistics(evidence, counts, first, second, locs, rows)
+
+
+def _add_conditional_covariances(second: Tensor, given: Completion, weights: Tensor) -> None:
+    """Adds those of missing entries to the sums of products, (R K, D, D), in their places."""
+    features = second.shape[-1]
+    spread = torch.cholesky_inverse(given.factor)  # (C, R K, M, M)
+    spread *= weights.T[..., None, None] * given.present[:, None, :, None]
+    cells = given.places[:, :, None] * features + given.places[:, None]  # (C, M, M)
+    spread = spread.transpose(0, 1).flatten(1)  # (R K, C M M)
+    second.view(len(second), -1).index_add_(1, cells.flatten(), spread)
 
 
 def _chunks(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
