@@ -1,5 +1,6 @@
 """Densities from counts.
 
-bins: their edges by a rule, and the density that is constant in each
-histogram: the model: proportions of rows
+Files:
+    bins: their edges by a rule, and the density that is constant in each
+    histogram: the model: proportions of rows
 """

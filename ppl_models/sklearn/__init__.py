@@ -10,7 +10,7 @@ gradient. Attributes such as `means_` are read from it. Nothing here adds any ma
 `random_state` is scikit-learn's: draws come from it, and torch's generator stays as it was. Log
 densities are in nats per row.
 
-Files are named as scikit-learn's modules:
+Files, named as scikit-learn's modules:
     base: what the estimators share
     mixture: `GaussianMixture`
     decomposition: `FactorAnalysis`, `ProbabilisticPCA`, `PCA`
