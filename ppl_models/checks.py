@@ -151,7 +151,13 @@ def check_float64(x: Tensor, where: str) -> None:
         )
 
 
-def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where: str) -> None:
+def check_labels(
+    y: Tensor | None,
+    num_classes: int,
+    num_rows: int | None,
+    where: str,
+    on_any_device: bool = False,
+) -> None:
     """Raises an error unless `y` is None or holds one label for each row.
 
     Arguments:
@@ -159,6 +165,7 @@ def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where
         num_classes: The number of classes.
         num_rows: The number of rows, `B`; None where there are no rows besides the labels.
         where: What to call the model in errors.
+        on_any_device: Whether to look at their values on a GPU too, which makes it wait.
 
     Raises:
         TypeError: If the labels are no numbers.
@@ -179,8 +186,8 @@ def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where
             f"Try y.flatten(), or y.argmax(1) for one-hot labels."
         )
     # Reading from another device would make it wait at every step, and no graph can hold a check;
-    # there the engine's check of the support finds such labels, before the first step.
-    if y.device.type == "cpu" and get_proxy_mode() is None:
+    # there inference's check of the support finds such labels, before the first step.
+    if (on_any_device or y.device.type == "cpu") and get_proxy_mode() is None:
         check_classes(y, num_classes, where)
 
 

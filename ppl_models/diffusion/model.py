@@ -34,11 +34,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ppl_models.checks import (
     check_choice,
-    check_classes,
     check_labels,
     check_positive,
     check_rows,
@@ -276,13 +274,12 @@ class Diffusion(nn.Module):
                 f"Diffusion: got labels, and {type(self.network).__name__} takes none. Try a "
                 f"network with num_classes=10, trained with labels, or no labels."
             )
-        check_labels(y, self.num_classes, num_rows, "Diffusion")
+        # They are no site, whose support would be checked.
+        check_labels(y, self.num_classes, num_rows, "Diffusion", on_any_device=True)
         if y.is_floating_point():  # a network looks its classes up
             raise TypeError(
                 f"Diffusion: expected labels of an integer type, got {y.dtype}. Try y.long()."
             )
-        if y.device.type != "cpu" and get_proxy_mode() is None:  # there no site checks them
-            check_classes(y, self.num_classes, "Diffusion")
 
     def standardise(self, x: Tensor) -> Tensor:
         """Returns the rows inside, `(x - loc) / scale`."""
