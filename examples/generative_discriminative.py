@@ -37,7 +37,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import elbo, fit, from_pyro_svi
 from ppl_models.supervised.discriminant import GaussianDiscriminant
-from ppl_models.supervised.regression import LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
 
 MODELS = ["generative, own", "generative, shared", "logistic, flat prior", "logistic, Bayesian"]
 SPECIES = {"setosa": "tab:blue", "versicolor": "tab:orange", "virginica": "tab:green"}

@@ -24,6 +24,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models.checks import check_positive
+
 
 class FactorNormal(nn.Module):
     r"""A guide for `loc`, `loadings`, `factor_scale` and `noise_variance`, shared by all rows.
@@ -113,5 +115,4 @@ def _check(values: Mapping[str, Tensor], init_scale: float) -> None:
                 f"shape {shape} for {name!r}, got {tuple(value.shape)}: {value.flatten()[:3]}... "
                 f"Try model.initial_values(x)."
             )
-    if not (math.isfinite(init_scale) and init_scale > 0):
-        raise ValueError(f"init_scale: expected a positive number, got {init_scale!r}. Try 0.01.")
+    check_positive(init_scale=init_scale)

@@ -146,7 +146,9 @@ class MixturePosterior(nn.Module):
         with poutine.block():
             drawn = poutine.trace(self.mean_field).get_trace().nodes
         root = self.lower.tril(-1) + self.log_scale.exp().diag()
-        joint = _Landing(self.center + self.spread @ self.loc, scale_tril=self.spread @ root)
+        joint = _StickingTheLanding(
+            self.center + self.spread @ self.loc, scale_tril=self.spread @ root
+        )
         draw = pyro.sample("_joint", joint, infer={"is_auxiliary": True})  # (P,)
         sticks, covariances, locs = draw.split(self._sizes)
         if self.model.num_components > 1:
@@ -202,7 +204,7 @@ class MixturePosterior(nn.Module):
         return torch.cat(parts, 1)
 
 
-class _Landing(dist.MultivariateNormal):
+class _StickingTheLanding(dist.MultivariateNormal):
     """A normal distribution whose density has a gradient only by the draw.
 
     The rest of it is zero on average, and all noise where the guide is right.

@@ -1,5 +1,7 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
+from ppl_models import _moved
+from ppl_models import guides as guides  # loads nothing yet
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
@@ -17,9 +19,10 @@ from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.flow import probability_flow
 from ppl_models.diffusion.latent import LatentDiffusion
 from ppl_models.diffusion.model import Diffusion
-from ppl_models.factors.analysis import FactorAnalysis, ProbabilisticPCA
+from ppl_models.factors.analysis import FactorAnalysis
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
+from ppl_models.factors.probabilistic_pca import ProbabilisticPCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan.game import adversarial
 from ppl_models.gan.model import GAN
@@ -47,7 +50,8 @@ from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
-from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.regression import LinearRegression
 from ppl_models.transformed import Transformed
 
 __all__ = [
@@ -114,3 +118,5 @@ __all__ = [
     "varimax_draws",
     "weighted",
 ]
+
+_moved.install()

@@ -3,6 +3,8 @@
 An error says where, what was expected, what came, and what to try.
 """
 
+import math
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import torch
@@ -21,15 +23,54 @@ def check_count(**counts: int) -> None:
             raise ValueError(f"{name}: expected a positive whole number, got {value!r}.")
 
 
+def check_at_least(minimum: int, /, **counts: int) -> None:
+    """Raises a ValueError unless all are whole numbers, the minimum or more.
+
+    Example:
+        >>> check_at_least(2, num_classes=10)
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"{name}: expected a whole number, {minimum} or more, got {value!r}.")
+
+
+def check_positive(**numbers: float) -> None:
+    """Raises a ValueError unless all are positive and finite.
+
+    Example:
+        >>> check_positive(scale=0.1)
+    """
+    for name, value in numbers.items():
+        if (isinstance(value, Tensor) and value.ndim) or not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raises a ValueError that lists the choices, unless `value` is one of them.
+
+    Example:
+        >>> check_choice("missing", "error", ["error", "marginalise"])
+    """
+    known = list(choices)
+    if value not in known:
+        listing = " or " if len(known) == 2 else ", "
+        one = "" if len(known) == 2 else "one of "
+        raise ValueError(f"{name}: expected {one}{listing.join(map(repr, known))}, got {value!r}.")
+
+
 def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
     """Raises an error unless `x` is None or holds rows of `num_features` floating-point numbers.
 
     Raises:
-        TypeError: If the numbers are integers, as in raw images.
+        TypeError: If it is no tensor, or the numbers are integers, as in raw images.
         ValueError: If the shape is not `(B, num_features)`.
     """
     if x is None:
         return
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try torch.as_tensor(x)."
+        )
     if not x.is_floating_point():
         raise TypeError(
             f"{where}: expected rows of floating-point numbers, got {x.dtype}. "
@@ -60,19 +101,45 @@ def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False) -> None:
             f"Try data=(x, y) with one label for each row."
         )
     for i, x in enumerate(tensors):
-        if not x.is_floating_point():
-            continue
-        finite = ~x.isinf() if missing else x.isfinite()
-        if not finite.all():
-            bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
-            rows = bad.nonzero().flatten().tolist()
-            noun = "row" if len(rows) == 1 else "rows"
-            listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-            raise ValueError(
-                f"data[{i}]: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed}). "
-                f"Try leaving them out, x[x.isfinite().all(1)], or a model with "
-                f"missing='marginalise' where NaN stands for what was not observed."
-            )
+        if x.is_floating_point():
+            check_finite(x, f"data[{i}]", missing=missing)
+
+
+def check_finite(x: Tensor, where: str, minimum: int = 1, missing: bool = False) -> None:
+    """Raises a ValueError unless there are enough rows, and all are finite.
+
+    Arguments:
+        x: Numbers of rows, `(B, *)`.
+        where: What to call them in errors.
+        minimum: The fewest rows that will do.
+        missing: Whether NaN stands for what was not observed, and is let through.
+    """
+    if len(x) < minimum:
+        needed = {1: "one row", 2: "two rows"}.get(minimum, f"{minimum} rows")
+        raise ValueError(
+            f"{where}: expected at least {needed} of finite numbers, got {len(x)}. "
+            f"Try more rows, or a smaller model."
+        )
+    finite = ~x.isinf() if missing else x.isfinite()
+    if not finite.all():
+        bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
+        rows = bad.nonzero().flatten().tolist()
+        noun = "row" if len(rows) == 1 else "rows"
+        raise ValueError(
+            f"{where}: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed(rows)}). "
+            f"Try leaving them out, x[x.isfinite().all(1)], or a model with "
+            f"missing='marginalise' where NaN stands for what was not observed."
+        )
+
+
+def listed(numbers: Sequence[int], most: int = 5) -> str:
+    """The first of many numbers, for errors.
+
+    Example:
+        >>> listed(range(100))
+        '0, 1, 2, 3, 4, ...'
+    """
+    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
 def check_float64(x: Tensor, where: str) -> None:
@@ -84,7 +151,13 @@ def check_float64(x: Tensor, where: str) -> None:
         )
 
 
-def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where: str) -> None:
+def check_labels(
+    y: Tensor | None,
+    num_classes: int,
+    num_rows: int | None,
+    where: str,
+    on_any_device: bool = False,
+) -> None:
     """Raises an error unless `y` is None or holds one label for each row.
 
     Arguments:
@@ -92,6 +165,7 @@ def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where
         num_classes: The number of classes.
         num_rows: The number of rows, `B`; None where there are no rows besides the labels.
         where: What to call the model in errors.
+        on_any_device: Whether to look at their values on a GPU too, which makes it wait.
 
     Raises:
         TypeError: If the labels are no numbers.
@@ -112,8 +186,8 @@ def check_labels(y: Tensor | None, num_classes: int, num_rows: int | None, where
             f"Try y.flatten(), or y.argmax(1) for one-hot labels."
         )
     # Reading from another device would make it wait at every step, and no graph can hold a check;
-    # there the engine's check of the support finds such labels, before the first step.
-    if y.device.type == "cpu" and get_proxy_mode() is None:
+    # there inference's check of the support finds such labels, before the first step.
+    if (on_any_device or y.device.type == "cpu") and get_proxy_mode() is None:
         check_classes(y, num_classes, where)
 
 

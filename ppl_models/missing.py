@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_models.checks import check_choice
 from ppl_models.linalg import cholesky
 
 MAX_NUMBERS = 2**23  # in the matrices of rows that are worked on at once: 64 MiB
@@ -29,8 +30,7 @@ MAX_NUMBERS = 2**23  # in the matrices of rows that are worked on at once: 64 Mi
 
 def check_missing(missing: str) -> None:
     """Raises unless `missing` says what to do with NaN."""
-    if missing not in ("error", "marginalise"):
-        raise ValueError(f"missing: expected 'error' or 'marginalise', got {missing!r}.")
+    check_choice("missing", missing, ("error", "marginalise"))
 
 
 class _RealOrMissing(constraints.Constraint):

@@ -1,6 +1,7 @@
 """The house: each idea in its room, and imports one way. The tests read the files."""
 
 import ast
+import re
 import statistics
 from pathlib import Path
 
@@ -12,7 +13,7 @@ HOUSE = ROOT / "ppl_models"
 # What all may import: files of their own, and folders.
 GROUND = {
     *("plates", "checks", "linalg", "likelihoods", "missing", "priors", "criteria", "transformed"),
-    *("modes", "nn"),
+    *("levels", "modes", "nn"),
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
@@ -29,7 +30,8 @@ OWN_INFERENCE = {
     *("diffusion/denoising.py", "diffusion/bound.py", "diffusion/flow.py"),
 }
 BUILT_ON = {"diffusion/latent.py": {"autoencoders"}}
-HALL = {"__init__", "_moved"}  # the public names, and the ways to where things were
+# The public names, those of the guides, and the ways to where things were.
+HALL = {"__init__", "guides", "_moved"}
 
 
 def imports(path: Path) -> set[str]:
@@ -91,6 +93,12 @@ def test_families_know_neither_guides_nor_each_other(path):
     own = str(path.relative_to(HOUSE))
     known = GROUND | {path.parent.name} | BUILT_ON.get(own, set())
     assert rooms(path) <= known | ({"infer"} if own in OWN_INFERENCE else set())
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES | {"sklearn"}))
+def test_a_family_says_what_is_in_its_files(name):
+    listed = re.findall(r"^    (\w+): ", (HOUSE / name / "__init__.py").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(p.stem for p in (HOUSE / name).glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("path", files("ppl_models/metrics/*.py"))

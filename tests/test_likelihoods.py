@@ -87,5 +87,5 @@ def test_what_is_no_likelihood(likelihood):
 
 
 def test_one_level_is_none():
-    with pytest.raises(ValueError, match="2 levels"):
+    with pytest.raises(ValueError, match="levels: expected a whole number, 2 or more"):
         Categorical(1)

@@ -1,1 +1,11 @@
-"""Codes of rows, and variational autoencoders, whose codes are latents."""
+"""Codes of rows, and variational autoencoders, whose codes are latents.
+
+Files:
+    autoencoder: a narrow code, and the row again; from noisy rows too
+    corruption: the noise that is taken away
+    reconstruction: the loss of both, as an objective
+    vae: a latent vector, and a network from it to the row
+    conditional: rows given their labels
+    semi_supervised: a few rows have labels, most have none
+    hierarchical: two layers of latents
+"""

@@ -8,10 +8,10 @@ References:
     | https://www.jmlr.org/papers/v11/vincent10a.html
 """
 
-import math
-
 import torch
 from torch import Tensor
+
+from ppl_models.checks import check_positive
 
 
 class GaussianNoise:
@@ -29,8 +29,7 @@ class GaussianNoise:
     """
 
     def __init__(self, scale: float) -> None:
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"GaussianNoise: expected a positive scale, got {scale!r}. Try 0.3.")
+        check_positive(scale=scale)
         self.scale = scale
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class SemiSupervisedVAE(nn.Module):
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
         check_rows(x, self.num_features, WHERE)
-        self._check_labels(x, y)
+        self._check_known_labels(x, y)
         classes = dist.Categorical(logits=self.logits)
         prior = dist.Normal(self.prior_loc, torch.ones_like(self.prior_loc)).to_event(1)
 
@@ -122,7 +122,8 @@ class SemiSupervisedVAE(nn.Module):
         check_outputs(outputs, self.num_features, self.likelihood, WHERE)
         return outputs.unflatten(0, shape)
 
-    def _check_labels(self, x: Tensor | None, y: Tensor | None) -> None:
+    def _check_known_labels(self, x: Tensor | None, y: Tensor | None) -> None:
+        """Raises unless labels are those of rows, or, beside rows, not known."""
         if x is None or not isinstance(y, Tensor):
             check_labels(y, self.num_classes, None if x is None else len(x), WHERE)
         else:

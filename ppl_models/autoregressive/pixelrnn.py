@@ -12,7 +12,7 @@ References:
 """
 
 from ppl_models.autoregressive.model import AutoregressiveModel, check_dropout
-from ppl_models.checks import check_count
+from ppl_models.checks import check_choice, check_count
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.nn import DiagonalBiLSTM, RecurrentPixels, RowLSTM
 
@@ -62,8 +62,7 @@ class PixelRNN(AutoregressiveModel):
         check_likelihood(likelihood)
         check_count(height=height, width=width, num_channels=num_channels, num_layers=num_layers)
         check_dropout("PixelRNN", dropout)
-        if order not in LAYERS:
-            raise ValueError(f"PixelRNN: expected order='diagonal' or 'row', got {order!r}.")
+        check_choice("order", order, LAYERS)
         network = RecurrentPixels(
             height,
             width,

@@ -1,5 +1,25 @@
 """Data sets: handwritten digits and images of clothes, real ones only."""
 
-from ppl_models.datasets.images import binarize, binary_mnist, digits, fashion_mnist, mnist
+from ppl_models.datasets.images import (
+    Binarize,
+    Folder,
+    Labelled,
+    Part,
+    binarize,
+    binary_mnist,
+    digits,
+    fashion_mnist,
+    mnist,
+)
 
-__all__ = ["binarize", "binary_mnist", "digits", "fashion_mnist", "mnist"]
+__all__ = [
+    "Binarize",
+    "Folder",
+    "Labelled",
+    "Part",
+    "binarize",
+    "binary_mnist",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+]

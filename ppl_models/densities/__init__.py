@@ -1,1 +1,6 @@
-"""Densities from counts."""
+"""Densities from counts.
+
+Files:
+    bins: their edges by a rule, and the density that is constant in each
+    histogram: the model: proportions of rows
+"""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_finite, check_rows
 
 
 def bin_edges(x: Tensor, num_bins: int | Sequence[int] | None = None) -> tuple[Tensor, ...]:
@@ -170,27 +170,18 @@ def _log_volume(edges: Sequence[Tensor]) -> Tensor:
 def check_countable(x: Tensor, num_features: int, where: str) -> None:
     """Raises unless `x` holds rows that can be counted."""
     check_shape(x, num_features, where)
-    if len(x) == 0:
-        raise ValueError(f"{where}: expected at least one row, got none.")
-    if not (finite := x.isfinite().all(1)).all():
-        raise ValueError(
-            f"{where}: {int((~finite).sum())} of {len(x)} rows hold NaN or infinity. "
-            f"Try leaving them out: x[x.isfinite().all(1)]."
-        )
+    check_finite(x, where)
 
 
 def check_shape(x: Tensor, num_features: int, where: str) -> None:
     """Raises unless `x` holds rows of `num_features` floating-point numbers."""
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try torch.as_tensor(x)."
-        )
-    if x.ndim == 1:
+    num_dims = x.ndim if isinstance(x, Tensor) else None
+    if num_dims == 1:
         raise ValueError(
             f"{where}: expected rows with shape (B, {num_features}), got {tuple(x.shape)}. "
             f"Try x[:, None] for rows of one feature."
         )
-    if x.ndim == 2 and x.shape[1] > 2:
+    if num_dims == 2 and x.shape[1] > 2:
         raise ValueError(
             f"{where}: expected rows of one feature or two, got {x.shape[1]}. "
             f"Try two of them: x[:, [0, 1]]."

@@ -145,7 +145,7 @@ class HistogramDensity(nn.Module):
             ValueError: If the model has one feature only, or no feature `dim`.
         """
         self._check_dim(dim)
-        return self._of(self.edges[dim], self.evidence().logits.logsumexp(1 - dim))
+        return self._with_logits(self.edges[dim], self.evidence().logits.logsumexp(1 - dim))
 
     @torch.no_grad()
     def conditional(self, dim: int, value: float) -> "HistogramDensity":
@@ -174,9 +174,9 @@ class HistogramDensity(nn.Module):
                 f"that nothing is conditional on it. Try a value in a bin with rows, or a "
                 f"pseudo-count, or wider bins; the edges go from {edges[0]:g} to {edges[-1]:g}."
             )
-        return self._of(self.edges[1 - dim], logits)
+        return self._with_logits(self.edges[1 - dim], logits)
 
-    def _of(self, edges: Tensor, logits: Tensor) -> "HistogramDensity":
+    def _with_logits(self, edges: Tensor, logits: Tensor) -> "HistogramDensity":
         model = HistogramDensity(edges)
         model.logits.copy_(logits)
         return model

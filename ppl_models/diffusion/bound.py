@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import check_count, check_tensors
-from ppl_models.diffusion.denoising import check_data
+from ppl_models.diffusion.denoising import check_data, check_diffusion
 from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.programs.modules import check_devices
 from ppl_models.infer.programs.rng import own_rng
@@ -67,11 +67,7 @@ def variational_bound(
         >>> bound.kind, bound.value.shape, bound.num_samples
         ('lower bound', torch.Size([10]), 50)
     """
-    if not hasattr(diffusion, "step_divergence"):
-        raise TypeError(
-            f"variational_bound: expected a diffusion model, got {type(diffusion).__name__}. "
-            f"Try log_evidence(model, guide, x)."
-        )
+    check_diffusion(diffusion, "variational_bound", "log_evidence(model, guide, x)")
     steps = diffusion.num_steps if num_steps is None else num_steps
     check_count(num_steps=steps, batch_size=batch_size)
     draws = max(steps + steps % 2, 2) if num_samples is None else num_samples

@@ -24,6 +24,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.checks import check_choice
 from ppl_models.infer.programs import checks, sites
 
 WEIGHTS = ("bound", "simple")
@@ -34,7 +35,7 @@ class DiffusionModel(Protocol):
 
     num_steps: int
 
-    def check_labels(self, y: Tensor | None) -> None: ...
+    def check_condition(self, y: Tensor | None) -> None: ...
     def prior_divergence(self, x: Tensor) -> Tensor: ...
     def step_divergence(self, x: Tensor, step: Tensor, y: Tensor | None) -> Tensor: ...
     def reconstruction(self, x: Tensor, y: Tensor | None) -> Tensor: ...
@@ -72,6 +73,16 @@ def denoising(diffusion: DiffusionModel, weights: str = "bound") -> "Denoising":
     return Denoising(diffusion, weights)
 
 
+def check_diffusion(diffusion: object, where: str, instead: str) -> None:
+    """Raises a TypeError that says what to try `instead`, unless it is a diffusion model."""
+    if isinstance(diffusion, type) or not hasattr(diffusion, "step_divergence"):
+        kind = diffusion if isinstance(diffusion, type) else type(diffusion)
+        raise TypeError(
+            f"{where}: expected a diffusion model, got {kind.__name__}. "
+            f"Try Diffusion(num_features=64), or {instead}."
+        )
+
+
 def check_data(
     diffusion: DiffusionModel, batch: tuple[Tensor, ...], data: tuple[Tensor, ...]
 ) -> bool:
@@ -86,7 +97,7 @@ def check_data(
         raise TypeError(
             f"data: expected rows x, or rows and their labels (x, y), got {len(batch)} tensors."
         )
-    diffusion.check_labels(data[1] if len(data) == 2 else None)
+    diffusion.check_condition(data[1] if len(data) == 2 else None)
     diffusion.prior_divergence(batch[0])  # for its checks
     density = diffusion.read(torch.zeros_like(batch[0]))
     with pyro.validation_enabled(False):
@@ -101,14 +112,8 @@ class Denoising:
     name = "denoising"
 
     def __init__(self, diffusion: DiffusionModel, weights: str) -> None:
-        if isinstance(diffusion, type) or not hasattr(diffusion, "step_divergence"):
-            kind = diffusion if isinstance(diffusion, type) else type(diffusion)
-            raise TypeError(
-                f"denoising: expected a diffusion model, got {kind.__name__}. "
-                f"Try Diffusion(num_features=64), or elbo(model, guide)."
-            )
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}.")
+        check_diffusion(diffusion, "denoising", "elbo(model, guide)")
+        check_choice("weights", weights, WEIGHTS)
         schedule = getattr(diffusion, "schedule", None)
         learned = isinstance(schedule, nn.Module) and any(
             p.requires_grad for p in schedule.parameters()

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import check_count, check_tensors
-from ppl_models.diffusion.denoising import check_data
+from ppl_models.diffusion.denoising import check_data, check_diffusion
 from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.programs.modules import check_devices
 from ppl_models.infer.programs.rng import own_rng
@@ -79,11 +79,7 @@ def probability_flow(
         >>> flow.kind, flow.value.shape
         ('estimate', torch.Size([10]))
     """
-    if not hasattr(diffusion, "step_divergence"):
-        raise TypeError(
-            f"probability_flow: expected a diffusion model, got {type(diffusion).__name__}. "
-            f"Try log_evidence(model, guide, x)."
-        )
+    check_diffusion(diffusion, "probability_flow", "log_evidence(model, guide, x)")
     check_count(num_steps=num_steps, num_samples=num_samples, batch_size=batch_size)
     if not data:
         raise ValueError("data: expected rows, got none. Try probability_flow(diffusion, x).")

@@ -34,9 +34,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import (
+    check_choice,
+    check_labels,
+    check_positive,
+    check_rows,
+)
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
 from ppl_models.diffusion.samplers import guided
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
@@ -123,7 +127,7 @@ class Diffusion(nn.Module):
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
         check_rows(x, self.num_features, "Diffusion")
-        self.check_labels(y)
+        self.check_condition(y)
 
         with data_plate(x, size):
             z = self.generate(y)  # (B, D)
@@ -183,7 +187,7 @@ class Diffusion(nn.Module):
             return dist.Normal(mean, self.scale * (-log_snr / 2).exp()).to_event(1)
         log_snr = log_snr.expand(len(z))
         own = self.target == "levels"
-        logits = self._level_logits(z, log_snr, y) if own else self._nearness(z, log_snr)
+        logits = self._level_logits(z, log_snr, y) if own else self._level_log_density(z, log_snr)
         return self.likelihood(logits.flatten(1))
 
     def bound(self, x: Tensor, y: Tensor | None = None, num_steps: int | None = None) -> Tensor:
@@ -251,12 +255,17 @@ class Diffusion(nn.Module):
             return log_snrs(self.schedule, self.num_steps, like=self.zero, check=False)
         return log_snrs(self.schedule, num_steps, like=self.zero)
 
-    def check_labels(self, y: Tensor | None) -> None:
-        """Raises unless `y` is None or holds labels that the network knows.
+    def check_condition(self, y: Tensor | None, num_rows: int | None = None) -> None:
+        """Raises unless `y` is None or holds labels that the network can be told.
+
+        Arguments:
+            y: The labels, with shape `(B,)`.
+            num_rows: The number of rows, `B`, where there are rows besides the labels.
 
         Raises:
             TypeError: If they are no whole numbers.
-            ValueError: If the network takes none, or they are out of range.
+            ValueError: If the network takes none, there is not one for each row, or one is not of
+                its classes.
         """
         if y is None:
             return
@@ -265,19 +274,11 @@ class Diffusion(nn.Module):
                 f"Diffusion: got labels, and {type(self.network).__name__} takes none. Try a "
                 f"network with num_classes=10, trained with labels, or no labels."
             )
-        whole = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
-        if not whole or y.ndim != 1:
-            got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
+        # They are no site, whose support would be checked.
+        check_labels(y, self.num_classes, num_rows, "Diffusion", on_any_device=True)
+        if y.is_floating_point():  # a network looks its classes up
             raise TypeError(
-                f"labels: expected a tensor of whole numbers, (B,), got {got}. Try y.long()."
-            )
-        if get_proxy_mode() is not None:
-            return  # no graph can hold a check of values
-        if len(y) and not (y.min() >= 0 and y.max() < self.num_classes):
-            raise ValueError(
-                f"labels: expected 0 to {self.num_classes - 1}, got {y.min().item()} to "
-                f"{y.max().item()}. Try a network with num_classes={y.max().item() + 1}, or y=None "
-                f"for rows without labels."
+                f"Diffusion: expected labels of an integer type, got {y.dtype}. Try y.long()."
             )
 
     def standardise(self, x: Tensor) -> Tensor:
@@ -318,9 +319,7 @@ class Diffusion(nn.Module):
                 f"sampler: expected a function of ppl_models.diffusion.samplers, got {sampler!r}. "
                 f"Try ancestral, or heun for few steps."
             )
-        self.check_labels(y)
-        if y is not None and len(y) != size:
-            raise ValueError(f"labels: expected one for each of {size} rows, got {len(y)}.")
+        self.check_condition(y, num_rows=size)
         if guidance is not None and y is None:
             raise ValueError(
                 "guidance: expected the labels that it leads to, got y=None. Try "
@@ -334,19 +333,22 @@ class Diffusion(nn.Module):
 
         denoiser = given if guidance is None else guided(given, self.denoise, guidance)
         with modes([self], training=False):  # nothing dropped, no label left out
-            inside = sampler(denoiser, noise, self.schedule, steps)  # (size, D)
+            return self._in_units(sampler(denoiser, noise, self.schedule, steps))
+
+    def _in_units(self, inside: Tensor) -> Tensor:
+        """Rows inside as rows of data: of the nearest levels, where there are levels."""
         if not inside.isfinite().all():  # the nearest level of NaN would be the first
             raise FloatingPointError(
-                f"sample: {int((~inside.isfinite()).any(1).sum())} of {size} rows hold NaN or "
-                f"infinity. Try less guidance, more steps, or a network whose parameters are "
+                f"sample: {int((~inside.isfinite()).any(1).sum())} of {len(inside)} rows hold NaN "
+                f"or infinity. Try less guidance, more steps, or a network whose parameters are "
                 f"finite."
             )
-        if self.likelihood is not None:  # the nearest level
+        if self.likelihood is not None:
             nearest = (inside[..., None] - self.grid).abs().argmin(-1)
             inside = self.grid[nearest]
         return self.loc + self.scale * inside
 
-    def _nearness(self, z: Tensor, log_snr: Tensor) -> Tensor:
+    def _level_log_density(self, z: Tensor, log_snr: Tensor) -> Tensor:
         """log N(z; alpha g, sigma^2) up to a constant, (B, D, L)."""
         alpha, sigma = alpha_sigma(log_snr[:, None, None])
         return -((z[..., None] - alpha * self.grid) / sigma).square() / 2
@@ -354,7 +356,7 @@ class Diffusion(nn.Module):
     def _level_logits(self, z: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         """The logits of the levels given z_t, (B, D, L)."""
         output = self._outputs(z, log_snr, y)  # (B, D * L)
-        return output.unflatten(1, (self.num_features, -1)) + self._nearness(z, log_snr)
+        return output.unflatten(1, (self.num_features, -1)) + self._level_log_density(z, log_snr)
 
     def _outputs(self, z: Tensor, log_snr: Tensor, y: Tensor | None) -> Tensor:
         output = self.network(z, log_snr) if y is None else self.network(z, log_snr, y)
@@ -372,9 +374,7 @@ class Diffusion(nn.Module):
 def _check_arguments(
     target: str, likelihood: object, scale: float | None, data_scale: float
 ) -> None:
-    if target not in (*TARGETS, "levels"):
-        known = ", ".join((*TARGETS, "levels"))
-        raise ValueError(f"target: expected one of {known}, got {target!r}.")
+    check_choice("target", target, (*TARGETS, "levels"))
     if likelihood is not None and not isinstance(likelihood, Categorical):
         raise TypeError(
             f"likelihood: expected Categorical(levels), or None for real rows, got "
@@ -385,6 +385,4 @@ def _check_arguments(
             "target: 'levels' are those of a likelihood, got likelihood=None. "
             "Try likelihood=Categorical(levels=17), or target='v'."
         )
-    for name, value in (("scale", scale), ("data_scale", data_scale)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+    check_positive(scale=1.0 if scale is None else scale, data_scale=data_scale)

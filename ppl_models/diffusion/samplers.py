@@ -71,7 +71,7 @@ def ancestral(
         >>> ancestral(denoiser, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    log_snr = _levels(denoiser, z, schedule, num_steps)  # (N,), rising
+    log_snr = _stops(denoiser, z, schedule, num_steps)  # (N,), rising
     for now, after in pairwise(log_snr):
         mean, scale = step_back(z, denoiser(z, now), now, after)
         z = mean + scale * noise(z)
@@ -91,7 +91,7 @@ def ddim(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
         >>> ddim(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    log_snr = _levels(denoiser, z, schedule, num_steps)
+    log_snr = _stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
         z = _along_flow(z, denoiser(z, now), now, after)
     return denoiser(z, log_snr[-1])
@@ -110,14 +110,14 @@ def heun(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
         >>> heun(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    log_snr = _levels(denoiser, z, schedule, num_steps)
+    log_snr = _stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
-        slope = _noise_in(z, denoiser(z, now), now)
+        slope = _predicted_noise(z, denoiser(z, now), now)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(now), alpha_sigma(after)
         change = alpha_s * (sigma_s / alpha_s - sigma_t / alpha_t)
         unmoved = alpha_s / alpha_t * z
         there = unmoved + change * slope
-        z = unmoved + change * (slope + _noise_in(there, denoiser(there, after), after)) / 2
+        z = unmoved + change * (slope + _predicted_noise(there, denoiser(there, after), after)) / 2
     return denoiser(z, log_snr[-1])
 
 
@@ -154,7 +154,7 @@ def langevin(
     """
     if not 0 < step_size < 1:
         raise ValueError(f"step_size: expected a number between 0 and 1, got {step_size!r}.")
-    log_snr = _levels(denoiser, z, schedule, num_steps)
+    log_snr = _stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
         z = _along_flow(z, denoiser(z, now), now, after)
         alpha, sigma = alpha_sigma(after)
@@ -199,7 +199,7 @@ def guided(conditional: Denoiser, unconditional: Denoiser, strength: float) -> D
     return denoise
 
 
-def _levels(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> Tensor:
+def _stops(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> Tensor:
     """The log-SNRs at which a sampler stops, rising, (N,)."""
     if not callable(denoiser):
         raise TypeError(f"denoiser: expected a callable denoiser(z, log_snr), got {denoiser!r}.")
@@ -209,7 +209,7 @@ def _levels(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -
     return log_snrs(schedule, num_steps - 1, like=z).flip(0)
 
 
-def _noise_in(z: Tensor, x_hat: Tensor, log_snr: Tensor) -> Tensor:
+def _predicted_noise(z: Tensor, x_hat: Tensor, log_snr: Tensor) -> Tensor:
     alpha, sigma = alpha_sigma(log_snr)
     return (z - alpha * x_hat) / sigma
 
@@ -217,4 +217,4 @@ def _noise_in(z: Tensor, x_hat: Tensor, log_snr: Tensor) -> Tensor:
 def _along_flow(z: Tensor, x_hat: Tensor, now: Tensor, after: Tensor) -> Tensor:
     """Euler's step of the probability flow: the same row, the same noise, a lower level."""
     alpha, sigma = alpha_sigma(after)
-    return alpha * x_hat + sigma * _noise_in(z, x_hat, now)
+    return alpha * x_hat + sigma * _predicted_noise(z, x_hat, now)

@@ -1,12 +1,12 @@
-r"""Factor analysis and probabilistic PCA: linear Gaussian models.
+r"""Factor analysis: a linear Gaussian model with its own noise for each feature.
 
 .. math::
     z_n &\sim \mathcal{N}(0, I) \\
-    x_n \mid z_n &\sim \mathcal{N}(\mu + W z_n, \Psi)
+    x_n \mid z_n &\sim \mathcal{N}(\mu + W z_n, \Psi), \qquad \Psi = \mathrm{diag}(\sigma^2)
 
-with :math:`\Psi = \mathrm{diag}(\sigma^2)` in factor analysis, where each feature has noise of
-its own, and :math:`\Psi = \sigma^2 I` in probabilistic PCA. Entries of a row that are missing
-(NaN, with `missing="marginalise"`) are integrated out, exactly.
+Entries of a row that are missing (NaN, with `missing="marginalise"`) are integrated out, exactly.
+Where one number is the noise of all features, :math:`\Psi = \sigma^2 I`, it is probabilistic PCA
+(`ppl_models.factors.probabilistic_pca`).
 
 Shapes: `B` rows, `D` features, `K` factors, `S` draws.
 
@@ -15,8 +15,6 @@ References:
     | https://doi.org/10.1007/BF02293851
     | The ECME Algorithm: A Simple Extension of EM and ECM (Liu & Rubin, 1994)
     | https://doi.org/10.1093/biomet/81.4.633
-    | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
-    | https://doi.org/10.1111/1467-9868.00196
 """
 
 import warnings
@@ -29,8 +27,14 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_float64, check_rows
+from ppl_models.checks import check_count, check_finite, check_float64, check_rows, listed
 from ppl_models.criteria import InformationCriteria
+from ppl_models.factors.checks import (
+    check_batches,
+    check_columns,
+    check_num_factors,
+    check_rank,
+)
 from ppl_models.factors.em import expectation, maximisation
 from ppl_models.factors.likelihood import (
     best_loadings,
@@ -39,15 +43,7 @@ from ppl_models.factors.likelihood import (
     start_noise,
     with_signs,
 )
-from ppl_models.factors.moments import (
-    Moments,
-    check_batches,
-    check_columns,
-    check_finite,
-    check_rank,
-    moments,
-    one_thread,
-)
+from ppl_models.factors.moments import Moments, moments, one_thread
 from ppl_models.linalg import cholesky, inverse_root
 from ppl_models.missing import (
     MarginalLowRankMultivariateNormal,
@@ -85,11 +81,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def __init__(self, num_features: int, num_factors: int, missing: str = "error") -> None:
         super().__init__()
-        if not 1 <= num_factors <= num_features:
-            raise ValueError(
-                f"{type(self).__name__}: expected 1 to {num_features} factors for {num_features} "
-                f"features, got num_factors={num_factors}."
-            )
+        check_num_factors(num_factors, num_features, type(self).__name__)
         check_missing(missing)
         self.missing = missing
         self.loc = nn.Parameter(torch.zeros(num_features))  # mu, (D,)
@@ -130,7 +122,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             precision = given.factor @ given.factor.mT  # (B, K, K)
             return dist.MultivariateNormal(given.mean, scale_tril=inverse_root(precision))
         if is_validation_enabled():  # not in `fit`, which looks at the data once
-            check_finite(x, False, type(self).__name__)
+            check_finite(x, type(self).__name__, minimum=0)
         scale = self.log_scale.exp().expand_as(self.loc)  # (D,)
         whitened = self.loadings / scale[:, None]  # Psi^(-1/2) W, (D, K)
         identity = torch.eye(whitened.shape[1], dtype=x.dtype, device=x.device)
@@ -158,12 +150,10 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             (tensor([1., 2.]), torch.Size([10, 1, 3]))
         """
         check_rows(x, len(self.loc), type(self).__name__)
-        check_finite(x, self.missing == "marginalise", type(self).__name__)
-        if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
-            raise ValueError(
-                f"num_samples: expected None for the mean, or a positive number of draws, "
-                f"got {num_samples!r}."
-            )
+        lenient = self.missing == "marginalise"
+        check_finite(x, type(self).__name__, minimum=0, missing=lenient)
+        if num_samples is not None:
+            check_count(num_samples=num_samples)
         posterior = self.posterior(x)
         if num_samples is None:
             return torch.where(x.isnan(), self.loc + posterior.mean @ self.loadings.T, x)
@@ -206,7 +196,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
                 f"{type(self).__name__}: maximum_likelihood takes complete rows, got "
                 f"{int((found.rows - found.counts).sum())} missing entries. Try fit_em(model, x)."
             )
-        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             self._set_best(found, self._best_noise(found, restarts))
         if caveat := self.caveat():
@@ -225,7 +215,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             ValueError: If `x` cannot be fitted; also if a feature was never observed.
         """
         found = self._moments(x)
-        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             (noise,) = start_noise(found.values, found.vectors, self.loadings.shape[1])
             self._set_best(found, self._pool(noise.clamp(self.noise_floor, 1.0), found.counts))
@@ -245,13 +235,13 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         if self.missing == "marginalise":
             return self._step_with_missing(x)
         found = self._moments(x)
-        check_rank(found, self.loadings.shape[1], type(self).__name__)
+        check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             return self._step_of_moments(found)
 
     def _step_of_moments(self, found: Moments) -> Tensor:
         units = found.units
-        loc, loadings, noise = (value.cpu() for value in self._precise())
+        loc, loadings, noise = (value.cpu() for value in self._in_float64())
         noise = noise / units**2
         offset, scaled = (found.mean - loc) / units, loadings / units[:, None]
         value = mean_log_evidence(found.root, offset, scaled, noise) - units.log().sum()
@@ -261,7 +251,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         return value.to(self.loc.device)
 
     def _step_with_missing(self, x: Tensor | Iterable[Tensor]) -> Tensor:
-        loc, loadings, noise = self._precise()
+        loc, loadings, noise = self._in_float64()
         batches = check_batches(x, len(self.loc), True, type(self).__name__)
         sums = expectation(batches, loc, loadings, noise)
         variance = self._pool(sums.variance(), sums.counts)
@@ -297,9 +287,9 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         at = (noise <= 1.01 * self.noise_floor * total).nonzero()[:, 0].tolist()
         if not at:
             return None
-        listed = ", ".join(map(str, at[:10])) + (", ..." if len(at) > 10 else "")
+        some = listed(at, most=10)
         return (
-            f"{type(self).__name__}: the noise of {len(at)} of {len(noise)} features ({listed}) is "
+            f"{type(self).__name__}: the noise of {len(at)} of {len(noise)} features ({some}) is "
             f"at the floor of {self.noise_floor:.0e} of their variance (a Heywood case): the "
             f"likelihood would take it to zero. Try fewer factors than {self.loadings.shape[1]}, "
             f"or without features that others repeat."
@@ -309,7 +299,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         """The variance of the noise, (D,)."""
         return (2 * self.log_scale).exp().expand_as(self.loc)
 
-    def _precise(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _in_float64(self) -> tuple[Tensor, Tensor, Tensor]:
         """The mean, the loadings and the variance of the noise, in float64."""
         check_float64(self.loc, type(self).__name__)
         return self.loc.double(), self.loadings.double(), self._noise().double()
@@ -346,44 +336,3 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         self.loc.copy_(loc)
         self.loadings.copy_(loadings)
         self.log_scale.copy_(noise.log() / 2 if self.log_scale.ndim else noise[0].log() / 2)
-
-
-class ProbabilisticPCA(FactorAnalysis):
-    r"""Factor analysis whose noise is the same for every feature, with latent site `z`.
-
-    Its maximum likelihood has a closed form. With the eigenvalues :math:`\lambda_d` and
-    eigenvectors :math:`u_d` of the covariance of the rows (over `N`, not `N - 1`), largest first:
-
-    .. math::
-        \mu = \bar{x}, \qquad \sigma^2 = \frac{1}{D - K} \sum_{d > K} \lambda_d, \qquad
-        w_k = \sqrt{\lambda_k - \sigma^2} \, u_k
-
-    Arguments:
-        num_features: The length of a row, `D`.
-        num_factors: The length of its latent vector, `K`, less than `D`.
-        missing: What NaN in a row means: `"error"`, or `"marginalise"`.
-
-    Example:
-        >>> x = torch.randn(50, 6) * torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
-        >>> model = ProbabilisticPCA(num_features=6, num_factors=2).maximum_likelihood(x)
-        >>> model.evidence().log_prob(x).mean() > -12
-        tensor(True)
-    """
-
-    def __init__(self, num_features: int, num_factors: int, missing: str = "error") -> None:
-        if num_factors >= num_features:
-            raise ValueError(
-                f"ProbabilisticPCA: expected fewer factors than features, "
-                f"got {num_factors} of {num_features}."
-            )
-        super().__init__(num_features, num_factors, missing)
-        self.log_scale = nn.Parameter(torch.zeros(()))  # log sigma
-
-    @property
-    def noise_floor(self) -> float:
-        """The least noise of a fit, as a part of the variance of the features."""
-        return 1e-12  # the likelihood keeps shared noise from zero
-
-    def _best_noise(self, found: Moments, restarts: int) -> Tensor:
-        rest = found.values[: len(self.loc) - self.loadings.shape[1]]
-        return rest.mean().expand_as(self.loc)

@@ -44,7 +44,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_float64, check_rows
+from ppl_models.checks import check_finite, check_float64, check_rows
+from ppl_models.factors.checks import check_num_factors
 from ppl_models.plates import data_plate
 
 
@@ -94,12 +95,7 @@ class BayesianFactorAnalysis(nn.Module):
         prior_scale: float | Tensor = 1.0,
     ) -> None:
         super().__init__()
-        if num_features < 1 or not 1 <= num_factors <= num_features:
-            raise ValueError(
-                f"BayesianFactorAnalysis: expected from one factor to as many as there are "
-                f"features, got {num_factors} factors of {num_features} features. Try "
-                f"num_factors={max(1, num_features // 2)}: those too many are shrunk to nothing."
-            )
+        check_num_factors(num_factors, num_features, "BayesianFactorAnalysis")
         self.num_factors = num_factors
         self.register_buffer("prior_loc", _prior("prior_loc", prior_loc, num_features))
         self.register_buffer("prior_scale", _prior("prior_scale", prior_scale, num_features))
@@ -152,11 +148,7 @@ class BayesianFactorAnalysis(nn.Module):
         """
         check_rows(x, len(self.prior_loc), "BayesianFactorAnalysis")
         check_float64(x, "BayesianFactorAnalysis")
-        if len(x) < 2 or not x.isfinite().all():
-            raise ValueError(
-                f"BayesianFactorAnalysis: expected at least two rows of finite numbers, got "
-                f"{len(x)} rows, {int((~x.isfinite()).any(1).sum())} of them not finite."
-            )
+        check_finite(x, "BayesianFactorAnalysis", minimum=2)
         rows = (x.double() - self.prior_loc) / self.prior_scale  # in the units of the priors
         loc, covariance = rows.mean(0), torch.cov(rows.T, correction=0).reshape(2 * rows.shape[1:])
         variance = covariance.diagonal()  # (D,)

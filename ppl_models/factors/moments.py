@@ -1,4 +1,4 @@
-r"""What factor models need to know of rows to be fitted to them, and which rows they refuse.
+r"""What factor models need to know of rows to be fitted to them: their mean and covariance.
 
 Rows are counted in units in which the variance of a feature is 1 (or, with shared noise, the mean
 variance of the features), so that a fit does not depend on the units of the data.
@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.checks import check_float64, check_rows
+from ppl_models.factors.checks import check_batches, check_columns
 
 INF = math.inf
 CHUNK = 16_384  # rows that are in float64 at once
-SINGULAR = 1e-12  # variance that is no more than rounding, beside the largest
 LITTLE = 2**24  # products of two numbers, too few to be shared among threads
 LOCK = threading.RLock()
 
@@ -130,83 +129,3 @@ def _moments(batches: Iterable[Tensor], lenient: bool, shared: bool, where: str)
         values, vectors = torch.linalg.eigh((covariance / units.outer(units)).nan_to_num().cpu())
     values = values.clamp(min=0)
     return Moments(rows, counts.cpu(), (center + first).cpu(), units.cpu(), values, vectors)
-
-
-def check_batches(
-    x: Tensor | Iterable[Tensor], num_features: int, missing: bool, where: str
-) -> Iterator[Tensor]:
-    """Yields batches of rows, and refuses those that the model does not take.
-
-    Whether numbers are finite is looked up after the last batch: a look makes a GPU wait.
-
-    Arguments:
-        x: All rows, or batches of them.
-        num_features: The features that a row should have.
-        missing: Whether NaN means that an entry is missing.
-        where: The name of the model, for errors.
-    """
-    rows, bad = 0, []
-    for batch in [x] if isinstance(x, Tensor) else x:
-        check_rows(batch, num_features, where)
-        check_float64(batch, where)
-        rows += len(batch)
-        bad.append(_not_finite(batch, missing))
-        yield batch
-    if bad:
-        _refuse(int(torch.stack(bad).sum()), rows, missing, where)
-
-
-def check_finite(x: Tensor, missing: bool, where: str) -> None:
-    """Raises where rows are not finite; NaN is fine where it means that an entry is missing."""
-    _refuse(int(_not_finite(x, missing)), len(x), missing, where)
-
-
-def _not_finite(x: Tensor, missing: bool) -> Tensor:
-    """How many rows are not finite, ()."""
-    return (x.isinf() if missing else ~x.isfinite()).any(1).sum()
-
-
-def _refuse(bad: int, rows: int, missing: bool, where: str) -> None:
-    if bad:
-        what = "infinity" if missing else "NaN or infinity"
-        more = (
-            ""
-            if missing
-            else ", or a factor model with missing='marginalise', to which NaN means missing"
-        )
-        raise ValueError(
-            f"{where}: expected rows of finite numbers, got {bad} of {rows} rows "
-            f"with {what}. Try leaving them out: x[x.isfinite().all(1)]{more}."
-        )
-
-
-def check_columns(counts: Tensor, constant: Tensor, where: str) -> None:
-    """Raises where features were never observed, or are constant."""
-    never = (counts == 0).nonzero()[:, 0].tolist()
-    if never:
-        raise ValueError(
-            f"{where}: feature(s) {_listed(never)} are missing from all rows. "
-            f"Try leaving them out: x[:, ~x.isnan().all(0)]."
-        )
-    same = constant.nonzero()[:, 0].tolist()
-    if same:
-        raise ValueError(
-            f"{where}: feature(s) {_listed(same)} are constant: their noise would be zero, and "
-            f"the likelihood infinite. Try leaving them out, or ProbabilisticPCA, whose noise is "
-            f"shared."
-        )
-
-
-def check_rank(found: Moments, num_factors: int, where: str) -> None:
-    """Raises where rows lie in a subspace of as many dimensions as there are factors."""
-    rest = found.values[: len(found.values) - num_factors]
-    if rest.sum() <= SINGULAR * found.values[-1] or found.values[-1] == 0:
-        raise ValueError(
-            f"{where}: the rows lie in a subspace of {num_factors} dimensions, where the "
-            f"likelihood has no maximum. Try fewer factors than {num_factors}, or more rows "
-            f"than {found.rows}."
-        )
-
-
-def _listed(features: list[int]) -> str:
-    return ", ".join(map(str, features[:10])) + (", ..." if len(features) > 10 else "")

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.checks import check_rows
+from ppl_models.factors.checks import SINGULAR, check_num_factors
 from ppl_models.factors.likelihood import with_signs
-from ppl_models.factors.moments import SINGULAR, moments
+from ppl_models.factors.moments import moments
 
 
 class PCA(nn.Module):
@@ -59,11 +60,7 @@ class PCA(nn.Module):
 
     def __init__(self, num_features: int, num_factors: int) -> None:
         super().__init__()
-        if not 1 <= num_factors <= num_features:
-            raise ValueError(
-                f"PCA: expected 1 to {num_features} components for {num_features} features, "
-                f"got num_factors={num_factors}."
-            )
+        check_num_factors(num_factors, num_features, "PCA")
         self.register_buffer("loc", torch.zeros(num_features))  # mu
         self.register_buffer("components", torch.eye(num_factors, num_features))  # U^T
         self.register_buffer("explained_variance", torch.zeros(num_factors))  # lambda

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ppl_models.checks import check_count
+from ppl_models.checks import check_choice, check_count
 from ppl_models.infer.programs.program import Program
 
 
@@ -119,8 +119,7 @@ def adversarial(
                 f"adversarial: expected a model with a generator and a discriminator, got "
                 f"{type(gan).__name__} without {part!r}. Try GAN(num_features, num_latents)."
             )
-    if loss not in LOSSES:
-        raise ValueError(f"loss: expected one of {', '.join(map(repr, LOSSES))}, got {loss!r}.")
+    check_choice("loss", loss, LOSSES)
     if gradient_penalty is None:
         gradient_penalty = 10.0 if loss == "wasserstein" else 0.0
     if not 0 <= gradient_penalty < math.inf:

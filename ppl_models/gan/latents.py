@@ -15,13 +15,14 @@ References:
     | Adversarial Nets (Chen et al., 2016), https://arxiv.org/abs/1606.03657
 """
 
-import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from ppl_models.checks import check_positive
 
 
 class NormalOneHotLatents(nn.Module):
@@ -47,8 +48,7 @@ class NormalOneHotLatents(nn.Module):
 
     def __init__(self, num_normal: int, num_categories: Sequence[int], scale: float = 1.0) -> None:
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise ValueError(f"NormalOneHotLatents: expected a positive scale, got {scale!r}.")
+        check_positive(scale=scale)
         if num_normal < 0 or not num_categories or min(num_categories) < 2:
             raise ValueError(
                 f"NormalOneHotLatents: expected 0 normals or more, and one-hot vectors of 2 "

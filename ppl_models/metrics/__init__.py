@@ -4,9 +4,9 @@ None of these numbers is an evidence. Each compares rows with rows, and its docs
 gives where both come from the same distribution: report that floor beside it.
 """
 
+from ppl_models.metrics.coverage import ModeCoverage, label_coverage, mode_coverage
 from ppl_models.metrics.frechet import frechet
 from ppl_models.metrics.latents import LatentClassification, latent_classification
-from ppl_models.metrics.modes import ModeCoverage, label_coverage, mode_coverage
 from ppl_models.metrics.prdc import PRDC, prdc
 
 __all__ = [

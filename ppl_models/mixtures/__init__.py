@@ -1,1 +1,14 @@
-"""Mixtures of Gaussians: by EM, by conjugate updates, and what their draws say."""
+"""Mixtures of Gaussians, by maximum likelihood and with priors.
+
+Files:
+    gaussian: the model, fitted by EM
+    expectation: one half of a step: sums over responsibilities
+    maximisation: the other half: parameters for these sums, above a floor
+    kmeans: where a fit starts from
+    bayesian: priors over weights, centers and covariances
+    conjugate: what is known of these in closed form
+    inverse_wishart: the distribution of a covariance matrix
+    mean_field: the approximate posterior, by coordinate ascent
+    relabel: labels that mean the same in every draw
+    components: which components the rows use, by draws
+"""

@@ -31,7 +31,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_rows
+from ppl_models.checks import check_choice, check_count, check_finite, check_positive, check_rows
 from ppl_models.linalg import cholesky
 from ppl_models.mixtures.conjugate import ConjugateMixture, weights_of
 from ppl_models.mixtures.inverse_wishart import InverseWishart
@@ -92,8 +92,8 @@ class BayesianGaussianMixture(nn.Module):
     ) -> None:
         super().__init__()
         check_count(num_features=num_features, num_components=num_components)
-        _check_choice("covariance", covariance, ["full", "diag", "spherical"])
-        _check_choice("weights", weights, ["dirichlet", "stick-breaking"])
+        check_choice("covariance", covariance, ["full", "diag", "spherical"])
+        check_choice("weights", weights, ["dirichlet", "stick-breaking"])
         self.num_features, self.num_components = num_features, num_components
         self.covariance, self.stick_breaking = covariance, weights == "stick-breaking"
 
@@ -102,19 +102,17 @@ class BayesianGaussianMixture(nn.Module):
         if concentration is None:
             concentration = 1.0 if self.stick_breaking else 1.0 / num_components
         prior_df = size + 2.0 if prior_df is None else prior_df
-        _check_number("concentration", concentration, above=0)
-        _check_number("prior_strength", prior_strength, above=0)
-        _check_number("prior_df", prior_df, above=size + 1)
-        loc = _of_features("prior_loc", prior_loc, num_features)
-        scale = _of_features("prior_scale", prior_scale, size * blocks)
+        check_positive(concentration=concentration, prior_strength=prior_strength)
+        if not size + 1 < prior_df < math.inf:
+            raise ValueError(
+                f"prior_df: expected a finite number above {size + 1}, got {prior_df!r}."
+            )
+        loc = _per_feature("prior_loc", prior_loc, num_features)
+        scale = _per_feature("prior_scale", prior_scale, size * blocks)
         if not (scale > 0).all():
             raise ValueError(f"prior_scale: expected positive numbers, got {scale.tolist()}.")
 
-        if self.stick_breaking:
-            sticks = torch.tensor([[1.0, concentration]]).repeat(num_components - 1, 1)
-        else:  # a Dirichlet is one of sticks too
-            later = torch.arange(num_components - 1, 0, -1) * concentration
-            sticks = torch.stack([torch.full_like(later, concentration), later], 1)
+        sticks = _sticks(num_components, concentration, self.stick_breaking)
         self.register_buffer("sticks", sticks)  # of Beta distributions, (K - 1, 2)
         self.register_buffer("loc", loc)  # m_0, (D,)
         self.register_buffer("strength", torch.tensor(float(prior_strength)))  # kappa_0
@@ -137,7 +135,7 @@ class BayesianGaussianMixture(nn.Module):
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         check_rows(x, self.num_features, "BayesianGaussianMixture")
         weights, locs, root = self.sample_shared(self.prior)
-        with poutine.infer_config(config_fn=self._names):
+        with poutine.infer_config(config_fn=self._event_dims):
             if self.stick_breaking or self.num_components == 1:
                 pyro.deterministic("weights", weights)
             squares = root.square().sum(-1) if self.covariance == "full" else root.square()
@@ -164,7 +162,7 @@ class BayesianGaussianMixture(nn.Module):
         """
         beta, loc, strength, df, matrix = parameters
         spread = 1 / strength.sqrt()[:, None]  # (K, 1)
-        with poutine.infer_config(config_fn=self._names):
+        with poutine.infer_config(config_fn=self._event_dims):
             if self.num_components == 1:
                 weights = loc.new_ones(1)
             elif self.stick_breaking:
@@ -204,16 +202,10 @@ class BayesianGaussianMixture(nn.Module):
                 f"BayesianGaussianMixture: expected rows of {self.loc.dtype}, as the model, got "
                 f"{x.dtype}. Try model.double() and x.double()."
             )
-        if len(x) < self.num_components or not x.isfinite().all():
-            raise ValueError(
-                f"BayesianGaussianMixture: expected at least as many rows of finite numbers as "
-                f"components, {self.num_components}, got {len(x)} rows, "
-                f"{int((~x.isfinite()).any(1).sum())} of them not finite. Try fewer components, "
-                f"or leaving these rows out."
-            )
+        check_finite(x, "BayesianGaussianMixture", minimum=self.num_components)
         return mean_field(self.prior, x, restarts)
 
-    def _names(self, site: dict) -> dict:
+    def _event_dims(self, site: dict) -> dict:
         """How ArviZ is to call the dimensions of a site, besides those of its plates."""
         of_covariances = {"full": ["feature", "other_feature"], "diag": ["feature"]}
         names = {
@@ -226,17 +218,15 @@ class BayesianGaussianMixture(nn.Module):
         return {"event_dims": names[site["name"]]} if site["name"] in names else {}
 
 
-def _check_choice(name: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
+def _sticks(num_components: int, concentration: float, stick_breaking: bool) -> Tensor:
+    """The parameters of the Beta distributions of sticks, (K - 1, 2)."""
+    if stick_breaking:
+        return torch.tensor([[1.0, concentration]]).repeat(num_components - 1, 1)
+    later = torch.arange(num_components - 1, 0, -1) * concentration  # a Dirichlet has sticks too
+    return torch.stack([torch.full_like(later, concentration), later], 1)
 
 
-def _check_number(name: str, value: float, above: float) -> None:
-    if isinstance(value, Tensor) or not above < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above {above:g}, got {value!r}.")
-
-
-def _of_features(name: str, value: float | Tensor, count: int) -> Tensor:
+def _per_feature(name: str, value: float | Tensor, count: int) -> Tensor:
     """A number for each of `count` features."""
     tensor = torch.as_tensor(value, dtype=torch.get_default_dtype())
     if tensor.shape not in [(), (count,)] or not tensor.isfinite().all():

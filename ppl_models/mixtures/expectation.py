@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.missing import complete
+from ppl_models.missing import Completion, complete
 
 CHUNK = 2**20  # numbers: the products of that many rows stay near, and keep several cores busy
 MISSING_CHUNK = 256  # rows: each has matrices of its own
@@ -58,8 +58,8 @@ def expectation(
     """
     # After a step of EM this is the mean of the rows.
     center = (log_weights.exp()[..., None] * locs).sum(1).mean(0)
-    if _farthest(locs - center, scale, covariance) > FAR:
-        return _one_by_one(batches, log_weights, locs, scale, covariance)
+    if _largest_distance(locs - center, scale, covariance) > FAR:
+        return _from_each_center(batches, log_weights, locs, scale, covariance)
     theta = _coefficients(locs - center, scale, covariance)  # (R, K, P)
     theta[..., -1] += log_weights
     restarts, components, products = theta.shape
@@ -82,17 +82,17 @@ def expectation(
     if scatter is not None:
         precision = torch.cholesky_inverse(scale[:, 0])  # (R, D, D)
         evidence -= 0.5 * (precision * scatter).sum((1, 2))
-    return _unpacked(evidence, sums.view_as(theta), scatter, center, covariance, rows)
+    return _statistics(evidence, sums.view_as(theta), scatter, center, covariance, rows)
 
 
-def _farthest(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
+def _largest_distance(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
     """The largest squared distance of a component from zero, in its standard deviations."""
     if covariance in ("diag", "spherical"):
         return (locs / scale).square().amax()
     return (torch.cholesky_inverse(scale).diagonal(dim1=-2, dim2=-1) * locs**2).amax()
 
 
-def _one_by_one(
+def _from_each_center(
     batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
 ) -> Statistics:
     """The expected sums with rows counted from each component."""
@@ -112,7 +112,7 @@ def _one_by_one(
         for at in each:
             sums[at] += _products(chunk, locs[at], kind) @ joint[at]
         rows += len(chunk)
-    result = _unpacked(evidence, sums, None, locs, kind, rows)
+    result = _statistics(evidence, sums, None, locs, kind, rows)
     if covariance == "tied":
         result = result._replace(second=result.second.sum(1))
     return result
@@ -125,7 +125,7 @@ def from_labels(x: Tensor, labels: Tensor, num: int, covariance: str) -> Statist
     members = torch.nn.functional.one_hot(labels, num).to(x.dtype).mT  # (R, K, N)
     evidence = x.new_zeros(len(labels))  # not known
     scatter = phi[:-1] @ phi[:-1].T if covariance == "tied" else None
-    return _unpacked(evidence, members @ phi.T, scatter, center, covariance, len(x))
+    return _statistics(evidence, members @ phi.T, scatter, center, covariance, len(x))
 
 
 def expectation_of_missing(
@@ -158,11 +158,7 @@ def expectation_of_missing(
         first += weighted.sum(1)
         second += weighted.mT @ filled
 
-        spread = torch.cholesky_inverse(given.factor)  # (C, R K, M, M)
-        spread *= weights.T[..., None, None] * given.present[:, None, :, None]
-        cells = given.places[:, :, None] * features + given.places[:, None]  # (C, M, M)
-        spread = spread.transpose(0, 1).flatten(1)  # (R K, C M M)
-        second.view(len(means), -1).index_add_(1, cells.flatten(), spread)
+        _add_conditional_covariances(second, given, weights)
         rows += len(chunk)
     counts, first = counts.view(restarts, components), first.view_as(locs)
     second = second.view(restarts, components, features, features)
@@ -172,6 +168,16 @@ def expectation_of_missing(
         second = second.diagonal(dim1=-2, dim2=-1)
         second = second if covariance == "diag" else second.sum(2)
     return Statistics(evidence, counts, first, second, locs, rows)
+
+
+def _add_conditional_covariances(second: Tensor, given: Completion, weights: Tensor) -> None:
+    """Adds those of missing entries to the sums of products, (R K, D, D), in their places."""
+    features = second.shape[-1]
+    spread = torch.cholesky_inverse(given.factor)  # (C, R K, M, M)
+    spread *= weights.T[..., None, None] * given.present[:, None, :, None]
+    cells = given.places[:, :, None] * features + given.places[:, None]  # (C, M, M)
+    spread = spread.transpose(0, 1).flatten(1)  # (R K, C M M)
+    second.view(len(second), -1).index_add_(1, cells.flatten(), spread)
 
 
 def _chunks(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
@@ -237,7 +243,7 @@ def _normalise(joint: Tensor) -> Tensor:
     return (largest + total.log_()).sum((1, 2))
 
 
-def _unpacked(
+def _statistics(
     evidence: Tensor,
     sums: Tensor,
     scatter: Tensor | None,

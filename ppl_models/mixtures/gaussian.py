@@ -21,14 +21,21 @@ References:
 import copy
 import math
 from collections.abc import Iterable
-from numbers import Integral
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_float64, check_rows
+from ppl_models.checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_float64,
+    check_positive,
+    check_rows,
+    listed,
+)
 from ppl_models.criteria import InformationCriteria
 from ppl_models.missing import (
     MarginalMultivariateNormal,
@@ -81,10 +88,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         missing: str = "error",
     ) -> None:
         check_count(num_features=num_features, num_components=num_components)
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance: expected one of {COVARIANCES}, got {covariance!r}.")
-        if not (min_scale > 0 and math.isfinite(min_scale)):
-            raise ValueError(f"min_scale: expected a positive number, got {min_scale!r}. Try 1e-3.")
+        check_choice("covariance", covariance, COVARIANCES)
+        check_positive(min_scale=min_scale)
         check_missing(missing)
         super().__init__()
         self.covariance, self.min_scale, self.missing = covariance, min_scale, missing
@@ -203,11 +208,10 @@ class GaussianMixture(nn.Module, InformationCriteria):
                 f"GaussianMixture.impute: NaN means missing only with missing='marginalise'; "
                 f"got missing={self.missing!r}."
             )
-        if num_samples is not None and not (isinstance(num_samples, Integral) and num_samples > 0):
-            raise ValueError(f"num_samples: expected a positive number, got {num_samples!r}.")
+        if num_samples is not None:
+            check_count(num_samples=num_samples)
         check_rows(x, self.locs.shape[1], "GaussianMixture.impute")
-        if x.isinf().any():
-            raise ValueError("GaussianMixture.impute: expected finite rows or NaN, got infinity.")
+        check_finite(x, "GaussianMixture.impute", minimum=0, missing=True)
 
     def _factors(self) -> Tensor:
         """Cholesky factors for each component, (K, D, D)."""
@@ -258,16 +262,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         components, features = self.locs.shape[-2:]
         check_rows(x, features, "GaussianMixture")
         check_float64(x, "GaussianMixture")
-        if x.isinf().any() or (self.missing == "error" and x.isnan().any()):
-            raise ValueError(
-                "GaussianMixture: expected finite rows, got NaN or infinity. "
-                "Try missing='marginalise' if NaN stands for what was not observed."
-            )
-        if len(x) < max(2, components):
-            raise ValueError(
-                f"GaussianMixture: expected at least {max(2, components)} rows for {components} "
-                f"components, got {len(x)}. Try fewer components."
-            )
+        lenient = self.missing == "marginalise"
+        check_finite(x, "GaussianMixture", minimum=max(2, components), missing=lenient)
         empty = x.isnan().all(0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"GaussianMixture: nothing was observed of column(s) {empty}.")
@@ -335,10 +331,9 @@ class GaussianMixture(nn.Module, InformationCriteria):
         at_floor = (variances[:, 0] <= floor * (1 + 1e-3)).nonzero().flatten().tolist()
         if not at_floor or floor > 1e-4 * (weights @ spread).mean():
             return None
-        listed = ", ".join(map(str, at_floor[:5])) + (", ..." if len(at_floor) > 5 else "")
         return (
-            f"GaussianMixture: component(s) {listed} have no more variance in some direction than "
-            f"the floor, min_scale ** 2 = {floor:.1e}, on which the evidence depends. Try fewer "
-            f"components, a covariance with fewer parameters (now {self.covariance!r}), or a "
-            f"larger min_scale."
+            f"GaussianMixture: component(s) {listed(at_floor)} have no more variance in some "
+            f"direction than the floor, min_scale ** 2 = {floor:.1e}, on which the evidence "
+            f"depends. Try fewer components, a covariance with fewer parameters (now "
+            f"{self.covariance!r}), or a larger min_scale."
         )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints, transform_to
+from torch.distributions import Chi2, Transform, biject_to, constraints, transform_to
 
 from ppl_models.linalg import cholesky
 
@@ -62,10 +62,10 @@ class InverseWishart(TorchDistribution):
         diagonal are chi-squared with :math:`\nu - i + 1` degrees of freedom.
         """
         features = self.event_shape[0]
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = torch.Size(sample_shape)
         df = self.df[..., None] - torch.arange(features, dtype=self.df.dtype, device=self.df.device)
-        squares = 2 * torch._standard_gamma((df / 2).expand(*shape, features))
-        below = torch.randn(*shape, features, features, dtype=df.dtype, device=df.device).tril(-1)
+        squares = Chi2(df, validate_args=False).rsample(shape)  # (*, D)
+        below = torch.randn(*squares.shape, features, dtype=df.dtype, device=df.device).tril(-1)
         bartlett = below + squares.sqrt().diag_embed()  # B
         root = torch.linalg.solve_triangular(
             bartlett, self.scale_tril.mT.expand_as(bartlett), upper=False

@@ -78,28 +78,32 @@ def relabel(
                 f"{sorted(map(str, posterior))}. Try relabel(data, dim=..., assignments=..., "
                 f"weights=...), and a model with an enumerated component for each row."
             )
-    shape = tuple(posterior.sizes[name] for name in ("chain", "draw"))
     z = _draws(posterior[assignments])  # (S, N)
     share = _draws(posterior[weights], dim)  # (S, K)
     order = _permutations(z, share, _reference(groups))  # (S, K)
     size = np.take_along_axis(share, order, 1).mean(0)
     order = order[:, np.argsort(-size, kind="stable")]
 
-    changed = {}
-    for key, variable in posterior.data_vars.items():
-        if dim in variable.dims:
-            values = _draws(variable, dim)
-            index = order.reshape(*order.shape, *[1] * (values.ndim - 2))
-            whole = np.take_along_axis(values, index, 1).reshape(*shape, *values.shape[1:])
-            rest = [d for d in variable.dims if d not in ("chain", "draw", dim)]
-            moved = xarray.DataArray(whole, dims=["chain", "draw", dim, *rest])
-            changed[str(key)] = variable.copy(data=moved.transpose(*variable.dims).values)
-    labels = np.take_along_axis(order.argsort(1), z, 1).reshape(*shape, *z.shape[1:])
+    changed = {
+        str(key): _permuted(variable, dim, order)
+        for key, variable in posterior.data_vars.items()
+        if dim in variable.dims
+    }
     variable = posterior[assignments].transpose("chain", "draw", ...)
-    changed[assignments] = variable.copy(data=labels)
+    labels = np.take_along_axis(order.argsort(1), z, 1)
+    changed[assignments] = variable.copy(data=labels.reshape(variable.shape))
     broken = [name for name in posterior.data_vars if "stick" in posterior[name].dims]
     groups["posterior"] = posterior.drop_vars(broken).assign(changed)
     return _rebuilt(data, groups)
+
+
+def _permuted(variable: xarray.DataArray, dim: str, order: np.ndarray) -> xarray.DataArray:
+    """A variable whose components are in another order in each draw, (S, K)."""
+    values = _draws(variable, dim)  # (S, K, *)
+    index = order.reshape(*order.shape, *[1] * (values.ndim - 2))
+    first = variable.transpose("chain", "draw", dim, ...)
+    moved = first.copy(data=np.take_along_axis(values, index, 1).reshape(first.shape))
+    return moved.transpose(*variable.dims)
 
 
 def _permutations(z: np.ndarray, weights: np.ndarray, reference: int) -> np.ndarray:

@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = nn.Linear(num_times, 2 * channels)
-        _silence(self.second)  # a block starts as the identity
+        _zero_init(self.second)  # a block starts as the identity
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         inner = self.first(functional.silu(self.first_norm(h)))  # (B, C, H, W)
@@ -63,7 +63,7 @@ class SpatialMixing(nn.Module):
         self.norm = nn.GroupNorm(1, channels)
         self.pixels = nn.Linear(num_pixels, num_pixels)
         self.channels = nn.Conv2d(channels, channels, 1)
-        _silence(self.channels)
+        _zero_init(self.channels)
 
     def forward(self, h: Tensor) -> Tensor:
         mixed = self.pixels(self.norm(h).flatten(2)).view_as(h)
@@ -206,14 +206,14 @@ def _check_shape(shape: object, where: str) -> None:
         )
 
 
-def _silence(layer: nn.Module) -> None:
+def _zero_init(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 def _head(channels: int, num_outputs: int) -> nn.Sequential:
     head = nn.Conv2d(channels, num_outputs, 1)
-    _silence(head)  # it starts as what is known without a network
+    _zero_init(head)  # it starts as what is known without a network
     return nn.Sequential(nn.GroupNorm(1, channels), nn.SiLU(), head)
 
 

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_labels, check_rows
+from ppl_models.checks import check_at_least, check_labels, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 
@@ -46,8 +46,7 @@ class Classifier(nn.Module):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes: expected 2 classes or more, got {num_classes!r}.")
+        check_at_least(2, num_classes=num_classes)
         self.num_features, self.num_classes = num_features, num_classes
         if network is None:
             network = nn.Sequential(MLP(num_features, num_hidden, (128,), nn.ReLU), nn.ReLU())

@@ -17,15 +17,22 @@ References:
     | https://doi.org/10.1007/BF00140873
 """
 
-from numbers import Integral
-
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from ppl_models.checks import check_classes, check_count, check_float64, check_labels, check_rows
+from ppl_models.checks import (
+    check_at_least,
+    check_choice,
+    check_classes,
+    check_count,
+    check_finite,
+    check_float64,
+    check_labels,
+    check_rows,
+)
 from ppl_models.plates import data_plate
 
 WHERE = "GaussianDiscriminant"
@@ -59,8 +66,7 @@ class GaussianDiscriminant(nn.Module):
     def __init__(self, num_features: int, num_classes: int, covariance: str = "own") -> None:
         super().__init__()
         check_count(num_features=num_features, num_classes=num_classes)
-        if covariance not in ("own", "shared"):
-            raise ValueError(f"covariance: expected 'own' or 'shared', got {covariance!r}.")
+        check_choice("covariance", covariance, ("own", "shared"))
         self.covariance = covariance
         batch = (num_classes,) if covariance == "own" else ()
         self.logits = nn.Parameter(torch.zeros(num_classes))  # log pi, up to a constant, (C,)
@@ -134,28 +140,12 @@ class GaussianDiscriminant(nn.Module):
             ValueError: If `x` is not finite, a label is of no class, a class has no rows, or a
                 covariance is singular: the likelihood then grows without bound.
         """
-        num_classes, num_features = self.locs.shape
-        check_rows(x, num_features, WHERE)
-        check_float64(x, WHERE)
-        check_labels(y, num_classes, len(x), WHERE)
-        check_classes(y, num_classes, WHERE)
-        if len(x) < 2 or not x.isfinite().all():
-            raise ValueError(
-                f"{WHERE}: expected at least two rows of finite numbers, got {len(x)} rows, "
-                f"{int((~x.isfinite()).any(1).sum())} of them not finite. "
-                f"Try leaving them out: x[x.isfinite().all(1)]."
-            )
-        if not isinstance(correction, Integral) or correction < 0:
-            raise ValueError(f"correction: expected 0, 1, 2, ..., got {correction!r}.")
+        num_classes = len(self.logits)
+        self._check_fit(x, y)
+        check_at_least(0, correction=correction)
         data, labels = x.double(), y.long()
         counts = labels.bincount(minlength=num_classes)  # N_c, (C,)
-        if (counts == 0).any():
-            empty = (counts == 0).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{WHERE}: expected rows of all {num_classes} classes, got none of {empty}. "
-                f"Try num_classes={num_classes - len(empty)} with labels numbered from 0 on, "
-                f"y.unique(return_inverse=True)[1], or a split that keeps some of each."
-            )
+        _check_no_class_empty(counts)
         locs = torch.stack([data[labels == c].mean(0) for c in range(num_classes)])  # (C, D)
         centered = data - locs[labels]
         largest = data.abs().amax(0)
@@ -171,6 +161,24 @@ class GaussianDiscriminant(nn.Module):
         self.locs.copy_(locs)
         self.log_cholesky.copy_(transform_to(constraints.lower_cholesky).inv(factor))
         return self
+
+    def _check_fit(self, x: Tensor, y: Tensor) -> None:
+        num_classes, num_features = self.locs.shape
+        check_rows(x, num_features, WHERE)
+        check_float64(x, WHERE)
+        check_labels(y, num_classes, len(x), WHERE)
+        check_classes(y, num_classes, WHERE)
+        check_finite(x, WHERE, minimum=2)
+
+
+def _check_no_class_empty(counts: Tensor) -> None:
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"{WHERE}: expected rows of all {len(counts)} classes, got none of {empty}. "
+            f"Try num_classes={len(counts) - len(empty)} with labels numbered from 0 on, "
+            f"y.unique(return_inverse=True)[1], or a split that keeps some of each."
+        )
 
 
 def _cholesky(

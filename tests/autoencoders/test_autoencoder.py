@@ -217,7 +217,7 @@ def test_losses_that_are_not_finite_say_where():
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf")])
 def test_scales_that_are_none(bad):
-    with pytest.raises(ValueError, match="positive scale"):
+    with pytest.raises(ValueError, match="scale: expected a positive number"):
         GaussianNoise(bad)
 
 

@@ -470,7 +470,7 @@ def test_logistic_levels_have_finite_gradients(size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((1, 3), "2 levels or more"),
+        ((1, 3), "levels: expected a whole number, 2 or more"),
         ((17, 0), "num_components: expected a positive whole number, got 0"),
     ],
 )

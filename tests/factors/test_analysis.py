@@ -547,8 +547,8 @@ BAD = [
     (X[:3], ValueError, "subspace of 2 dimensions.*more rows than 3"),
     (FLAT, ValueError, "subspace of 2 dimensions.*Try fewer factors than 2"),
     (X.index_fill(1, torch.tensor([1, 4]), 0.1), ValueError, r"feature\(s\) 1, 4 are constant"),
-    (spoiled(math.nan), ValueError, "1 of 10 rows with NaN.*isfinite.*missing='marginalise'"),
-    (spoiled(math.inf), ValueError, "1 of 10 rows with NaN or infinity"),
+    (spoiled(math.nan), ValueError, "1 of 10 rows hold NaN.*isfinite.*missing='marginalise'"),
+    (spoiled(math.inf), ValueError, "1 of 10 rows hold NaN or infinity"),
     (X[:, :4], ValueError, "rows of 6 features"),
     (X[0], ValueError, "rows of 6 features"),
     (X.to(torch.uint8), TypeError, "floating-point"),
@@ -573,7 +573,7 @@ def test_the_engine_passes_the_errors_on(kind):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_posterior_refuses_rows_that_are_not_finite(value):
-    with pytest.raises(ValueError, match="1 of 10 rows with NaN or infinity"):
+    with pytest.raises(ValueError, match="1 of 10 rows hold NaN or infinity"):
         FactorAnalysis(6, 2).posterior(spoiled(value))
 
 

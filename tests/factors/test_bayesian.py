@@ -373,10 +373,10 @@ def test_a_fit_that_runs_away_is_an_error(lr):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_factors": 0}, "got 0 factors of 6"),
-        ({"num_factors": -1}, "got -1 factors of 6"),
-        ({"num_factors": 7}, "got 7 factors of 6 features. Try num_factors=3"),
-        ({"num_features": 0}, "of 0 features"),
+        ({"num_factors": 0}, "1 to 6 factors .*got num_factors=0"),
+        ({"num_factors": -1}, "got num_factors=-1"),
+        ({"num_factors": 7}, "got num_factors=7. Try num_factors=3"),
+        ({"num_features": 0}, "num_features: expected a positive whole number"),
         ({"prior_loc": torch.zeros(5)}, r"prior_loc: .* got shape \(5,\).* Try prior_loc=x.mean"),
         ({"prior_loc": torch.nan}, "prior_loc: expected a finite number"),
         ({"prior_scale": torch.ones(6, 1)}, r"got shape \(6, 1\). Try prior_scale=x.std"),
@@ -394,7 +394,7 @@ def test_refused_arguments(arguments, message):
     ("x", "message"),
     [
         (torch.randn(1, 6), "at least two rows"),
-        (torch.full((10, 6), torch.nan), "10 of them not finite"),
+        (torch.full((10, 6), torch.nan), "10 of 10 rows hold NaN"),
         (torch.randn(10, 4), "6 features"),
         (torch.zeros(10, 6, dtype=torch.uint8), "floating-point"),
         (350 * torch.randn(100, 6), "Try standardised rows, or prior_loc"),

@@ -358,7 +358,7 @@ def spoiled(value=NAN):
 def test_by_default_holes_are_an_error(kind, method):
     model = kind(6, 2)
     before = state(model)
-    message = f"{kind.__name__}: .*1 of 10 rows with NaN.*missing='marginalise'"
+    message = f"{kind.__name__}: .*1 of 10 rows hold NaN.*missing='marginalise'"
     with pytest.raises(ValueError, match=message):
         getattr(model, method)(spoiled())
     assert same(before, state(model))
@@ -369,7 +369,7 @@ def test_by_default_holes_are_an_error(kind, method):
 @pytest.mark.parametrize("method", ["maximum_likelihood", "initialise", "em_step", "impute"])
 def test_infinity_is_not_missing(method):
     model = FactorAnalysis(6, 2, missing="marginalise")
-    with pytest.raises(ValueError, match="1 of 10 rows with infinity"):
+    with pytest.raises(ValueError, match="1 of 10 rows hold NaN or infinity"):
         getattr(model, method)(spoiled(math.inf))
 
 

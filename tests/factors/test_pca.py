@@ -155,8 +155,8 @@ FLAT = torch.randn(10, 2, generator=torch.Generator().manual_seed(0)) @ torch.on
         (X[:3], ValueError, "3 rows vary in 2 direction.*expected 3 or more.*num_factors=2"),
         (FLAT, ValueError, "vary in 1 direction.*num_factors=1"),
         (torch.ones(10, 6), ValueError, "vary in 0 direction"),
-        (X.index_fill(1, torch.tensor(2), math.nan), ValueError, "10 of 10 rows with NaN"),
-        (X.index_fill(1, torch.tensor(2), math.inf), ValueError, "rows of finite numbers"),
+        (X.index_fill(1, torch.tensor(2), math.nan), ValueError, "10 of 10 rows hold NaN"),
+        (X.index_fill(1, torch.tensor(2), math.inf), ValueError, "hold NaN or infinity"),
         (X[:, :4], ValueError, "rows of 6 features"),
         (X[0], ValueError, "rows of 6 features"),
         (X.to(torch.int64), TypeError, "floating-point"),
@@ -172,7 +172,7 @@ def test_rows_that_cannot_be_fitted(x, error, message):
 
 @pytest.mark.parametrize("num_factors", [0, -1, 5])
 def test_the_number_of_components(num_factors):
-    with pytest.raises(ValueError, match=f"1 to 4 components.*got num_factors={num_factors}"):
+    with pytest.raises(ValueError, match=f"1 to 4 factors.*got num_factors={num_factors}"):
         PCA(4, num_factors)
 
 

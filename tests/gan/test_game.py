@@ -466,7 +466,10 @@ def test_models_without_players():
         (lambda: StandardNormal(0), "num_latents: expected a positive whole number, got 0"),
         (lambda: NormalOneHotLatents(2, ()), "one-hot vectors of 2 categories or more"),
         (lambda: NormalOneHotLatents(2, (1,)), "one-hot vectors of 2 categories or more"),
-        (lambda: NormalOneHotLatents(2, (3,), scale=0.0), "a positive scale, got 0.0"),
+        (
+            lambda: NormalOneHotLatents(2, (3,), scale=0.0),
+            "scale: expected a positive number, got 0.0",
+        ),
     ],
 )
 def test_arguments_of_the_model(make, match):

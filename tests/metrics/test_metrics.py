@@ -266,7 +266,7 @@ def test_a_classifier_of_digits():
 
 
 def test_what_the_classifier_refuses():
-    with pytest.raises(ValueError, match="2 classes or more, got 1"):
+    with pytest.raises(ValueError, match="num_classes: expected a whole number, 2 or more, got 1"):
         Classifier(4, 1)
     with pytest.raises(ValueError, match="from 0 to 2"):
         fit(elbo(Classifier(4, 3)), (torch.randn(5, 4), torch.arange(5)), epochs=1)
@@ -291,7 +291,7 @@ Y = torch.arange(10) % 2
         (lambda: prdc(X, X * math.nan), "10 of 10 rows of generated hold NaN"),
         (lambda: frechet(X[:1], X), "expected real to have 2 rows or more"),
         (lambda: frechet(X[:, 0], X), r"with shape \(N, D\), got \(10,\)"),
-        (lambda: mode_coverage(X, X, 0.0), "positive scale, got 0.0"),
+        (lambda: mode_coverage(X, X, 0.0), "scale: expected a positive number, got 0.0"),
         (lambda: mode_coverage(X, X[:, :2], 1.0), "expected rows alike"),
         (lambda: label_coverage(Y, 1), "labels from 0 to 0, got 0 to 1"),
         (lambda: label_coverage(Y - 1, 2), "got -1 to 0"),

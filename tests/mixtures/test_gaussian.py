@@ -329,8 +329,8 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.randn(1, 2), "at least 3 rows for 3 components"),
-        (torch.randn(2, 2), "at least 3 rows for 3 components"),
+        (torch.randn(1, 2), "at least 3 rows of finite numbers, got"),
+        (torch.randn(2, 2), "at least 3 rows of finite numbers, got"),
         (torch.ones(10, 2).index_fill_(0, torch.tensor([0]), 2.0), "3 distinct rows"),
         (torch.stack([torch.randn(10), torch.ones(10)], 1), r"column\(s\) \[1\] are constant"),
         (torch.tensor([[NAN, 1.0]] + [[0.0, 2.0]] * 9), "missing='marginalise'"),

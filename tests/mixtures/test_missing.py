@@ -169,7 +169,7 @@ def test_complete_rows_are_imputed_by_themselves():
     ("x", "num_samples", "message"),
     [
         (torch.zeros(3, 4).double(), 0, "num_samples: expected a positive"),
-        (torch.full((3, 4), torch.inf).double(), None, "got infinity"),
+        (torch.full((3, 4), torch.inf).double(), None, "3 of 3 rows hold NaN or infinity"),
         (torch.zeros(3, 5).double(), None, "rows of 4 features"),
     ],
 )

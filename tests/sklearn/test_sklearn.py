@@ -304,7 +304,7 @@ def test_numbers_of_numpy_and_pipelines():
         (FactorAnalysis(4), "subspace of 4 dimensions"),
         (FactorAnalysis(5), "expected 1 to 4 factors"),
         (ProbabilisticPCA(4), "fewer factors than features"),
-        (PCA(5), "expected 1 to 4 components"),
+        (PCA(5), "expected 1 to 4 factors"),
     ],
     ids=repr,
 )

@@ -21,7 +21,8 @@ from sklearn.datasets import load_iris
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.supervised.regression import LinearRegression, LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
+from ppl_models.supervised.regression import LinearRegression
 
 
 def linear(rows=30, features=2):
@@ -438,7 +439,7 @@ def test_priors_that_cannot_be(kind, name, value, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SoftmaxRegression(2, 1), "num_classes: expected 2 classes or more, got 1"),
+        (lambda: SoftmaxRegression(2, 1), "num_classes: expected a whole number, 2 or more, got 1"),
         (lambda: SoftmaxRegression(2, 2.5), "num_classes: .* got 2.5"),
         (lambda: LinearRegression(2, noise=0.0), "noise: expected positive"),
         (lambda: LinearRegression(2, noise_scale=-1.0), "noise_scale: expected positive"),

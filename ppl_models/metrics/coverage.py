@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_models.checks import check_positive
 from ppl_models.metrics.rows import check_pair
 
 
@@ -73,8 +74,7 @@ def mode_coverage(samples: Tensor, modes: Tensor, scale: float) -> ModeCoverage:
         >>> result.captured, result.high_quality > 0.97, abs(result.spread - 1) < 0.1
         (2, True, True)
     """
-    if not 0 < scale < math.inf:
-        raise ValueError(f"mode_coverage: expected a positive scale, got {scale!r}.")
+    check_positive(scale=scale)
     x, centers = check_pair("mode_coverage", 1, samples=samples, modes=modes)
     difference = x[:, None] - centers  # (N, C, D)
     distance, label = difference.square().sum(-1).min(1)  # (N,) each
