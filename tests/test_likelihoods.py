@@ -5,8 +5,19 @@ import itertools
 import pytest
 import torch
 
-from ppl_models import VAE
-from ppl_models.likelihoods import Bernoulli, Categorical, Levels, Normal
+from guides import AmortizedNormal
+from guides.conditional import ConditionalNormal, LabelNormal
+from guides.ladder import BottomUpNormal
+from ppl_models import VAE, elbo
+from ppl_models.autoencoders.autoencoder import AutoEncoder
+from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.hierarchical import HierarchicalVAE
+from ppl_models.autoencoders.reconstruction import reconstruction
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
+from ppl_models.likelihoods import Bernoulli, Categorical, Levels, LogisticMixture, Normal
+from ppl_models.nn import MLP
+from tests.support.oracles import binary
+from tests.support.runs import quiet
 
 
 def test_bernoulli_sums_to_one():
@@ -89,3 +100,47 @@ def test_what_is_no_likelihood(likelihood):
 def test_one_level_is_none():
     with pytest.raises(ValueError, match="2 levels"):
         Categorical(1)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", Bernoulli, Normal, 3, lambda outputs: None])
+def test_a_likelihood_that_is_none(likelihood):
+    message = r"likelihood: expected an object, one of Bernoulli\(\), Normal\(\).*Categorical"
+    with pytest.raises(TypeError, match=message):
+        VAE(4, 2, likelihood=likelihood)
+
+
+LABELS = torch.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda: elbo(VAE(4, 2, decoder=MLP(2, 1)), AmortizedNormal(4, 2)), binary(12)),
+        (
+            lambda: elbo(
+                VAE(4, 2, LogisticMixture(2, 1), decoder=MLP(2, 3)), AmortizedNormal(4, 2)
+            ),
+            binary(12),
+        ),
+        (
+            lambda: elbo(HierarchicalVAE(4, 3, 2, decoder=MLP(3, 1)), BottomUpNormal(4, 3, 2)),
+            binary(12),
+        ),
+        (
+            lambda: elbo(ConditionalVAE(4, 3, 2, decoder=MLP(5, 1)), ConditionalNormal(4, 3, 2)),
+            (binary(12), LABELS),
+        ),
+        (
+            lambda: elbo(SemiSupervisedVAE(4, 3, 2, decoder=MLP(5, 1)), LabelNormal(4, 3, 2)),
+            (binary(12), LABELS),
+        ),
+        (lambda: reconstruction(AutoEncoder(4, 2, decoder=MLP(2, 1))), binary(12)),
+        (
+            lambda: reconstruction(AutoEncoder(4, 2, decoder=MLP(2, 1), likelihood=Bernoulli())),
+            binary(12),
+        ),
+    ],
+)
+def test_one_output_is_not_spread_over_all_features(make, data):
+    with pytest.raises(ValueError, match=r"expected the decoder to give . output\(s\) for each"):
+        quiet(make(), data, epochs=1, seed=0)

@@ -16,10 +16,12 @@ from ppl_models.diffusion.bound import variational_bound
 from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.model import Diffusion
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
-from ppl_models.diffusion.samplers import heun
+from ppl_models.diffusion.samplers import ddim, guided, heun
 from ppl_models.diffusion.schedules import Cosine, Learned, LogLinear, alpha_sigma
 from ppl_models.likelihoods import Bernoulli, Categorical
 from ppl_models.nn import MLP, Condition, ResNet, TimeMLP, UNet
+from tests.support.oracles import binary
+from tests.support.runs import quiet
 
 F64 = torch.float64
 POINTS = 32
@@ -660,3 +662,50 @@ def test_a_loss_that_is_not_finite_names_its_term():
         fit(denoising(model), torch.zeros(10, 3), steps=1, progress=False)
     with pytest.raises(FloatingPointError, match="the denoising, in 10 of 10 rows"):
         fit(denoising(Diffusion(3, Overflows(3, 3))), torch.ones(10, 3), steps=1, progress=False)
+
+
+LABELS = torch.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("network", "target"),
+    [
+        (ResNet((2, 2), channels=8), "levels"),  # one logit for all levels says nothing
+        (TimeMLP(4, 1), "v"),
+        (TimeMLP(4, 12), "levels"),
+    ],
+)
+def test_a_network_of_another_shape_is_told_what_is_expected(network, target):
+    diffusion = Diffusion(4, network, target=target, likelihood=Categorical(2), num_steps=3)
+    with pytest.raises(ValueError, match=r"network: expected outputs of shape \(12, \d\) for"):
+        quiet(denoising(diffusion), binary(12), epochs=1, seed=0)
+
+
+def test_samples_of_a_diffusion_model_drop_nothing():
+    class Mode(TimeMLP):
+        def forward(self, x, log_snr, y=None):
+            assert not self.training
+            return super().forward(x, log_snr, y)
+
+    diffusion = Diffusion(4, Mode(4, 4, num_classes=3)).train()
+    diffusion.sample(3, ddim, 4, y=LABELS[:3])
+    assert diffusion.network.training
+
+
+def test_nan_is_no_black_picture():
+    diffusion = Diffusion(4, likelihood=Categorical(2))
+    with torch.no_grad():
+        next(diffusion.network.parameters()).fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="3 of 3 rows hold NaN"):
+        diffusion.sample(3, ddim, 4)
+    for strength in (math.nan, math.inf, "2"):
+        with pytest.raises(ValueError, match="guidance: expected a finite strength"):
+            guided(lambda z, log_snr: z, lambda z, log_snr: z, strength)
+
+
+def test_schedules_and_labels_that_do_not_fit():
+    with pytest.raises(TypeError, match="expected a tensor of log-SNRs"):
+        Diffusion(4, schedule=lambda t: 3.0)
+    diffusion = Diffusion(4, TimeMLP(4, 4, num_classes=3))
+    with pytest.raises(TypeError, match=r"labels: expected a tensor of whole numbers"):
+        quiet(denoising(diffusion), (binary(12), LABELS.bool()), epochs=1, seed=0)

@@ -7,7 +7,7 @@ from torch import nn
 from guides import AmortizedNormal
 from ppl_models import VAE, elbo, fit
 from ppl_models.likelihoods import Categorical, Normal
-from ppl_models.nn import MLP, ConvDecoder, ConvEncoder, ResidualMLP
+from ppl_models.nn import MLP, ConvDecoder, ConvEncoder, ResidualMLP, ResNet, UNet
 from ppl_models.nn.conv import ResidualConv
 
 SIZES = [(28, 28), (8, 8), (7, 5), (4, 9)]
@@ -126,3 +126,23 @@ def test_sizes_that_do_not_fit():
         ConvDecoder(4, 8, 8, channels=())
     with pytest.raises(ValueError, match=r"flat images of 8 x 8 .*\(B, 64\), got \(2, 49\)"):
         ConvEncoder(8, 8, 4)(torch.zeros(2, 49))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: UNet(8),
+            r"UNet: expected the height and the width.*shape=8. Try UNet\(\(8, 8\)\)",
+        ),
+        (lambda: UNet((8, 8, 1)), r"UNet: expected the height and the width"),
+        (
+            lambda: UNet((8, 8), channels=8),
+            r"UNet: expected the channels of each level.*channels=8",
+        ),
+        (lambda: ResNet(64), r"ResNet: expected the height and the width.*shape=64"),
+    ],
+)
+def test_arguments_of_another_kind(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

@@ -27,7 +27,7 @@ def dropout_vae(features: int = 4) -> tuple[VAE, AmortizedNormal]:
         return VAE(features, 2, decoder=decoder), AmortizedNormal(features, 2, encoder=encoder)
 
 
-class Rows(Dataset):
+class Drawn(Dataset):
     """Draws from torch's generator itself, as augmentation does."""
 
     def __len__(self) -> int:
@@ -38,12 +38,12 @@ class Rows(Dataset):
 
 
 def loader(**options: Any) -> DataLoader:
-    return DataLoader(Rows(), batch_size=5, shuffle=True, **options)
+    return DataLoader(Drawn(), batch_size=5, shuffle=True, **options)
 
 
 SOURCES: dict[str, Callable[[], Any]] = {
     "tensor": binary,
-    "dataset": Rows,
+    "dataset": Drawn,
     "loader": loader,
     "loader with a generator": lambda: loader(generator=torch.Generator()),
     "ordered loader": lambda: DataLoader(TensorDataset(binary()), batch_size=5),

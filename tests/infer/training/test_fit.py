@@ -21,19 +21,8 @@ from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.progress import State
 from ppl_models.transformed import Transformed
 from tests.support.oracles import Pull, binary, same, state
-
-quiet = functools.partial(fit, progress=False)
-
-
-def dropout_vae() -> tuple[VAE, AmortizedNormal]:
-    """The same parameters at every call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 4))
-        decoder = nn.Sequential(
-            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4)
-        )
-        return VAE(4, 2, decoder=decoder), AmortizedNormal(4, 2, encoder=encoder)
+from tests.support.refusals import Refused, vae
+from tests.support.runs import dropout_vae, quiet
 
 
 def trained(data: Any, **options: Any) -> tuple[dict[str, Tensor], Any]:
@@ -125,6 +114,8 @@ def as_tuple(x: Tensor) -> Any:
 
 
 class Rows(Dataset):
+    """A data set of somebody's own, which gives one row at a time."""
+
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors_ = tensors
 
@@ -597,3 +588,49 @@ def test_a_run_at_a_prompt_is_one_line():
     run = Run({"loss": [3.0] * 2000 + [1.23456789], "validation": [2.5]}, 2001, 4.56)
     assert repr(run) == "Run(2001 steps in 4.6 s, loss 1.2346, validation 2.5)"
     assert repr(Run()) == "Run(0 steps in 0.0 s)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"fit: expected either epochs or steps, got epochs=None, steps=None"),
+        ({"epochs": 1, "steps": 1}, r"fit: expected either epochs or steps"),
+        ({"epochs": 0}, r"epochs: expected a positive whole number, got 0"),
+        ({"steps": 2.5}, r"steps: expected a positive whole number, got 2.5"),
+        ({"steps": 2, "lr": 0.0}, r"lr: expected a positive number, got 0.0. Try 1e-3"),
+        ({"steps": 2, "lr": math.nan}, r"lr: expected a positive number, got nan"),
+        ({"steps": 2, "clip": 0.0}, r"clip: expected a positive norm, got 0.0"),
+        ({"steps": 2, "patience": 3}, r"patience: expected validation data"),
+        ({"steps": 2, "resume": True}, r"resume: expected checkpoint="),
+        ({"steps": 2, "device": "gpu"}, r"device: expected 'auto', 'cpu', .* got 'gpu'"),
+    ],
+)
+def test_arguments_of_fit(options, message):
+    pair = vae()
+    with Refused(ValueError, message, *pair):
+        quiet(elbo(*pair), torch.ones(9, 4), **options)
+
+
+def test_validation_of_a_game():
+    pair = elbo(*vae()), elbo(*vae())
+    pair[1].name = "other"
+    with pytest.raises(ValueError, match=r"validation: expected one objective, got 2"):
+        quiet(pair, torch.ones(9, 4), steps=1, validation=torch.ones(9, 4))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_loss_that_turns_bad(value):
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, size: int | None = None) -> None:
+            bad = not torch.is_grad_enabled() and self.loc > 0.25
+            with data_plate(x, size):
+                loc = pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x).mean()
+                pyro.sample("y", dist.Normal(loc * (value if bad else 1.0), 1.0), obs=x)
+
+    message = r"elbo: the loss is \S+ on the validation data after step 3; .* is 'y' of the model"
+    with pytest.raises(FloatingPointError, match=message):
+        quiet(elbo(Model()), torch.ones(9), epochs=6, lr=0.1, validation=torch.ones(9))

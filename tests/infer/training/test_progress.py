@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import VAE, FactorAnalysis, data_plate, elbo
+from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
 from ppl_models.infer.training import files
 from tests.support.oracles import binary, same, state
 from tests.support.runs import SOURCES, cosine, dropout_vae, everything, quiet
@@ -387,3 +388,18 @@ def test_killed_at_twenty_random_moments(tmp_path):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert "killed" in result.stdout
+
+
+def test_resume_with_a_sampler_that_has_its_own_generator(tmp_path):
+    def run(steps, **options):
+        torch.manual_seed(3)
+        vae, guide = VAE(4, 2), AmortizedNormal(4, 2)
+        data = TensorDataset(binary())
+        sampler = RandomSampler(data, generator=torch.Generator().manual_seed(5))
+        loader = DataLoader(data, batch_size=5, sampler=sampler)
+        fit(elbo(vae, guide), loader, steps=steps, seed=0, **options)
+        return vae.decoder[0].weight
+
+    path = tmp_path / "run"
+    run(6, checkpoint=path)
+    assert torch.equal(run(12), run(12, checkpoint=path, resume=True))
