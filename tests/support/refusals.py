@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from guides import AmortizedNormal
 from ppl_models import VAE
@@ -48,14 +47,3 @@ def spoiled(*rows: int, value: float = math.nan, count: int = 9) -> Tensor:
     for row in rows:
         x[row, 1] = value
     return x
-
-
-class Images(Dataset):
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.x[i]

@@ -4,14 +4,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import VAE, fit
-from tests.support.oracles import binary
+from ppl_models import VAE, data_plate, elbo, fit
+from tests.support.oracles import binary, state
 
 quiet = functools.partial(fit, progress=False)
 
@@ -64,3 +66,45 @@ def everything(source: str, **options: Any) -> dict[str, Any]:
         "validation": binary(7),
         "seed": 0,
     } | options
+
+
+def trained(data: Any, **options: Any) -> tuple[dict[str, Tensor], Any]:
+    pair = dropout_vae()
+    options = {"epochs": 2, "batch_size": 5, "lr": 1e-2, "seed": 0} | options
+    run = quiet(elbo(*pair), data, **options)
+    return state(*pair), run
+
+
+class Seen(nn.Module):
+    """A model that notes the batches of its training."""
+
+    def __init__(self, labels: bool = False) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+        self.batches: list[list[float]] = []
+        self.sizes: list[int | None] = []
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> None:
+        if torch.is_grad_enabled():
+            self.batches.append(x.tolist())
+            self.sizes.append(size)
+            self.modes.append(self.training)
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
+            if y is not None:
+                pyro.sample("y", dist.Normal(self.loc + x, 1.0), obs=y)
+
+
+class Rows(Dataset):
+    """A data set of somebody's own, which gives one row at a time."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors_ = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors_[0])
+
+    def __getitem__(self, i: int) -> Any:
+        values = tuple(x[i] for x in self.tensors_)
+        return values if len(values) > 1 else values[0]

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
 from ppl_models.likelihoods import Categorical, Normal
-from tests.support.refusals import Images, Refused, spoiled, vae
-from tests.support.runs import quiet
+from tests.support.refusals import Refused, spoiled, vae
+from tests.support.runs import Rows, quiet
 
 
-@pytest.mark.parametrize("kind", [Images, lambda x: DataLoader(TensorDataset(x), batch_size=9)])
+@pytest.mark.parametrize("kind", [Rows, lambda x: DataLoader(TensorDataset(x), batch_size=9)])
 def test_a_dataset_whose_first_batch_is_not_finite(kind):
     pair = vae(Normal())
     with Refused(ValueError, r"site 'x': 1 of 9 rows lie outside.*such as nan", *pair):

@@ -1,6 +1,7 @@
 """Runs that go on from a checkpoint: bit for bit, or refused."""
 
 import functools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
 from ppl_models.infer.training import files
+from ppl_models.infer.training import progress as state_module
+from ppl_models.infer.training.progress import State
 from tests.support.oracles import binary, same, state
-from tests.support.runs import SOURCES, cosine, dropout_vae, everything, quiet
+from tests.support.runs import SOURCES, cosine, dropout_vae, everything, quiet, trained
 
 
 def interrupted(
@@ -403,3 +406,38 @@ def test_resume_with_a_sampler_that_has_its_own_generator(tmp_path):
     path = tmp_path / "run"
     run(6, checkpoint=path)
     assert torch.equal(run(12), run(12, checkpoint=path, resume=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 41, "epochs": None}, {"validation": True}])
+def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tmp_path):
+    """Several epochs at a time where they are short, with the same history."""
+    data = binary(20, 4)
+    if "validation" in options:
+        options = {"validation": data[:5]}
+    settings = {"epochs": 10, "checkpoint": tmp_path / "run"} | options
+    _, expected = trained(data, **settings)
+    reads = []
+    table = state_module._table
+    monkeypatch.setattr(State, "_costs_nothing", False)
+    monkeypatch.setattr(state_module, "READ_EVERY", 17)
+    monkeypatch.setattr(state_module, "_table", lambda s: reads.append(len(s)) or table(s))
+    _, run = trained(data, **settings)
+    assert run.history == expected.history
+    assert max(reads) == (4 if "validation" in options else 14)
+    assert sum(reads) == run.steps
+
+
+def test_the_step_of_a_loss_read_late_is_named(monkeypatch):
+    monkeypatch.setattr(State, "_costs_nothing", False)
+    objective = elbo(*dropout_vae())
+    loss = objective.loss
+    calls = []
+
+    def third(*batch, size=None):
+        calls.append(1)
+        return loss(*batch, size=size) * (math.nan if len(calls) == 8 else 1.0)
+
+    monkeypatch.setattr(objective, "loss", third)
+    monkeypatch.setattr(torch, "isfinite", lambda x: torch.ones_like(x, dtype=torch.bool))
+    with pytest.raises(FloatingPointError, match="elbo: the loss is nan at step 7"):
+        quiet(objective, binary(20, 4), epochs=10, batch_size=5)
