@@ -61,6 +61,11 @@ def binary(rows: int = 22, seed: int = 3) -> Tensor:
     return torch.bernoulli(torch.full((rows, 4), 0.3), generator=generator)
 
 
+def with_holes(x: Tensor, share: float = 0.3) -> Tensor:
+    """Rows of which that share of all entries was not observed."""
+    return torch.where(torch.rand(x.shape) < share, torch.nan, x)
+
+
 def state(*modules: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters and buffers."""
     pairs = [(f"{i}.{k}", v) for i, m in enumerate(modules) for k, v in m.state_dict().items()]
