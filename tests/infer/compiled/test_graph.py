@@ -20,13 +20,7 @@ from ppl_models.infer.training.descent import Descent
 from ppl_models.nn import MLP
 from tests.support.oracles import state
 
-
-@pytest.fixture(autouse=True)
-def _small_compiler(monkeypatch):
-    """Graphs are traced and compared, but run as they are: a compiler takes seconds for each."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
-
-
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 X = torch.randn(40, 3)
 
 
@@ -324,7 +318,7 @@ REFUSED = {
     ),
     "an if on a value": (
         lambda: elbo(branches, AutoNormal(branches)),
-        r"cannot be traced at .*test_compile.py:\d+, 'loc = z if z > 0 else -2 \* z'",
+        r"cannot be traced at .*test_graph.py:\d+, 'loc = z if z > 0 else -2 \* z'",
     ),
     "a random number of sites": (lambda: elbo(sites), "the graph is another with other draws|int"),
     "a count of calls": (lambda: elbo(Counting()), "other draws|numbers of its own"),

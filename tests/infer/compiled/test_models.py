@@ -13,11 +13,7 @@ from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 from tests.support.every_objective import COMPILED, SOME, X, player, semi_supervised
 
-
-@pytest.fixture(autouse=True)
-def _small_compiler(monkeypatch):
-    """Graphs run as they are: a compiler takes seconds for each."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 
 
 def compare(objective, data):
