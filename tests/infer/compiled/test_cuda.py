@@ -74,7 +74,7 @@ def made(name):
     """An objective and its data, in double precision."""
     pyro.clear_param_store()
     torch.manual_seed(0)
-    make, data = ALL[name]
+    make, data, _ = ALL[name]
     objective = make()
     for module in objective.modules().values():
         module.double()
