@@ -3,12 +3,11 @@
 import pytest
 import torch
 from scipy import integrate
-from sklearn.datasets import load_iris
 
 from ppl_models import GaussianMixture, elbo, fit, fit_em, from_pyro_svi, log_evidence
 from ppl_models import missing as module
 from ppl_models.missing import complete
-from tests.support.oracles import with_holes
+from tests.support.oracles import iris, with_holes
 
 KINDS = ["full", "tied", "diag", "spherical"]
 NAN = float("nan")
@@ -129,7 +128,7 @@ def test_em_never_lowers_the_evidence_of_what_was_observed(kind):
 
 
 def test_gradient_climbs_to_where_em_does():
-    x = with_holes(torch.from_numpy(load_iris().data))
+    x = with_holes(iris())
     em, model = (GaussianMixture(4, 1, missing="marginalise").double() for _ in range(2))
     fit_em(em, x, tolerance=1e-10)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 from torch import Tensor, nn
 
 from ppl_models import FactorAnalysis, data_plate
@@ -37,6 +37,11 @@ def grey_digits() -> tuple[Tensor, Tensor]:
     """The digits of the reference tables, / 16, in float64: 1500 and 297 rows."""
     x = torch.from_numpy(load_digits().data) / 16
     return x[:1500], x[1500:]
+
+
+def iris() -> Tensor:
+    """The measurements of Fisher's irises, in float64, (150, 4)."""
+    return torch.from_numpy(load_iris().data)
 
 
 LOCS = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)

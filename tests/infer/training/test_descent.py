@@ -22,6 +22,79 @@ from tests.support.refusals import Refused, spoiled, vae
 from tests.support.runs import Seen, dropout_vae, quiet
 
 
+def toy_pair() -> tuple[list[Pull], nn.Parameter, nn.Parameter]:
+    a, b = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
+    return [Pull("first", a, lambda: b), Pull("second", b, lambda: a)], a, b
+
+
+def test_objectives_take_turns():
+    """a moves half way to b, then b half way to where a is now."""
+    pair, a, b = toy_pair()
+    half = functools.partial(torch.optim.SGD)
+    run = quiet(pair, torch.zeros(4), steps=2, lr=0.5, optimizer=half)
+    assert run.history == {"first": [32.0, 2.0], "second": [8.0, 0.5]}
+    assert (a.item(), b.item()) == (5.0, 5.5)
+
+
+def test_two_objectives_of_one_name_are_refused():
+    """Their losses could not be told apart."""
+    pair, *_ = toy_pair()
+    pair[1].name = "first"
+    with pytest.raises(ValueError, match=r"objectives: .*names.*first"):
+        quiet(pair, torch.zeros(4), steps=2)
+
+
+def test_descend_by_hand_is_what_fit_does():
+    x = binary()
+    pair, fitted = dropout_vae(), dropout_vae()
+    for module in (*pair, *fitted):
+        module.train()
+    torch.manual_seed(0)
+    batches = [x] * 4
+    losses = [step["elbo"].item() for step in descend(elbo(*pair), batches, lr=1e-2)]
+    run = quiet(elbo(*fitted), x, steps=4, lr=1e-2, seed=0)
+    assert losses == run.history["loss"]
+    assert same(state(*pair), state(*fitted))
+
+
+def test_descend_is_lazy_and_takes_batches_of_a_larger_whole():
+    model = Seen()
+    x = torch.arange(6.0)
+    rows = [torch.tensor([4, 1]), torch.tensor([0, 5])]
+    stream = descend(elbo(model), (Batch((x[r],), r, 6) for r in rows), lr=0.1)
+    before = model.loc.item()
+    assert model.loc.item() == before
+    assert model.batches == []
+    first = next(stream)
+    assert list(first) == ["elbo"]
+    assert first["elbo"].shape == ()
+    assert model.loc.item() != before
+    assert not first["elbo"].requires_grad
+    assert len(list(stream)) == 1
+    assert model.sizes == [6, 6]
+
+
+def test_descend_takes_pairs_and_games():
+    model = Seen()
+    x = torch.arange(6.0)
+    assert len(list(descend(elbo(model), [(x, 2 * x)] * 2))) == 2
+    pair, *_ = toy_pair()
+    (losses,) = list(descend(pair, [x], lr=0.5, optimizer=torch.optim.SGD))
+    assert {name: loss.item() for name, loss in losses.items()} == {"first": 32.0, "second": 8.0}
+
+
+def test_frozen_parameters_stay():
+    pair = dropout_vae()
+    pair[0].requires_grad_(False)
+    before = state(pair[0])
+    before.pop("0.decoder.1.running_mean"), before.pop("0.decoder.1.running_var")
+    before.pop("0.decoder.1.num_batches_tracked")
+    quiet(elbo(*pair), binary(), steps=3, seed=0)
+    after = state(pair[0])
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not same(state(pair[1]), state(dropout_vae()[1]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -235,76 +308,3 @@ def test_schedules_move_at_every_step(name):
     quiet(elbo(Seen()), torch.zeros(8), epochs=3, batch_size=4, lr=0.1, optimizer=Watched,
           schedule=schedule)  # fmt: skip
     assert rates == pytest.approx([0.1 * expected(t, 6) for t in range(6)], abs=1e-9)
-
-
-def toy_pair() -> tuple[list[Pull], nn.Parameter, nn.Parameter]:
-    a, b = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
-    return [Pull("first", a, lambda: b), Pull("second", b, lambda: a)], a, b
-
-
-def test_objectives_take_turns():
-    """a moves half way to b, then b half way to where a is now."""
-    pair, a, b = toy_pair()
-    half = functools.partial(torch.optim.SGD)
-    run = quiet(pair, torch.zeros(4), steps=2, lr=0.5, optimizer=half)
-    assert run.history == {"first": [32.0, 2.0], "second": [8.0, 0.5]}
-    assert (a.item(), b.item()) == (5.0, 5.5)
-
-
-def test_two_objectives_of_one_name_are_refused():
-    """Their losses could not be told apart."""
-    pair, *_ = toy_pair()
-    pair[1].name = "first"
-    with pytest.raises(ValueError, match=r"objectives: .*names.*first"):
-        quiet(pair, torch.zeros(4), steps=2)
-
-
-def test_descend_by_hand_is_what_fit_does():
-    x = binary()
-    pair, fitted = dropout_vae(), dropout_vae()
-    for module in (*pair, *fitted):
-        module.train()
-    torch.manual_seed(0)
-    batches = [x] * 4
-    losses = [step["elbo"].item() for step in descend(elbo(*pair), batches, lr=1e-2)]
-    run = quiet(elbo(*fitted), x, steps=4, lr=1e-2, seed=0)
-    assert losses == run.history["loss"]
-    assert same(state(*pair), state(*fitted))
-
-
-def test_descend_is_lazy_and_takes_batches_of_a_larger_whole():
-    model = Seen()
-    x = torch.arange(6.0)
-    rows = [torch.tensor([4, 1]), torch.tensor([0, 5])]
-    stream = descend(elbo(model), (Batch((x[r],), r, 6) for r in rows), lr=0.1)
-    before = model.loc.item()
-    assert model.loc.item() == before
-    assert model.batches == []
-    first = next(stream)
-    assert list(first) == ["elbo"]
-    assert first["elbo"].shape == ()
-    assert model.loc.item() != before
-    assert not first["elbo"].requires_grad
-    assert len(list(stream)) == 1
-    assert model.sizes == [6, 6]
-
-
-def test_descend_takes_pairs_and_games():
-    model = Seen()
-    x = torch.arange(6.0)
-    assert len(list(descend(elbo(model), [(x, 2 * x)] * 2))) == 2
-    pair, *_ = toy_pair()
-    (losses,) = list(descend(pair, [x], lr=0.5, optimizer=torch.optim.SGD))
-    assert {name: loss.item() for name, loss in losses.items()} == {"first": 32.0, "second": 8.0}
-
-
-def test_frozen_parameters_stay():
-    pair = dropout_vae()
-    pair[0].requires_grad_(False)
-    before = state(pair[0])
-    before.pop("0.decoder.1.running_mean"), before.pop("0.decoder.1.running_var")
-    before.pop("0.decoder.1.num_batches_tracked")
-    quiet(elbo(*pair), binary(), steps=3, seed=0)
-    after = state(pair[0])
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert not same(state(pair[1]), state(dropout_vae()[1]))
