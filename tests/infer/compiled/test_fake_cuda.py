@@ -33,7 +33,7 @@ from ppl_models import (
     elbo,
 )
 from ppl_models.infer.training.average import Average
-from tests.support.every_objective import ALL, BINARY, LABELS, Row, X, programs
+from tests.support.every_objective import ALL, BINARY, LABELS, Row, X, mixture, programs
 from tests.support.fake_cuda import CUDA, fake_cuda
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
@@ -134,6 +134,9 @@ def given(model: nn.Module, data: tuple[Tensor, ...]) -> dict[str, Any]:
 LOOKS = ("Diffusion, labels",)  # at its labels, before it draws
 DRAWN = {name: row for name, row in ALL.items() if row.evidence and name not in LOOKS} | {
     "GaussianMixture, spherical": Row(lambda: elbo(GaussianMixture(4, 2, "spherical")), (X,), None),
+    "BayesianGaussianMixture, diag": Row(lambda: elbo(mixture(covariance="diag")), (X,), None),
+    "GaussianDiscriminant, no labels": Row(ALL["GaussianDiscriminant"].make, (X,), None),
+    "known noise": Row(lambda: elbo(LinearRegression(4, noise=0.5)), (X, X.sum(1)), None),
     "SemiSupervisedVAE, labels": Row(ALL["SemiSupervisedVAE"].make, (BINARY, LABELS), None),
     "GAN": ALL["GAN, generator"],
 }
