@@ -5,8 +5,19 @@ import itertools
 import pytest
 import torch
 
-from ppl_models import VAE
-from ppl_models.likelihoods import Bernoulli, Categorical, Levels, Normal
+from guides import AmortizedNormal
+from guides.conditional import ConditionalNormal, LabelNormal
+from guides.ladder import BottomUpNormal
+from ppl_models import VAE, elbo
+from ppl_models.autoencoders.autoencoder import AutoEncoder
+from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.hierarchical import HierarchicalVAE
+from ppl_models.autoencoders.reconstruction import reconstruction
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
+from ppl_models.likelihoods import Bernoulli, Categorical, Levels, LogisticMixture, Normal
+from ppl_models.nn import MLP
+from tests.support.oracles import binary
+from tests.support.runs import quiet
 
 
 def test_bernoulli_sums_to_one():
@@ -89,3 +100,113 @@ def test_what_is_no_likelihood(likelihood):
 def test_one_level_is_none():
     with pytest.raises(ValueError, match="levels: expected a whole number, 2 or more"):
         Categorical(1)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", Bernoulli, Normal, 3, lambda outputs: None])
+def test_a_likelihood_that_is_none(likelihood):
+    message = r"likelihood: expected an object, one of Bernoulli\(\), Normal\(\).*Categorical"
+    with pytest.raises(TypeError, match=message):
+        VAE(4, 2, likelihood=likelihood)
+
+
+LABELS = torch.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (lambda: elbo(VAE(4, 2, decoder=MLP(2, 1)), AmortizedNormal(4, 2)), binary(12)),
+        (
+            lambda: elbo(
+                VAE(4, 2, LogisticMixture(2, 1), decoder=MLP(2, 3)), AmortizedNormal(4, 2)
+            ),
+            binary(12),
+        ),
+        (
+            lambda: elbo(HierarchicalVAE(4, 3, 2, decoder=MLP(3, 1)), BottomUpNormal(4, 3, 2)),
+            binary(12),
+        ),
+        (
+            lambda: elbo(ConditionalVAE(4, 3, 2, decoder=MLP(5, 1)), ConditionalNormal(4, 3, 2)),
+            (binary(12), LABELS),
+        ),
+        (
+            lambda: elbo(SemiSupervisedVAE(4, 3, 2, decoder=MLP(5, 1)), LabelNormal(4, 3, 2)),
+            (binary(12), LABELS),
+        ),
+        (lambda: reconstruction(AutoEncoder(4, 2, decoder=MLP(2, 1))), binary(12)),
+        (
+            lambda: reconstruction(AutoEncoder(4, 2, decoder=MLP(2, 1), likelihood=Bernoulli())),
+            binary(12),
+        ),
+    ],
+)
+def test_one_output_is_not_spread_over_all_features(make, data):
+    with pytest.raises(ValueError, match=r"expected the decoder to give . output\(s\) for each"):
+        quiet(make(), data, epochs=1, seed=0)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 17, 256])
+def test_logistic_levels_sum_to_one(levels):
+    """With scales from far less than a level to far more than all of them."""
+    outputs = 3 * torch.randn(50, 3 * 4, dtype=torch.float64)
+    outputs[:, 8:] = torch.linspace(-6, 8, 200).view(50, 4)  # log scales
+    every = (torch.arange(levels, dtype=torch.float64) / (levels - 1)).view(-1, 1, 1)
+    total = LogisticMixture(levels, 4)(outputs).log_prob(every).logsumexp(0)
+    torch.testing.assert_close(total, torch.zeros(50, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def test_logistic_levels_are_differences_of_the_distribution_function():
+    outputs = torch.randn(1, 9, dtype=torch.float64)
+    weight, loc, scale = outputs[0, :3].softmax(0), outputs[0, 3:6], outputs[0, 6:].exp()
+    edges = torch.tensor([-torch.inf, -0.75, -0.25, 0.25, 0.75, torch.inf], dtype=torch.float64)
+    below = (weight * ((edges[:, None] - loc) / scale).sigmoid()).sum(1)  # P(u < edge)
+    every = torch.arange(5, dtype=torch.float64).unsqueeze(1) / 4
+    got = LogisticMixture(5, 3)(outputs).log_prob(every).exp()
+    torch.testing.assert_close(got, below.diff())
+    mean = LogisticMixture(5, 3)(outputs).mean
+    torch.testing.assert_close(mean[0, 0], (below.diff() * every[:, 0]).sum())
+
+
+def test_outputs_of_several_features_are_side_by_side():
+    outputs = torch.randn(4, 2 * 6, dtype=torch.float64)
+    x = torch.randint(5, (4, 2)).double() / 4
+    both = LogisticMixture(5, 2)(outputs).log_prob(x)
+    each = [LogisticMixture(5, 2)(outputs[:, 6 * d : 6 * d + 6]) for d in (0, 1)]
+    torch.testing.assert_close(both, sum(p.log_prob(x[:, d : d + 1]) for d, p in enumerate(each)))
+
+
+def test_logistic_levels_sample_their_probabilities():
+    levels = LogisticMixture(4, 2)(torch.randn(1, 6)).base_dist.expand((1, 1))
+    x = levels.sample((50_000,)).flatten()
+    assert levels.support.check(x).all()
+    every = torch.arange(4.0) / 3
+    probability = levels.log_prob(every.view(4, 1, 1)).exp().flatten()
+    frequency = torch.stack([(x == e).float().mean() for e in every])
+    torch.testing.assert_close(frequency, probability, atol=0.01, rtol=0)
+    assert x.mean().item() == pytest.approx(levels.mean.item(), abs=0.01)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_logistic_levels_have_finite_gradients(size):
+    """Outputs as large as a network could ever give."""
+    extremes = torch.tensor(list(itertools.product([-size, 0.0, size], repeat=3)))
+    outputs = extremes.requires_grad_()
+    for level in (0.0, 0.4, 1.0):
+        x = torch.full((27, 1), level)
+        log_prob = LogisticMixture(256, 1)(outputs).log_prob(x)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), outputs)
+        assert log_prob.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 3), "levels: expected a whole number, 2 or more"),
+        ((17, 0), "num_components: expected a positive whole number, got 0"),
+    ],
+)
+def test_a_mixture_of_nothing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LogisticMixture(*arguments)

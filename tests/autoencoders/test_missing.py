@@ -9,40 +9,11 @@ from torch import nn
 from guides import AmortizedNormal, ExactPosterior
 from ppl_models import VAE, FactorAnalysis, elbo, fit, log_evidence
 from ppl_models.infer.evidence.impute import impute
-from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
-from ppl_models.missing import Observed
+from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP, MissingInput
-from tests.support.oracles import linear_gaussian
+from tests.support.oracles import linear_gaussian, with_holes
 
 NAN = torch.nan
-
-
-def holes(x, share=0.3):
-    return x.where(torch.rand(x.shape) >= share, NAN)
-
-
-@pytest.mark.parametrize(
-    "likelihood",
-    [Bernoulli(), Normal(), Normal(own_scale=True), Categorical(3), LogisticMixture(3, 2)],
-)
-def test_the_density_is_that_of_the_pixels_that_are_there(likelihood):
-    outputs = torch.randn(4, 6 * likelihood.num_outputs, dtype=torch.float64, requires_grad=True)
-    full = likelihood(outputs)
-    x = full.sample()
-    observed = Observed(full.base_dist).to_event(1)
-    torch.testing.assert_close(observed.log_prob(x), full.log_prob(x))
-    seen = holes(x)
-    expected = torch.where(seen.isnan(), 0.0, full.base_dist.log_prob(x)).sum(1)
-    got = observed.log_prob(seen)
-    torch.testing.assert_close(got, expected)
-    (gradient,) = torch.autograd.grad(got.sum(), outputs, retain_graph=True)
-    (by_hand,) = torch.autograd.grad(expected.sum(), outputs)
-    torch.testing.assert_close(gradient, by_hand)
-    assert gradient.isfinite().all()
-    assert observed.support.check(seen).all()
-    assert not observed.support.check(x + 0.3).all() or isinstance(likelihood, Normal)
-    assert observed.expand((7, 4)).sample().shape == (7, 4, 6)
-    torch.testing.assert_close(observed.mean, full.mean)
 
 
 def as_vae(model):
@@ -63,7 +34,7 @@ def missing_pair():
     exact, x = linear_gaussian(rows=30)
     marginal = FactorAnalysis(5, 2, missing="marginalise").double()
     marginal.load_state_dict(exact.state_dict())
-    return marginal, holes(x)
+    return marginal, with_holes(x)
 
 
 def test_it_is_a_factor_analysis_with_missing_entries():
@@ -116,7 +87,7 @@ def test_it_trains_on_rows_with_holes_and_fills_them():
     """Rows of equal pixels: what is missing is what is there."""
     torch.manual_seed(0)
     x = torch.bernoulli(torch.full((200, 1), 0.5)).expand(200, 8).contiguous()
-    seen = holes(x, 0.5)
+    seen = with_holes(x, 0.5)
     vae = VAE(8, 2, missing="marginalise")
     guide = AmortizedNormal(8, 2, encoder=MissingInput(MLP(16, 4)))
     run = fit(elbo(vae, guide), seen, epochs=40, batch_size=50, lr=1e-2, seed=0, validation=seen)
@@ -133,13 +104,6 @@ def test_it_trains_on_rows_with_holes_and_fills_them():
         _ = evidence.bits_per_dim
     assert "bits/dim" not in str(evidence)
     assert "bits/dim" in str(log_evidence(vae, guide, x, num_samples=20, seed=0))
-
-
-def test_what_a_network_sees_of_missing_entries():
-    x = torch.tensor([[1.0, NAN, 0.0]])
-    shown = MissingInput(nn.Identity())(x)
-    assert shown.tolist() == [[1.0, 0.0, 0.0, 1.0, 0.0, 1.0]]
-    assert MissingInput(nn.Identity(), mask=False)(x).tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_refusals():

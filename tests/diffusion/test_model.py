@@ -1,7 +1,6 @@
 """Diffusion: the Pyro program and its guide beside the closed-form variational bound."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pyro
@@ -15,54 +14,15 @@ from ppl_models import elbo, fit, log_evidence
 from ppl_models.diffusion.bound import variational_bound
 from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.model import Diffusion
-from ppl_models.diffusion.preconditioning import TARGETS, precondition
-from ppl_models.diffusion.samplers import heun
-from ppl_models.diffusion.schedules import Cosine, Learned, LogLinear, alpha_sigma
+from ppl_models.diffusion.samplers import ddim, guided, heun
+from ppl_models.diffusion.schedules import Learned, LogLinear, alpha_sigma
 from ppl_models.likelihoods import Bernoulli, Categorical
-from ppl_models.nn import MLP, Condition, ResNet, TimeMLP, UNet
+from ppl_models.nn import MLP, TimeMLP
+from tests.support.diffusion import F64, SHORT, every_kind, rows, small
+from tests.support.oracles import binary
+from tests.support.runs import quiet
 
-F64 = torch.float64
 POINTS = 32
-SHORT = LogLinear(3.0, -3.0)
-KINDS = [
-    {"target": "v"},
-    {"target": "eps"},
-    {"target": "x0", "loc": 0.3, "scale": 1.7},
-    {"target": "v", "likelihood": Categorical(5)},
-    {"target": "levels", "likelihood": Categorical(5)},
-    {"target": "v", "schedule": Learned(3.0, -3.0)},
-    {"target": "edm", "data_scale": 0.7},
-]
-
-
-def every_kind(function):
-    name = lambda kind: "-".join(  # noqa: E731
-        type(v).__name__ if k in ("likelihood", "schedule") else str(v) for k, v in kind.items()
-    )
-    return pytest.mark.parametrize("kind", KINDS, ids=name)(function)
-
-
-def small(num_features=2, num_steps=2, **kind):
-    """A model with a random network, in float64."""
-    return Diffusion(num_features, num_steps=num_steps, **{"schedule": SHORT} | kind).double()
-
-
-def rows(count, num_features, kind):
-    if kind.get("likelihood"):
-        return torch.randint(5, (count, num_features)).to(F64) / 4
-    return torch.randn(count, num_features, dtype=F64)
-
-
-class GaussianDenoiser(nn.Module):
-    """The exact E[x | z_t] where the rows are independent normals of given variances."""
-
-    def __init__(self, variances):
-        super().__init__()
-        self.variances = nn.Parameter(variances)
-
-    def forward(self, z, log_snr):
-        alpha, sigma = alpha_sigma(log_snr[:, None])
-        return alpha * self.variances / (alpha**2 * self.variances + sigma**2) * z
 
 
 def replayed(model, x, size=None):
@@ -183,166 +143,6 @@ def test_a_denoiser_that_knows_the_row_leaves_the_prior_and_the_reading():
     torch.testing.assert_close(loss, expected)
 
 
-def gaussian(num_steps, variances=(0.4, 0.2, 0.1)):
-    variances = torch.tensor(variances, dtype=F64)
-    model = Diffusion(3, GaussianDenoiser(variances), Cosine(10, -10), "x0", num_steps).double()
-    return model, variances
-
-
-def exact_bound(model, variances, num_steps):
-    """The bound averaged over the rows too, in closed form: all is Gaussian."""
-    log_snr = model.log_snrs(num_steps)
-    (alpha, sigma), noise = alpha_sigma(log_snr), (-log_snr[0]).exp()
-    left = (
-        variances * sigma[1:, None] ** 2 / (alpha[1:, None] ** 2 * variances + sigma[1:, None] ** 2)
-    )
-    steps = (log_snr[:-1].exp() - log_snr[1:].exp()) @ left / 2  # (D,)
-    prior = (alpha[-1] ** 2 * variances + sigma[-1] ** 2 - 1) / 2 - sigma[-1].log()
-    reading = -(2 * torch.pi * noise).log() / 2 - 0.5
-    return (reading - prior - steps).sum()
-
-
-@pytest.mark.parametrize("num_steps", [3, 1000])
-def test_bound_on_a_gaussian_is_its_closed_form(num_steps):
-    model, variances = gaussian(num_steps)
-    with torch.no_grad():
-        x = torch.randn(4000, 3, dtype=F64) * variances.sqrt()
-        got = variational_bound(model, x, num_samples=20, seed=1)
-        expected = exact_bound(model, variances, num_steps).item()
-    assert abs(got.mean - expected) < 4 * (got.standard_error + got.monte_carlo_error)
-
-
-def test_bound_rises_with_the_steps_to_the_evidence():
-    """In shape as in table 2 of Variational Diffusion Models: first fast, then slowly."""
-    model, variances = gaussian(10)
-    with torch.no_grad():
-        bounds = [exact_bound(model, variances, steps).item() for steps in (10, 100, 1000, 10_000)]
-    entropy = -(0.5 * (2 * torch.pi * torch.e * variances).log()).sum().item()
-    gains = [b - a for a, b in pairwise(bounds)]
-    assert gains[0] > 5 * gains[1] > 25 * gains[2] > 0
-    assert bounds[-1] < entropy
-    assert bounds[-1] == pytest.approx(entropy, abs=0.1)
-
-
-def test_step_of_the_bound_is_jensens_not_the_evidence():
-    """log_evidence of the program weights its draws, and lies between the bound and the truth."""
-    model, variances = gaussian(3)
-    x = torch.randn(60, 3, dtype=F64) * variances.sqrt()
-    truth = torch.distributions.Normal(0.0, variances.sqrt()).log_prob(x).sum(1).mean().item()
-    weighted = log_evidence(model, model.noising, x, num_samples=400, seed=0)
-    bound = variational_bound(model, x, num_samples=400, seed=0)
-    assert weighted.kind == bound.kind == "lower bound"
-    assert bound.mean < weighted.mean < truth + 3 * weighted.monte_carlo_error
-    one = log_evidence(model, model.noising, x.repeat(400, 1), num_samples=1, seed=0)
-    assert one.mean == pytest.approx(bound.mean, abs=5 * one.value.std().item() / 24_000**0.5)
-
-
-@every_kind
-def test_variational_bound_is_the_mean_of_the_bound(kind):
-    model, x = small(num_steps=5, **kind), rows(8, 2, kind)
-    with torch.no_grad():
-        draws = model.bound(x.repeat(2000, 1)).view(2000, 8)
-        error = draws.var(0).sum().sqrt().item() / 2000**0.5 / 8
-    every = variational_bound(model, x, num_samples=1000, seed=0)
-    assert "lower bound (1000 draws, Monte Carlo error" in str(every)
-    few = variational_bound(model, x, num_samples=2, seed=0)
-    for got in (every, few):
-        tolerance = 5 * (error + got.monte_carlo_error)
-        assert got.mean == pytest.approx(draws.mean().item(), abs=tolerance)
-    assert every.monte_carlo_error < few.monte_carlo_error / 5
-    assert every.num_features == (2 if kind.get("likelihood") else None)
-    again = variational_bound(model, x, num_samples=1000, batch_size=500, seed=0)
-    assert again.mean == pytest.approx(every.mean, abs=5 * every.monte_carlo_error)
-
-
-def test_monte_carlo_error_of_the_bound_is_that_of_seeds():
-    model, x = small(num_steps=50), torch.randn(20, 2, dtype=F64)
-    bounds = [variational_bound(model, x, num_samples=10, seed=seed) for seed in range(40)]
-    spread = torch.tensor([b.mean for b in bounds]).std().item()
-    stated = sum(b.monte_carlo_error for b in bounds) / len(bounds)
-    assert 0.75 * spread < stated < 1.6 * spread
-
-
-@every_kind
-def test_denoising_has_the_mean_of_the_bound(kind):
-    model, x = small(num_steps=5, **kind), rows(8, 2, kind)
-    objective = denoising(model)
-    with torch.no_grad():
-        losses = torch.stack([objective.loss(x.repeat(100, 1)) for _ in range(40)])
-        bounds = model.bound(x.repeat(2000, 1))
-    error = (losses.var() / 40 + bounds.var() / 16_000).sqrt().item()
-    assert losses.mean().item() == pytest.approx(-bounds.mean().item(), abs=5 * error)
-
-
-def test_gradient_of_denoising_is_zero_at_the_exact_denoiser():
-    """The variances of the data are the best, whatever the step: up to the noise of the draws."""
-    variances = torch.tensor([0.4, 0.2, 0.1], dtype=F64)
-    network = GaussianDenoiser(variances.clone())
-    model = Diffusion(3, network, LogLinear(2.0, -2.0), "x0", num_steps=20).double()
-    objective = denoising(model)
-    x = torch.randn(50_000, 3, dtype=F64) * variances.sqrt()
-    grads = []
-    for factor in (1.0, 1.2):
-        with torch.no_grad():
-            model.network.variances.copy_(factor * variances)
-        model.zero_grad()
-        objective.loss(x).backward()
-        grads.append(model.network.variances.grad.clone())
-    assert (grads[0].abs() < 0.2 * grads[1].abs()).all()
-    assert (grads[1] > 0).all()
-
-
-def test_simple_weights_are_the_error_of_the_noise():
-    model, x = small(num_steps=6, target="eps"), torch.randn(5, 2, dtype=F64)
-    torch.manual_seed(0)
-    loss = denoising(model, weights="simple").loss(x)
-    torch.manual_seed(0)
-    u = torch.rand(()) + torch.arange(5) / 5
-    log_snr = model.log_snrs()[1 + ((u % 1) * 6).long()]
-    alpha, sigma = alpha_sigma(log_snr[:, None])
-    noise = torch.randn_like(x)
-    expected = noise - model.network(alpha * x + sigma * noise, log_snr)
-    torch.testing.assert_close(loss, expected.square().sum(1).mean())
-
-
-def test_edm_is_the_preconditioning_of_karras():
-    """c_skip, c_out and c_in of table 1 there, in the coordinates z / alpha."""
-    model = small(target="edm", data_scale=0.7)
-    z, log_snr = torch.randn(6, 2, dtype=F64), torch.linspace(-3, 3, 6, dtype=F64)
-    sigma, data = (-log_snr[:, None] / 2).exp(), 0.7  # of Karras et al.
-    total = (sigma**2 + data**2).sqrt()
-    skip, out, into = data**2 / total**2, sigma * data / total, 1 / total
-    y = z / alpha_sigma(log_snr[:, None])[0]
-    expected = skip * y + out * model.network(into * y, log_snr)
-    torch.testing.assert_close(model.denoise(z, log_snr), expected)
-
-
-def test_edm_of_unit_variance_is_v():
-    log_snr = torch.linspace(-3, 3, 6, dtype=F64)
-    edm, v = precondition("edm", log_snr, 1.0), precondition("v", log_snr)
-    torch.testing.assert_close(edm.c_in, v.c_in)
-    torch.testing.assert_close(edm.c_skip, v.c_skip)
-    torch.testing.assert_close(edm.c_out, -v.c_out)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_network_that_knows_its_target_gives_the_row(target):
-    """x0, the noise, v = alpha e - sigma x; and under edm what is left of x, in its units."""
-    x, noise = torch.randn(2, 6, 3, dtype=F64)
-    log_snr = torch.linspace(-3, 3, 6, dtype=F64)
-    alpha, sigma = alpha_sigma(log_snr[:, None])
-    z = alpha * x + sigma * noise
-    left = (x - alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * z) / (sigma * 0.5)
-    knows = {
-        "x0": x,
-        "eps": noise,
-        "v": alpha * noise - sigma * x,
-        "edm": left * (alpha**2 * 0.25 + sigma**2).sqrt(),
-    }
-    model = Diffusion(3, lambda z, log_snr: knows[target], SHORT, target).double()
-    torch.testing.assert_close(model.denoise(z, log_snr), x)
-
-
 def test_reading_is_proportional_to_the_noising_process():
     """p(x | z_0) = q(z_0 | x) / sum over the levels of q(z_0 | x)."""
     model, z = small(target="v", likelihood=Categorical(3)), torch.randn(4, 2, dtype=F64)
@@ -391,94 +191,10 @@ def test_program_learns_a_gaussian_by_its_elbo_and_by_denoising():
         assert truth - 2.5 < after < truth
 
 
-def test_a_learned_schedule_is_learned():
-    model = Diffusion(2, schedule=Learned(4.0, -4.0), num_steps=8)
-    before = model.log_snrs().detach()
-    fit(denoising(model), torch.randn(200, 2), steps=20, lr=1e-2, seed=0, progress=False)
-    assert (model.log_snrs() - before).abs().max() > 0.05
-    assert (model.log_snrs().diff() < 0).all()
-
-
-def test_fit_resumes_bit_for_bit(tmp_path):
-    x = torch.randint(5, (40, 3)) / 4.0
-
-    def train(steps, path, resume=False):
-        torch.manual_seed(0)
-        model = Diffusion(3, target="levels", likelihood=Categorical(5), num_steps=6)
-        options = {"batch_size": 16, "seed": 0, "checkpoint": path, "resume": resume}
-        fit(denoising(model), x, steps=steps, progress=False, **options)
-        return model.state_dict()
-
-    whole = train(9, tmp_path / "a")
-    train(4, tmp_path / "b")
-    parts = train(9, tmp_path / "b", resume=True)
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-@pytest.mark.parametrize(
-    "network", [ResNet((4, 4), channels=4, num_blocks=2), UNet((4, 4), channels=(4, 8))]
-)
-def test_convolutional_networks_see_every_pixel_and_the_time(network):
-    """Whatever they start as: each output depends on each input, and on the log-SNR."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(1, 16)
-    jacobian = torch.autograd.functional.jacobian(lambda x: network(x, torch.zeros(1)), x)
-    assert (jacobian[0, :, 0].abs() > 0).all()
-    assert not torch.equal(network(x, torch.zeros(1)), network(x, torch.ones(1)))
-    two = network(x.repeat(2, 1), torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(two[1:], network(x, torch.ones(1)))
-
-
-@pytest.mark.parametrize("kind", [ResNet, UNet])
-def test_outputs_of_a_pixel_are_next_to_one_another(kind):
-    """In the order of `Categorical`: pixel by pixel, level by level."""
-    torch.manual_seed(0)
-    network = kind((4, 4), num_outputs=3)
-    head = network.end[-1]
-    with torch.no_grad():
-        head.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    output = network(torch.zeros(1, 16), torch.zeros(1))
-    torch.testing.assert_close(output, torch.tensor([1.0, 2.0, 3.0]).repeat(16)[None])
-
-
 def with_labels(num_features=2, num_classes=3, **kind):
     num_outputs = num_features * (5 if kind.get("target") == "levels" else 1)
     network = TimeMLP(num_features, num_outputs, num_classes=num_classes)
     return small(num_features, network=network, **kind).eval()
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        TimeMLP(16, 16, num_classes=3),
-        ResNet((4, 4), channels=4, num_blocks=2, num_classes=3),
-        UNet((4, 4), channels=(4, 8), num_classes=3),
-    ],
-    ids=lambda network: type(network).__name__,
-)
-def test_networks_see_the_label_of_each_row(network):
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    network.eval()
-    x, log_snr = torch.randn(1, 16).expand(4, 16), torch.zeros(4)
-    known = network(x, log_snr, torch.tensor([0, 1, 2, 1]))
-    unknown = network(x, log_snr)
-    torch.testing.assert_close(known[1], known[3])
-    assert ((known[:3] - torch.cat([known[1:3], unknown[:1]])).abs().amax(1) > 1e-3).all()
-
-
-def test_labels_are_left_out_in_training_alone():
-    condition = Condition(8, num_classes=3, left_out=0.25)
-    log_snr, y = torch.zeros(8000), torch.ones(8000, dtype=torch.long)
-    unknown, known = condition(log_snr[:1])[0], condition.eval()(log_snr, y)
-    # Sums of 8 products in float32: a row alone and one of 8,000 may be rounded apart.
-    near = {"atol": 1e-5, "rtol": 0}
-    torch.testing.assert_close(known, known[:1].expand(8000, 8), **near)
-    drawn = condition.train()(log_snr, y)
-    left_out = (drawn - unknown).abs().amax(1) < 1e-5
-    assert left_out.double().mean().item() == pytest.approx(0.25, abs=0.02)
-    torch.testing.assert_close(drawn[~left_out], known[~left_out], **near)
 
 
 @pytest.mark.parametrize(
@@ -589,13 +305,6 @@ def test_guidance_needs_a_conditional_model():
         TimeMLP(3, 3, num_classes=-1)
 
 
-def test_unet_refuses_odd_sizes():
-    with pytest.raises(ValueError, match="multiples of 2, got 7 x 8"):
-        UNet((7, 8))
-    with pytest.raises(ValueError, match="8 x 8 = 64 pixels, got 49"):
-        UNet((8, 8))(torch.zeros(1, 49), torch.zeros(1))
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -649,16 +358,34 @@ def test_other_mistakes_are_told():
         variational_bound(Diffusion(3), torch.zeros(10, 3), num_steps=0)
 
 
-class Overflows(nn.Linear):
-    def forward(self, z, log_snr):
-        return super().forward(z) / 0.0
+LABELS = torch.arange(12) % 3
 
 
-def test_a_loss_that_is_not_finite_names_its_term():
-    model = Diffusion(3)
+def test_samples_of_a_diffusion_model_drop_nothing():
+    class Mode(TimeMLP):
+        def forward(self, x, log_snr, y=None):
+            assert not self.training
+            return super().forward(x, log_snr, y)
+
+    diffusion = Diffusion(4, Mode(4, 4, num_classes=3)).train()
+    diffusion.sample(3, ddim, 4, y=LABELS[:3])
+    assert diffusion.network.training
+
+
+def test_nan_is_no_black_picture():
+    diffusion = Diffusion(4, likelihood=Categorical(2))
     with torch.no_grad():
-        model.network.body[0].weight.fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match=r"body\.0\.weight is not finite"):
-        fit(denoising(model), torch.zeros(10, 3), steps=1, progress=False)
-    with pytest.raises(FloatingPointError, match="the denoising, in 10 of 10 rows"):
-        fit(denoising(Diffusion(3, Overflows(3, 3))), torch.ones(10, 3), steps=1, progress=False)
+        next(diffusion.network.parameters()).fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="3 of 3 rows hold NaN"):
+        diffusion.sample(3, ddim, 4)
+    for strength in (math.nan, math.inf, "2"):
+        with pytest.raises(ValueError, match="guidance: expected a finite strength"):
+            guided(lambda z, log_snr: z, lambda z, log_snr: z, strength)
+
+
+def test_schedules_and_labels_that_do_not_fit():
+    with pytest.raises(TypeError, match="expected a tensor of log-SNRs"):
+        Diffusion(4, schedule=lambda t: 3.0)
+    diffusion = Diffusion(4, TimeMLP(4, 4, num_classes=3))
+    with pytest.raises(TypeError, match=r"Diffusion: expected a tensor of labels, got torch\.bool"):
+        quiet(denoising(diffusion), (binary(12), LABELS.bool()), epochs=1, seed=0)

@@ -258,3 +258,8 @@ def test_samplers_refuse(sampler):
 def test_guidance_needs_two_denoisers():
     with pytest.raises(TypeError, match="for the conditional one"):
         guided(None, denoiser(), 2.0)
+
+
+def test_arguments_of_another_kind():
+    with pytest.raises(TypeError, match=r"sampler: expected a function.*got None. Try anc"):
+        Diffusion(3).sample(5, None)

@@ -19,14 +19,10 @@ from ppl_models import (
     log_evidence,
 )
 from ppl_models.missing import MarginalLowRankMultivariateNormal
-from tests.support.oracles import same, state
+from tests.support.oracles import same, state, with_holes
 
 KINDS = [FactorAnalysis, ProbabilisticPCA]
 NAN = math.nan
-
-
-def with_holes(x, share=0.3):
-    return torch.where(torch.rand(x.shape) < share, NAN, x)
 
 
 def scattered(kind=FactorAnalysis, features=6, factors=2):

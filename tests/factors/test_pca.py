@@ -5,10 +5,10 @@ import math
 import pytest
 import sklearn.decomposition
 import torch
-from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.datasets import load_breast_cancer
 
 from ppl_models import PCA, ProbabilisticPCA, load, save
-from tests.support.oracles import grey_digits, same, state
+from tests.support.oracles import grey_digits, iris, same, state
 
 
 def digits():
@@ -17,10 +17,6 @@ def digits():
 
 def cancer():
     return torch.from_numpy(load_breast_cancer().data)  # variances from 1e-6 to 1e5
-
-
-def iris():
-    return torch.from_numpy(load_iris().data)
 
 
 def wide():

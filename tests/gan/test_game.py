@@ -12,16 +12,15 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor, nn
 
-from ppl_models import VAE, elbo, fit, log_evidence
+from ppl_models import VAE, elbo, log_evidence
 from ppl_models.gan.game import LOSSES, adversarial, gradient_penalty, in_packs
 from ppl_models.gan.latents import NormalOneHotLatents
 from ppl_models.gan.model import GAN
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent, descend
 from ppl_models.priors import StandardNormal
-from tests.support.oracles import same, state
-
-quiet = functools.partial(fit, progress=False)
+from tests.support.oracles import binary, same, state
+from tests.support.runs import quiet
 
 
 class Fixed(nn.Module):
@@ -497,3 +496,11 @@ def test_what_does_not_fit_is_refused_before_the_first_step(gan, data, match):
 def test_descend_gives_both_players():
     steps = list(descend(adversarial(GAN(2, 2)), [torch.randn(6, 2)] * 2))
     assert [sorted(step) for step in steps] == [["discriminator", "generator", "value"]] * 2
+
+
+def test_packs_are_not_made_of_copies():
+    """With eight rows in four parts, a pack of four would hold each row twice."""
+    gan = GAN(4, 2, packing=4)
+    with pytest.raises(ValueError, match=r"packing: expected 4 rows or more for each step"):
+        quiet(adversarial(gan, critic_steps=5), binary(12)[:8], epochs=1, seed=0)
+    assert quiet(adversarial(gan, critic_steps=3), binary(12), epochs=1, seed=0).steps == 1

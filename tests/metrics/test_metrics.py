@@ -320,3 +320,16 @@ def test_values_that_do_not_fit(call, match):
 def test_types_that_do_not_fit(call, match):
     with pytest.raises(TypeError, match=match):
         call()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
+def test_prdc_of_copies(scale):
+    """More than k copies of a row make its ball a point, in which the copies still lie."""
+    torch.manual_seed(0)
+    few = scale * torch.rand(3, 50)
+    x = few.repeat_interleave(10, 0)
+    same = prdc(x, x[torch.randperm(30)])
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    if scale:
+        other = prdc(x, x + scale)
+        assert (other.precision, other.recall, other.coverage) == (0, 0, 0)

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Peer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import GaussianMixture, elbo, fit, fit_em, log_evidence
 from ppl_models.mixtures import expectation
 from ppl_models.mixtures.maximisation import factor
+from tests.support.oracles import iris
 
 KINDS = ["full", "tied", "diag", "spherical"]
 
@@ -21,10 +21,6 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def iris() -> torch.Tensor:
-    return torch.from_numpy(load_iris().data)
 
 
 def scattered(kind: str, features: int = 3, components: int = 2) -> GaussianMixture:

@@ -1,11 +1,11 @@
 """One of each kind of objective, model and guide of the library, with data for it.
 
-What is made here is checked compiled (`test_compile_models`) and on another device
-(`test_fake_cuda`, `test_cuda`): a new model is one more row.
+What is made here resumes, is saved, has the evidence and the draws that it says (`test_models`),
+and is checked compiled, recorded and on another device (`infer/compiled`): a new model is one row.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -63,10 +63,18 @@ from ppl_models import (
     weighted,
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from ppl_models.infer.programs.program import no_latents
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
 
-Row = tuple[Callable[[], Any], tuple[Tensor, ...]]  # what makes an objective, and data
+
+class Row(NamedTuple):
+    """What makes an objective, its data, and the kind of evidence that its model has."""
+
+    make: Callable[[], Any]
+    data: tuple[Tensor, ...]
+    evidence: str | None  # None where the model has none, and says why
+
 
 _generator = torch.Generator().manual_seed(0)
 X = torch.randn(24, 4, generator=_generator)
@@ -144,107 +152,143 @@ def player(number: int, **settings: Any) -> Any:
     return adversarial(GAN(4, 2), **settings)[number]  # type: ignore[arg-type]
 
 
+def programs(objective: Any) -> tuple[Any, Any]:
+    """The model that an objective trains, and its guide, or None."""
+    if hasattr(objective, "parts"):  # of a weighted sum
+        return programs(objective.parts[0][0])
+    if hasattr(objective, "guide"):
+        guide = objective.guide.inner
+        return objective.model.inner, None if guide is no_latents else guide
+    for name in ("diffusion", "autoencoder", "gan"):
+        if hasattr(objective, name):
+            model = getattr(objective, name)
+            return model, getattr(model, "noising", None)
+    raise TypeError(f"{objective}: which model does it train?")
+
+
 COMPILED: dict[str, Row] = {
-    "FactorAnalysis": (lambda: exact(FactorAnalysis(4, 2)), (X,)),
-    "FactorAnalysis, missing": (lambda: exact(FactorAnalysis(4, 2, "marginalise")), (HOLES,)),
-    "ProbabilisticPCA": (lambda: exact(ProbabilisticPCA(4, 2)), (X,)),
-    "GaussianMixture": (lambda: elbo(GaussianMixture(4, 2)), (X,)),
-    "GaussianMixture, tied": (lambda: elbo(GaussianMixture(4, 2, "tied")), (X,)),
-    "GaussianMixture, diag": (lambda: elbo(GaussianMixture(4, 2, "diag")), (X,)),
-    "GaussianDiscriminant": (lambda: elbo(GaussianDiscriminant(4, 3)), (X, LABELS)),
-    "BayesianGaussianMixture, AutoNormal": (lambda: with_auto(mixture(), AutoNormal), (X,)),
-    "BayesianGaussianMixture, diag, stick-breaking": (
+    "FactorAnalysis": Row(lambda: exact(FactorAnalysis(4, 2)), (X,), "exact"),
+    "FactorAnalysis, missing": Row(
+        lambda: exact(FactorAnalysis(4, 2, "marginalise")), (HOLES,), "exact"
+    ),
+    "ProbabilisticPCA": Row(lambda: exact(ProbabilisticPCA(4, 2)), (X,), "exact"),
+    "GaussianMixture": Row(lambda: elbo(GaussianMixture(4, 2)), (X,), "exact"),
+    "GaussianMixture, tied": Row(lambda: elbo(GaussianMixture(4, 2, "tied")), (X,), "exact"),
+    "GaussianMixture, diag": Row(lambda: elbo(GaussianMixture(4, 2, "diag")), (X,), "exact"),
+    "GaussianDiscriminant": Row(lambda: elbo(GaussianDiscriminant(4, 3)), (X, LABELS), "exact"),
+    "BayesianGaussianMixture, AutoNormal": Row(
+        lambda: with_auto(mixture(), AutoNormal), (X,), "lower bound"
+    ),
+    "BayesianGaussianMixture, diag, stick-breaking": Row(
         lambda: with_auto(mixture(covariance="diag", weights="stick-breaking"), AutoNormal),
         (X,),
+        "lower bound",
     ),
-    "BayesianGaussianMixture, MixturePosterior": (
-        lambda: mixture_posterior(MixturePosterior),
-        (X,),
+    "BayesianGaussianMixture, MixturePosterior": Row(
+        lambda: mixture_posterior(MixturePosterior), (X,), "lower bound"
     ),
-    "BayesianFactorAnalysis": (lambda: with_auto(BayesianFactorAnalysis(4, 2), AutoNormal), (X,)),
-    "BayesianFactorAnalysis, FactorNormal": (lambda: factor_normal(), (X,)),
-    "LinearRegression, AutoNormal": (lambda: regression(AutoNormal), (X, X.sum(1))),
-    "LinearRegression, AutoMultivariateNormal": (
-        lambda: regression(AutoMultivariateNormal),
-        (X, X.sum(1)),
+    "BayesianFactorAnalysis": Row(
+        lambda: with_auto(BayesianFactorAnalysis(4, 2), AutoNormal), (X,), "lower bound"
     ),
-    "LinearRegression, AutoLowRankMultivariateNormal": (
-        lambda: regression(AutoLowRankMultivariateNormal),
-        (X, X.sum(1)),
+    "BayesianFactorAnalysis, FactorNormal": Row(lambda: factor_normal(), (X,), "lower bound"),
+    "LinearRegression, AutoNormal": Row(
+        lambda: regression(AutoNormal), (X, X.sum(1)), "lower bound"
     ),
-    "LinearRegression, AutoIAFNormal": (lambda: regression(AutoIAFNormal), (X, X.sum(1))),
-    "LinearRegression, AutoStructured": (lambda: regression(AutoStructured), (X, X.sum(1))),
-    "LogisticRegression": (lambda: with_auto(LogisticRegression(4), AutoNormal), (X, LABELS % 2)),
-    "SoftmaxRegression": (lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS)),
-    "Classifier": (lambda: elbo(Classifier(4, 3)), (X, LABELS)),
-    "VAE, Bernoulli": (lambda: vae(Bernoulli()), (BINARY,)),
-    "VAE, Normal": (lambda: vae(Normal()), (X,)),
-    "VAE, Normal with own scales": (lambda: vae(Normal(own_scale=True)), (X,)),
-    "VAE, Categorical": (lambda: vae(Categorical(4)), (GREY,)),
-    "VAE, LogisticMixture": (lambda: vae(LogisticMixture(4, 2)), (GREY,)),
-    "VAE, mixture prior": (lambda: vae(Bernoulli(), lambda _: MixturePrior(2, 3)), (BINARY,)),
-    "VAE, VampPrior": (lambda: vae(Bernoulli(), lambda g: VampPrior(BINARY[:5], g)), (BINARY,)),
-    "VAE, FlowPrior": (lambda: vae(Bernoulli(), lambda _: FlowPrior(2, 1, (8,))), (BINARY,)),
-    "VAE, convolutions": (lambda: images(), (IMAGES,)),
-    "iwae": (lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,)),
-    "HierarchicalVAE, bottom-up": (
-        lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)),
-        (BINARY,),
+    "LinearRegression, AutoMultivariateNormal": Row(
+        lambda: regression(AutoMultivariateNormal), (X, X.sum(1)), "lower bound"
     ),
-    "HierarchicalVAE, ladder": (lambda: ladder(), (BINARY,)),
-    "ConditionalVAE": (
+    "LinearRegression, AutoLowRankMultivariateNormal": Row(
+        lambda: regression(AutoLowRankMultivariateNormal), (X, X.sum(1)), "lower bound"
+    ),
+    "LinearRegression, AutoIAFNormal": Row(
+        lambda: regression(AutoIAFNormal), (X, X.sum(1)), "lower bound"
+    ),
+    "LinearRegression, AutoStructured": Row(
+        lambda: regression(AutoStructured), (X, X.sum(1)), "lower bound"
+    ),
+    "LogisticRegression": Row(
+        lambda: with_auto(LogisticRegression(4), AutoNormal), (X, LABELS % 2), "lower bound"
+    ),
+    "SoftmaxRegression": Row(
+        lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS), "lower bound"
+    ),
+    "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
+    "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
+    "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
+    "VAE, Normal with own scales": Row(lambda: vae(Normal(own_scale=True)), (X,), "lower bound"),
+    "VAE, Categorical": Row(lambda: vae(Categorical(4)), (GREY,), "lower bound"),
+    "VAE, LogisticMixture": Row(lambda: vae(LogisticMixture(4, 2)), (GREY,), "lower bound"),
+    "VAE, mixture prior": Row(
+        lambda: vae(Bernoulli(), lambda _: MixturePrior(2, 3)), (BINARY,), "lower bound"
+    ),
+    "VAE, VampPrior": Row(
+        lambda: vae(Bernoulli(), lambda g: VampPrior(BINARY[:5], g)), (BINARY,), "lower bound"
+    ),
+    "VAE, FlowPrior": Row(
+        lambda: vae(Bernoulli(), lambda _: FlowPrior(2, 1, (8,))), (BINARY,), "lower bound"
+    ),
+    "VAE, convolutions": Row(lambda: images(), (IMAGES,), "lower bound"),
+    "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
+    "HierarchicalVAE, bottom-up": Row(
+        lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)), (BINARY,), "lower bound"
+    ),
+    "HierarchicalVAE, ladder": Row(lambda: ladder(), (BINARY,), "lower bound"),
+    "ConditionalVAE": Row(
         lambda: elbo(ConditionalVAE(4, 3, 2), ConditionalNormal(4, 3, 2)),
         (BINARY, LABELS),
+        "lower bound",
     ),
-    "MADE": (lambda: elbo(MADE(4)), (BINARY,)),
-    "PixelCNN": (lambda: elbo(PixelCNN(2, 2, Bernoulli(), 4, 2)), (BINARY,)),
-    "PixelRNN": (lambda: elbo(PixelRNN(2, 2, Bernoulli(), "diagonal", 4, 1)), (BINARY,)),
-    "PixelRNN, row": (lambda: elbo(PixelRNN(2, 2, Bernoulli(), "row", 4, 1)), (BINARY,)),
-    "Diffusion": (lambda: denoising(Diffusion(4)), (X,)),
-    "Diffusion, bound": (lambda: denoising(Diffusion(4), "bound"), (X,)),
-    "Diffusion, levels": (
+    "MADE": Row(lambda: elbo(MADE(4)), (BINARY,), "exact"),
+    "PixelCNN": Row(lambda: elbo(PixelCNN(2, 2, Bernoulli(), 4, 2)), (BINARY,), "exact"),
+    "PixelRNN": Row(
+        lambda: elbo(PixelRNN(2, 2, Bernoulli(), "diagonal", 4, 1)), (BINARY,), "exact"
+    ),
+    "PixelRNN, row": Row(
+        lambda: elbo(PixelRNN(2, 2, Bernoulli(), "row", 4, 1)), (BINARY,), "exact"
+    ),
+    "Diffusion": Row(lambda: denoising(Diffusion(4)), (X,), "lower bound"),
+    "Diffusion, bound": Row(lambda: denoising(Diffusion(4), "bound"), (X,), "lower bound"),
+    "Diffusion, levels": Row(
         lambda: denoising(Diffusion(4, target="levels", likelihood=Categorical(4)), "bound"),
         (GREY,),
+        "lower bound",
     ),
-    "Diffusion, labels": (
-        lambda: denoising(Diffusion(4, TimeMLP(4, 4, num_classes=3))),
-        (X, LABELS),
+    "Diffusion, labels": Row(
+        lambda: denoising(Diffusion(4, TimeMLP(4, 4, num_classes=3))), (X, LABELS), "lower bound"
     ),
-    "Diffusion, ResNet": (
+    "Diffusion, ResNet": Row(
         lambda: denoising(Diffusion(64, ResNet((8, 8), channels=4, num_blocks=2))),
         (IMAGES,),
+        "lower bound",
     ),
-    "Diffusion, UNet": (lambda: denoising(Diffusion(64, UNet((8, 8), 1, (4, 8)))), (IMAGES,)),
-    "AutoEncoder": (lambda: reconstruction(AutoEncoder(4, 2)), (X,)),
-    "DenoisingAutoEncoder": (
-        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=GaussianNoise(0.1))),
-        (X,),
+    "Diffusion, UNet": Row(
+        lambda: denoising(Diffusion(64, UNet((8, 8), 1, (4, 8)))), (IMAGES,), "lower bound"
     ),
-    "DenoisingAutoEncoder, masking": (
-        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=MaskingNoise(0.1))),
-        (X,),
+    "AutoEncoder": Row(lambda: reconstruction(AutoEncoder(4, 2)), (X,), None),
+    "DenoisingAutoEncoder": Row(
+        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=GaussianNoise(0.1))), (X,), None
     ),
-    "DenoisingAutoEncoder, salt and pepper": (
-        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))),
-        (X,),
+    "DenoisingAutoEncoder, masking": Row(
+        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=MaskingNoise(0.1))), (X,), None
     ),
-    "four particles": (
-        lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)),
-        (X, X.sum(1)),
+    "DenoisingAutoEncoder, salt and pepper": Row(
+        lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))), (X,), None
+    ),
+    "four particles": Row(
+        lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)), (X, X.sum(1)), "lower bound"
     ),
 }
 
 EAGER: dict[str, Row] = {
-    "GAN, discriminator": (lambda: player(0), (X,)),
-    "GAN, discriminator with noise": (
-        lambda: player(0, loss="hinge", instance_noise=(0.3, 0.1, 10)),
-        (X,),
+    "GAN, discriminator": Row(lambda: player(0), (X,), None),
+    "GAN, discriminator with noise": Row(
+        lambda: player(0, loss="hinge", instance_noise=(0.3, 0.1, 10)), (X,), None
     ),
-    "GAN, generator": (lambda: player(1), (X,)),
-    "SemiSupervisedVAE": (lambda: elbo(*semi_supervised()), (BINARY, SOME)),
-    "SemiSupervisedVAE, weighted": (lambda: with_classifier(), (BINARY, SOME)),
-    "Diffusion, every step": (lambda: every_step(), (X,)),
-    "LatentDiffusion": (lambda: latent_diffusion(), (BINARY,)),
+    "GAN, generator": Row(lambda: player(1), (X,), None),
+    "SemiSupervisedVAE": Row(lambda: elbo(*semi_supervised()), (BINARY, SOME), "lower bound"),
+    "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
+    "Diffusion, every step": Row(lambda: every_step(), (X,), "lower bound"),
+    "LatentDiffusion": Row(lambda: latent_diffusion(), (BINARY,), "lower bound"),
 }
 
 ALL = {**COMPILED, **EAGER}

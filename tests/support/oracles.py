@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 from torch import Tensor, nn
 
 from ppl_models import FactorAnalysis, data_plate
@@ -39,6 +39,11 @@ def grey_digits() -> tuple[Tensor, Tensor]:
     return x[:1500], x[1500:]
 
 
+def iris() -> Tensor:
+    """The measurements of Fisher's irises, in float64, (150, 4)."""
+    return torch.from_numpy(load_iris().data)
+
+
 LOCS = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 
@@ -59,6 +64,11 @@ def binary(rows: int = 22, seed: int = 3) -> Tensor:
     """Rows of four zeros and ones, the same at every call."""
     generator = torch.Generator().manual_seed(seed)
     return torch.bernoulli(torch.full((rows, 4), 0.3), generator=generator)
+
+
+def with_holes(x: Tensor, share: float = 0.3) -> Tensor:
+    """Rows of which that share of all entries was not observed."""
+    return torch.where(torch.rand(x.shape) < share, torch.nan, x)
 
 
 def state(*modules: nn.Module) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from ppl_models import (
 )
 from tests.support.every_objective import ALL, HOLES, LABELS, X
 from tests.support.fake_gpu import GPU, fake_gpu
+from tests.support.runs import Rows
 
 
 @pytest.fixture(params=["emulated", "cuda"])
@@ -73,7 +74,7 @@ def made(name):
     """An objective and its data, in double precision."""
     pyro.clear_param_store()
     torch.manual_seed(0)
-    make, data = ALL[name]
+    make, data, _ = ALL[name]
     objective = make()
     for module in objective.modules().values():
         module.double()
@@ -199,17 +200,6 @@ EM = {
     "GaussianMixture, diag": (lambda: GaussianMixture(4, 2, "diag"), ROWS),
     "GaussianMixture, missing": (lambda: GaussianMixture(4, 2, missing="marginalise"), GAPS),
 }
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, x):
-        self.x = x
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, n):
-        return self.x[n]
 
 
 KINDS = [(name, "whole") for name in EM]

@@ -69,7 +69,7 @@ def recorded(descent):
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_steps_are_those_of_the_program(name, no_compiler):
-    make, data = COMPILED[name]
+    make, data, _ = COMPILED[name]
     expected, _ = steps(make, data, False)
     found, descent = steps(make, data, True)
     assert found == pytest.approx(expected, rel=1e-3)

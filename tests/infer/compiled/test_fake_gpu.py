@@ -26,7 +26,7 @@ from ppl_models.infer.training.batches import InMemory
 from ppl_models.infer.training.descent import Descent
 from ppl_models.linalg import cholesky
 from ppl_models.metrics import frechet, mode_coverage, prdc
-from tests.support.every_objective import ALL, HOLES, X
+from tests.support.every_objective import ALL, HOLES, Row, X
 from tests.support.fake_gpu import OnGPU, fake_gpu, on_gpu
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
@@ -42,7 +42,7 @@ def losses(name, place, steps=2):
     """The losses of some steps, and the waits for a GPU in the last of them."""
     pyro.clear_param_store()
     torch.manual_seed(0)
-    make, data = ALL[name]
+    make, data, _ = ALL[name]
     objective = make()
     objective.loss(*data)
     place(*objective.modules().values(), *([objective.gan] if hasattr(objective, "gan") else []))
@@ -83,7 +83,8 @@ def test_planted(kind):
                 x = x + torch.zeros(4)
             return super().forward(x, size)
 
-    ALL["faulty"] = lambda: elbo(Faulty(4, 2), AmortizedNormal(4, 2)), ((X > 0).float(),)
+    make = lambda: elbo(Faulty(4, 2), AmortizedNormal(4, 2))  # noqa: E731
+    ALL["faulty"] = Row(make, ((X > 0).float(),), None)
     try:
         if kind == "device":
             with pytest.raises(RuntimeError, match="tensors on meta and on cpu"):

@@ -20,13 +20,7 @@ from ppl_models.infer.training.descent import Descent
 from ppl_models.nn import MLP
 from tests.support.oracles import state
 
-
-@pytest.fixture(autouse=True)
-def _small_compiler(monkeypatch):
-    """Graphs are traced and compared, but run as they are: a compiler takes seconds for each."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
-
-
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 X = torch.randn(40, 3)
 
 

@@ -13,11 +13,7 @@ from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 from tests.support.every_objective import COMPILED, SOME, X, player, semi_supervised
 
-
-@pytest.fixture(autouse=True)
-def _small_compiler(monkeypatch):
-    """Graphs run as they are: a compiler takes seconds for each."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 
 
 def compare(objective, data):
@@ -43,7 +39,7 @@ def compare(objective, data):
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name):
-    make, data = COMPILED[name]
+    make, data, _ = COMPILED[name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert compare(make(), data) is None
@@ -75,7 +71,7 @@ def test_the_compiler_takes_the_graph_whole(name, monkeypatch):
     """A break, as at a mask of the elements of a triangle, would leave it in slower pieces."""
     whole = torch._dynamo.optimize("eager", nopython=True, dynamic=False)
     monkeypatch.setattr(torch, "compile", lambda graph, **_: whole(graph))
-    make, data = COMPILED[name]
+    make, data, _ = COMPILED[name]
     assert compare(make(), data) is None
 
 

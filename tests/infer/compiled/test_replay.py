@@ -100,7 +100,7 @@ def test_options(name, recorder):
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_models(name, recorder):
-    make, data = COMPILED[name]
+    make, data, _ = COMPILED[name]
     results = []
     for on in (True, False):
         pyro.clear_param_store()

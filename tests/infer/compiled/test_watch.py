@@ -16,13 +16,7 @@ from torch import nn
 
 from ppl_models.infer.training.svi import SVI
 
-
-@pytest.fixture(autouse=True)
-def _small_compiler(monkeypatch):
-    """Graphs run as they are: a compiler takes seconds for each."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
-
-
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 X = torch.randn(20, 3)
 SETTINGS = {"scale": 1.0}
 SCALE = 1.0

@@ -295,3 +295,51 @@ def test_to_netcdf_and_back(fitted, tmp_path):
     for group in GROUPS:
         for name, array in fitted[group].data_vars.items():
             np.testing.assert_array_equal(array.values, again[group][name].values)
+
+
+def test_deterministic_sites_in_the_plate_need_not_be_of_rows():
+    matrix = torch.arange(16.0).reshape(4, 4)
+
+    def model(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("matrix", matrix)
+            pyro.deterministic("number", torch.tensor(3.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x=None, size=None):
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    posterior = from_pyro_svi(model, guide, torch.randn(7), num_samples=500)["posterior"]
+    assert posterior["matrix"].shape == (1, 500, 4, 4)
+    assert (posterior["matrix"].values == matrix.numpy()).all()
+    assert posterior["number"].shape == (1, 500)
+
+
+def test_sums_over_many_rows_keep_their_digits():
+    torch.manual_seed(0)
+    x = torch.randn(3000, 50) * 100
+
+    def model(x=None, size=None):
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(torch.zeros(50), 1.0).to_event(1), obs=x)
+
+    stats = from_pyro_svi(model, None, x, num_samples=1)["sample_stats"]
+    exact = dist.Normal(torch.zeros(50), 1.0).to_event(1).log_prob(x).double().sum().item()
+    assert stats["log_p"].item() == pytest.approx(exact, rel=1e-12)
+
+
+def test_improper_priors_are_left_out():
+    def model(x=None, size=None):
+        real = dist.constraints.real
+        loc = pyro.sample("loc", dist.ImproperUniform(real, torch.Size(), torch.Size()))
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x=None, size=None):
+        pyro.sample("loc", dist.Normal(x.mean(), len(x) ** -0.5))
+
+    data = from_pyro_svi(model, guide, torch.randn(9), num_samples=30)
+    assert data["posterior"]["loc"].shape == (1, 30)
+    assert "prior" not in (data.children if hasattr(data, "children") else data.groups())

@@ -6,13 +6,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import AmortizedNormal, ExactPosterior
-from ppl_models import VAE, data_plate, elbo, fit, log_evidence
-from ppl_models.likelihoods import Categorical
-from tests.support.oracles import linear_gaussian, mixture, mixture_evidence
+from guides.conditional import LabelNormal
+from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit, log_evidence
+from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
+from ppl_models.autoregressive.made import MADE
+from ppl_models.likelihoods import Categorical, Normal
+from tests.support.oracles import binary, linear_gaussian, mixture, mixture_evidence
+from tests.support.refusals import spoiled, vae
 
 
 def test_closed_form_is_exact():
@@ -202,3 +207,108 @@ def test_bad_rows():
         log_evidence(vae, None, torch.ones(3, 6))
     with pytest.raises(ValueError, match=r"the data are on cpu, but .* is on meta"):
         log_evidence(vae.to("meta"), guide, torch.ones(3, 6))
+
+
+def test_evidence_of_bad_rows():
+    pair = vae(Normal())
+    with pytest.raises(ValueError, match=r"1 of 9 rows hold NaN"):
+        log_evidence(*pair, spoiled(3), num_samples=2)
+
+
+LABELS = torch.arange(12) % 3
+
+
+def test_grey_levels_have_no_exact_evidence_where_checks_are_off():
+    grey = binary(12).clone()
+    grey[11, 3] = 0.5
+    for enabled in (True, False):
+        with (
+            pyro.validation_enabled(enabled),
+            pytest.raises(ValueError, match=r"1 of 12 rows lie outside .* binarize\(x\)"),
+        ):
+            log_evidence(MADE(4), None, grey)
+
+
+def test_bits_per_dim_leave_labels_out():
+    """log p(x, y) over the pixels of x alone would be no bits per pixel."""
+    model, guide = SemiSupervisedVAE(4, 3, 2), LabelNormal(4, 3, 2)
+    joint = log_evidence(model, guide, binary(12), LABELS, num_samples=5)
+    with pytest.raises(ValueError, match="rows without their labels"):
+        _ = joint.bits_per_dim
+    rows = log_evidence(model, guide, binary(12), num_samples=5)
+    assert rows.bits_per_dim == pytest.approx(-rows.mean / (4 * math.log(2)))
+
+
+@pytest.mark.parametrize("how", ["handler", "distribution"])
+def test_bits_per_dim_are_refused_where_pixels_are_masked(how):
+    """Bits over all pixels of what half of them say would flatter by two."""
+    mask = torch.tensor([True, True, False, False])
+
+    def model(x=None, size=None):
+        with data_plate(x, size) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pixels = dist.Bernoulli(logits=torch.zeros(len(z), 4))
+            if how == "distribution":
+                return pyro.sample("x", pixels.mask(mask.expand(len(z), 4)).to_event(1), obs=x)
+            with poutine.mask(mask=rows % 2 == 0):
+                return pyro.sample("x", pixels.to_event(1), obs=x)
+
+    evidence = log_evidence(model, AmortizedNormal(4, 2), binary(12), num_samples=5)
+    with pytest.raises(ValueError, match="missing or masked"):
+        _ = evidence.bits_per_dim
+    assert "bits" not in str(evidence)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_point_is_no_bound(rows):
+    model, x = linear_gaussian(rows)
+    guide = AutoDelta(model)
+    guide(x)
+    with pytest.raises(ValueError, match=r"guide: its site 'z' is a point.*AutoNormal"):
+        log_evidence(model, guide, x, method="importance")
+    spread = AutoNormal(model)
+    spread(x)
+    assert log_evidence(model, spread, x, num_samples=2, method="importance").mean < 0
+
+
+def test_scaled_densities_have_no_evidence():
+    model, x = linear_gaussian(rows=30)
+
+    def some(x):
+        with pyro.plate("data", len(x), subsample_size=10) as rows:
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([10]), obs=x[rows])
+
+    with pytest.raises(ValueError, match=r"site 'x'.*counts 3 times.*subsample|draws some"):
+        log_evidence(some, None, x[:, 0])
+    tempered = poutine.scale(model, 0.1)
+    with pytest.raises(ValueError, match=r"counts 0\.1 times, by poutine\.scale"):
+        log_evidence(tempered, ExactPosterior(model), x)
+
+
+def test_bits_per_dim_with_a_plate_of_pixels():
+    def coins(x=None, size=None):
+        with data_plate(x, size), pyro.plate("pixels", 64, dim=-2):
+            return pyro.sample("x", dist.Bernoulli(0.5), obs=x if x is None else x.T)
+
+    evidence = log_evidence(coins, None, torch.ones(10, 64))
+    assert evidence.num_features == 64
+    assert evidence.bits_per_dim == pytest.approx(1.0)
+
+
+def test_a_factor_outside_of_the_rows_counts_once():
+    model, x = linear_gaussian(rows=10)
+
+    def with_factor(x=None, size=None):
+        pyro.factor("penalty", torch.tensor(-1.0))
+        return model(x, size)
+
+    evidence = log_evidence(with_factor, ExactPosterior(model), x, num_samples=3)
+    exact = model.evidence().log_prob(x).sum().item() - 1
+    assert evidence.value.tolist() == pytest.approx([exact], abs=1e-8)
+
+
+def test_the_closed_form_makes_the_checks_of_the_model():
+    model = FactorAnalysis(5, 2)
+    for x in (torch.randn(10, 2, 5), torch.randn(5), torch.randn(10, 4)):
+        with pytest.raises(ValueError, match=r"FactorAnalysis: expected rows of 5 features"):
+            log_evidence(model, None, x)

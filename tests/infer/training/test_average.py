@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from guides import AmortizedNormal
-from ppl_models import VAE, data_plate, descend, elbo, fit
+from ppl_models import VAE, data_plate, descend, elbo
 from ppl_models.infer.training.descent import Descent
 from tests.support.oracles import Pull, binary, same, state
-
-quiet = functools.partial(fit, progress=False)
+from tests.support.runs import quiet
 
 
 def pull(start: float = 0.0, to: float = 8.0, dtype: torch.dtype = torch.float64) -> Pull:

@@ -1,4 +1,4 @@
-"""The engine's expectation maximisation, on models that it has never heard of."""
+"""Expectation maximisation, on models that it has never heard of."""
 
 import pytest
 import torch

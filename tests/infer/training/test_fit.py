@@ -2,7 +2,6 @@
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,60 +10,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from guides import AmortizedNormal, ExactPosterior
-from ppl_models import VAE, FactorAnalysis, Run, data_plate, descend, elbo, fit
-from ppl_models.infer.training import progress as state_module
-from ppl_models.infer.training.batches import Batch
-from ppl_models.infer.training.progress import State
+from guides import ExactPosterior
+from ppl_models import FactorAnalysis, Run, data_plate, elbo, fit
 from ppl_models.transformed import Transformed
-from tests.support.oracles import Pull, binary, same, state
+from tests.support.oracles import binary, same, state
+from tests.support.refusals import Refused, vae
+from tests.support.runs import Rows, Seen, dropout_vae, quiet, trained
 
-quiet = functools.partial(fit, progress=False)
-
-
-def dropout_vae() -> tuple[VAE, AmortizedNormal]:
-    """The same parameters at every call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 4))
-        decoder = nn.Sequential(
-            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 4)
-        )
-        return VAE(4, 2, decoder=decoder), AmortizedNormal(4, 2, encoder=encoder)
-
-
-def trained(data: Any, **options: Any) -> tuple[dict[str, Tensor], Any]:
-    pair = dropout_vae()
-    options = {"epochs": 2, "batch_size": 5, "lr": 1e-2, "seed": 0} | options
-    run = quiet(elbo(*pair), data, **options)
-    return state(*pair), run
-
-
-class Seen(nn.Module):
-    """A model that notes the batches of its training."""
-
-    def __init__(self, labels: bool = False) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(()))
-        self.batches: list[list[float]] = []
-        self.sizes: list[int | None] = []
-        self.modes: list[bool] = []
-
-    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> None:
-        if torch.is_grad_enabled():
-            self.batches.append(x.tolist())
-            self.sizes.append(size)
-            self.modes.append(self.training)
-        with data_plate(x, size):
-            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
-            if y is not None:
-                pyro.sample("y", dist.Normal(self.loc + x, 1.0), obs=y)
-
-
-# --- lengths and batches --------------------------------------------------------------------
+# --- lengths ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,90 +69,6 @@ def test_uneven_validation_batches_are_weighed_by_their_rows():
     run = quiet(objective, x, epochs=1, batch_size=4, optimizer=hold, validation=x)
     expected = -model.evidence().log_prob(x).mean().item()
     assert run.history["validation"] == [pytest.approx(expected, abs=1e-10)]
-
-
-def as_tensor(x: Tensor) -> Any:
-    return x
-
-
-def as_tuple(x: Tensor) -> Any:
-    return (x,)
-
-
-class Rows(Dataset):
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors_ = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors_[0])
-
-    def __getitem__(self, i: int) -> Any:
-        values = tuple(x[i] for x in self.tensors_)
-        return values if len(values) > 1 else values[0]
-
-
-@pytest.mark.parametrize("kind", [as_tensor, as_tuple, TensorDataset, Rows])
-def test_every_row_once_an_epoch_in_another_order(kind):
-    model, x = Seen(), torch.arange(11.0)
-    quiet(elbo(model), kind(x), epochs=3, batch_size=4, seed=0)
-    assert [len(batch) for batch in model.batches] == [4, 4, 3] * 3
-    assert set(model.sizes) == {11}
-    orders = [functools.reduce(operator.iadd, model.batches[i : i + 3], []) for i in (0, 3, 6)]
-    assert all(sorted(order) == x.tolist() for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("own_generator", [True, False])
-def test_a_loader_keeps_its_own_way(shuffle, own_generator):
-    model, x = Seen(), torch.arange(11.0)
-    generator = torch.Generator() if own_generator else None
-    loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=shuffle, generator=generator)
-    quiet(elbo(model), loader, epochs=3, seed=0)
-    assert [len(batch) for batch in model.batches] == [4, 4, 3] * 3
-    orders = [functools.reduce(operator.iadd, model.batches[i : i + 3], []) for i in (0, 3, 6)]
-    assert all(sorted(order) == x.tolist() for order in orders)
-    assert len({tuple(order) for order in orders}) == (3 if shuffle else 1)
-
-
-def test_a_loader_that_drops_the_last_batch():
-    model, x = Seen(), torch.arange(11.0)
-    loader = DataLoader(TensorDataset(x), batch_size=4, drop_last=True)
-    run = quiet(elbo(model), loader, epochs=3)
-    assert run.steps == 6
-    assert [len(batch) for batch in model.batches] == [4, 4] * 3
-
-
-def test_the_default_is_the_whole_data_in_order():
-    model, x = Seen(), torch.arange(11.0)
-    quiet(elbo(model), x, epochs=2, seed=0)
-    assert model.batches == [x.tolist()] * 2
-
-
-def test_a_batch_size_above_the_data_is_one_batch():
-    model, x = Seen(), torch.arange(11.0)
-    assert quiet(elbo(model), x, epochs=2, batch_size=1000).steps == 2
-    assert model.batches == [x.tolist()] * 2
-
-
-@pytest.mark.parametrize("kind", [lambda *xy: xy, TensorDataset, Rows])
-def test_pairs_stay_together(kind):
-    class Together(Seen):
-        def forward(self, x: Tensor, y: Tensor, size: int | None = None) -> None:
-            assert torch.equal(y, 2 * x)
-            super().forward(x, y, size)
-
-    x = torch.arange(11.0)
-    model = Together()
-    quiet(elbo(model), kind(x, 2 * x), epochs=2, batch_size=4, seed=0)
-    assert len(model.batches) == 6
-
-
-def test_a_transform_draws_anew_at_every_step():
-    model, x = Seen(), torch.full((11,), 0.5)
-    quiet(elbo(model), Transformed(x, transform=torch.bernoulli), epochs=3, seed=0)
-    assert len({tuple(batch) for batch in model.batches}) == 3
-    assert {value for batch in model.batches for value in batch} == {0.0, 1.0}
 
 
 # --- repeatable -----------------------------------------------------------------------------
@@ -302,7 +173,7 @@ def test_validation_draws_the_same_each_time():
     assert len(set(run.history["loss"])) == 3
 
 
-# --- early stopping, clipping, schedules ----------------------------------------------------
+# --- early stopping ---------------------------------------------------------------------------
 
 
 def test_early_stopping_returns_the_best_parameters():
@@ -345,53 +216,6 @@ def test_an_improvement_resets_the_patience():
     x = torch.full((8,), 4.0)
     run = quiet(elbo(model), x, epochs=16, optimizer=Wobbling, validation=x, patience=3)
     assert run.steps == 10
-
-
-def test_the_gradient_is_clipped():
-    x = torch.full((8,), 100.0)
-    moves = {}
-    for clip in (None, 0.5, 1e6):
-        model = Seen()
-        quiet(elbo(model), x, steps=1, lr=1.0, optimizer=torch.optim.SGD, clip=clip)
-        moves[clip] = model.loc.item()
-    assert moves[None] == moves[1e6] == pytest.approx(100.0)
-    assert moves[0.5] == pytest.approx(0.5, rel=1e-4)
-
-
-SCHEDULES: dict[str, tuple[Any, Callable[[int, int], float]]] = {
-    "cosine": (
-        lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
-        lambda t, n: (1 + math.cos(math.pi * t / n)) / 2,
-    ),
-    "exponential": (
-        lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.5),
-        lambda t, n: 0.5**t,
-    ),
-    "steps": (functools.partial(lr_scheduler.StepLR, step_size=2), lambda t, n: 0.1 ** (t // 2)),
-    "lambda": (
-        lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t)),
-        lambda t, n: 1 / (1 + t),
-    ),
-    "linear": (
-        lambda optimizer, steps: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps),
-        lambda t, n: 1 - t / n,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_move_at_every_step(name):
-    schedule, expected = SCHEDULES[name]
-    rates = []
-
-    class Watched(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
-
-    quiet(elbo(Seen()), torch.zeros(8), epochs=3, batch_size=4, lr=0.1, optimizer=Watched,
-          schedule=schedule)  # fmt: skip
-    assert rates == pytest.approx([0.1 * expected(t, 6) for t in range(6)], abs=1e-9)
 
 
 # --- devices, precision, modes --------------------------------------------------------------
@@ -474,82 +298,6 @@ def test_batch_normalisation_sees_the_training_rows_only():
     assert pair[0].decoder[1].num_batches_tracked == 10
 
 
-# --- several objectives, and steps driven by hand -------------------------------------------
-
-
-def toy_pair() -> tuple[list[Pull], nn.Parameter, nn.Parameter]:
-    a, b = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
-    return [Pull("first", a, lambda: b), Pull("second", b, lambda: a)], a, b
-
-
-def test_objectives_take_turns():
-    """a moves half way to b, then b half way to where a is now."""
-    pair, a, b = toy_pair()
-    half = functools.partial(torch.optim.SGD)
-    run = quiet(pair, torch.zeros(4), steps=2, lr=0.5, optimizer=half)
-    assert run.history == {"first": [32.0, 2.0], "second": [8.0, 0.5]}
-    assert (a.item(), b.item()) == (5.0, 5.5)
-
-
-def test_two_objectives_of_one_name_are_refused():
-    """Their losses could not be told apart."""
-    pair, *_ = toy_pair()
-    pair[1].name = "first"
-    with pytest.raises(ValueError, match=r"objectives: .*names.*first"):
-        quiet(pair, torch.zeros(4), steps=2)
-
-
-def test_descend_by_hand_is_what_fit_does():
-    x = binary()
-    pair, fitted = dropout_vae(), dropout_vae()
-    for module in (*pair, *fitted):
-        module.train()
-    torch.manual_seed(0)
-    batches = [x] * 4
-    losses = [step["elbo"].item() for step in descend(elbo(*pair), batches, lr=1e-2)]
-    run = quiet(elbo(*fitted), x, steps=4, lr=1e-2, seed=0)
-    assert losses == run.history["loss"]
-    assert same(state(*pair), state(*fitted))
-
-
-def test_descend_is_lazy_and_takes_batches_of_a_larger_whole():
-    model = Seen()
-    x = torch.arange(6.0)
-    rows = [torch.tensor([4, 1]), torch.tensor([0, 5])]
-    stream = descend(elbo(model), (Batch((x[r],), r, 6) for r in rows), lr=0.1)
-    before = model.loc.item()
-    assert model.loc.item() == before
-    assert model.batches == []
-    first = next(stream)
-    assert list(first) == ["elbo"]
-    assert first["elbo"].shape == ()
-    assert model.loc.item() != before
-    assert not first["elbo"].requires_grad
-    assert len(list(stream)) == 1
-    assert model.sizes == [6, 6]
-
-
-def test_descend_takes_pairs_and_games():
-    model = Seen()
-    x = torch.arange(6.0)
-    assert len(list(descend(elbo(model), [(x, 2 * x)] * 2))) == 2
-    pair, *_ = toy_pair()
-    (losses,) = list(descend(pair, [x], lr=0.5, optimizer=torch.optim.SGD))
-    assert {name: loss.item() for name, loss in losses.items()} == {"first": 32.0, "second": 8.0}
-
-
-def test_frozen_parameters_stay():
-    pair = dropout_vae()
-    pair[0].requires_grad_(False)
-    before = state(pair[0])
-    before.pop("0.decoder.1.running_mean"), before.pop("0.decoder.1.running_var")
-    before.pop("0.decoder.1.num_batches_tracked")
-    quiet(elbo(*pair), binary(), steps=3, seed=0)
-    after = state(pair[0])
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert not same(state(pair[1]), state(dropout_vae()[1]))
-
-
 def test_the_progress_bar_is_off_without_a_terminal_and_on_request(capsys):
     quiet(elbo(Seen()), torch.zeros(4), steps=2)
     fit(elbo(Seen()), torch.zeros(4), steps=2)
@@ -557,43 +305,54 @@ def test_the_progress_bar_is_off_without_a_terminal_and_on_request(capsys):
     assert captured.out == captured.err == ""
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 41, "epochs": None}, {"validation": True}])
-def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tmp_path):
-    """Several epochs at a time where they are short, with the same history."""
-    data = binary(20, 4)
-    if "validation" in options:
-        options = {"validation": data[:5]}
-    settings = {"epochs": 10, "checkpoint": tmp_path / "run"} | options
-    _, expected = trained(data, **settings)
-    reads = []
-    table = state_module._table
-    monkeypatch.setattr(State, "_costs_nothing", False)
-    monkeypatch.setattr(state_module, "READ_EVERY", 17)
-    monkeypatch.setattr(state_module, "_table", lambda s: reads.append(len(s)) or table(s))
-    _, run = trained(data, **settings)
-    assert run.history == expected.history
-    assert max(reads) == (4 if "validation" in options else 14)
-    assert sum(reads) == run.steps
-
-
-def test_the_step_of_a_loss_read_late_is_named(monkeypatch):
-    monkeypatch.setattr(State, "_costs_nothing", False)
-    objective = elbo(*dropout_vae())
-    loss = objective.loss
-    calls = []
-
-    def third(*batch, size=None):
-        calls.append(1)
-        return loss(*batch, size=size) * (math.nan if len(calls) == 8 else 1.0)
-
-    monkeypatch.setattr(objective, "loss", third)
-    monkeypatch.setattr(torch, "isfinite", lambda x: torch.ones_like(x, dtype=torch.bool))
-    with pytest.raises(FloatingPointError, match="elbo: the loss is nan at step 7"):
-        quiet(objective, binary(20, 4), epochs=10, batch_size=5)
-
-
 def test_a_run_at_a_prompt_is_one_line():
     """Its history may have thousands of numbers."""
     run = Run({"loss": [3.0] * 2000 + [1.23456789], "validation": [2.5]}, 2001, 4.56)
     assert repr(run) == "Run(2001 steps in 4.6 s, loss 1.2346, validation 2.5)"
     assert repr(Run()) == "Run(0 steps in 0.0 s)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"fit: expected either epochs or steps, got epochs=None, steps=None"),
+        ({"epochs": 1, "steps": 1}, r"fit: expected either epochs or steps"),
+        ({"epochs": 0}, r"epochs: expected a positive whole number, got 0"),
+        ({"steps": 2.5}, r"steps: expected a positive whole number, got 2.5"),
+        ({"steps": 2, "lr": 0.0}, r"lr: expected a positive number, got 0.0. Try 1e-3"),
+        ({"steps": 2, "lr": math.nan}, r"lr: expected a positive number, got nan"),
+        ({"steps": 2, "clip": 0.0}, r"clip: expected a positive norm, got 0.0"),
+        ({"steps": 2, "patience": 3}, r"patience: expected validation data"),
+        ({"steps": 2, "resume": True}, r"resume: expected checkpoint="),
+        ({"steps": 2, "device": "gpu"}, r"device: expected 'auto', 'cpu', .* got 'gpu'"),
+    ],
+)
+def test_arguments_of_fit(options, message):
+    pair = vae()
+    with Refused(ValueError, message, *pair):
+        quiet(elbo(*pair), torch.ones(9, 4), **options)
+
+
+def test_validation_of_a_game():
+    pair = elbo(*vae()), elbo(*vae())
+    pair[1].name = "other"
+    with pytest.raises(ValueError, match=r"validation: expected one objective, got 2"):
+        quiet(pair, torch.ones(9, 4), steps=1, validation=torch.ones(9, 4))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_loss_that_turns_bad(value):
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, size: int | None = None) -> None:
+            bad = not torch.is_grad_enabled() and self.loc > 0.25
+            with data_plate(x, size):
+                loc = pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x).mean()
+                pyro.sample("y", dist.Normal(loc * (value if bad else 1.0), 1.0), obs=x)
+
+    message = r"elbo: the loss is \S+ on the validation data after step 3; .* is 'y' of the model"
+    with pytest.raises(FloatingPointError, match=message):
+        quiet(elbo(Model()), torch.ones(9), epochs=6, lr=0.1, validation=torch.ones(9))

@@ -13,11 +13,7 @@ from benchmarks.speed import tutorials
 from ppl_models.infer.training.svi import SVI
 from tests.support.tutorials import EFFECTS, ERRORS, PROGRAMS, run
 
-
-@pytest.fixture(autouse=True)
-def _small_compiler(monkeypatch):
-    """Graphs run as they are: a compiler takes seconds for each."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 
 
 @pytest.mark.filterwarnings("error")

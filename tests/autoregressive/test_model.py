@@ -1,6 +1,5 @@
 """Autoregressive models: causal order by gradient, densities by enumeration, draws by feature."""
 
-import itertools
 import re
 
 import pyro
@@ -8,7 +7,6 @@ import pytest
 import torch
 from pyro import poutine
 from torch import nn
-from torch.nn import functional as F
 
 from ppl_models import elbo, fit, from_pyro_svi, load, log_evidence, save
 from ppl_models.autoregressive.made import MADE
@@ -16,7 +14,8 @@ from ppl_models.autoregressive.model import Autoregressive, AutoregressiveModel
 from ppl_models.autoregressive.pixelcnn import PixelCNN
 from ppl_models.autoregressive.pixelrnn import PixelRNN
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
-from ppl_models.nn import GatedPixelCNN, MaskedMLP, RecurrentPixels, RowLSTM
+from ppl_models.nn import GatedPixelCNN, MaskedMLP, RecurrentPixels
+from tests.support.causality import dependence, shaken
 from tests.support.oracles import same, state
 
 
@@ -42,29 +41,9 @@ MODELS = [made, cnn, row, diagonal]
 every_model = pytest.mark.parametrize("make", MODELS)
 
 
-def shaken(model):
-    """The model in float64, far from its first parameters: biases are no longer zero."""
-    model = model.double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.7 * torch.randn_like(parameter))
-    return model
-
-
 def every_row(num_features, levels=2):
     grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
     return torch.cartesian_prod(*[grid] * num_features).reshape(-1, num_features)
-
-
-def dependence(network, num_features, trials=20):
-    """Which outputs depend on which inputs, (D, D), by gradient at some random rows."""
-    x = torch.randn(trials, num_features, dtype=torch.float64, requires_grad=True)
-    outputs = network(x)  # (T, D, P)
-    mixed = (outputs * torch.randn_like(outputs)).sum((0, 2))  # (D,)
-    (gradients,) = torch.autograd.grad(
-        mixed, x, torch.eye(num_features).double(), is_grads_batched=True
-    )  # (D, T, D)
-    return (gradients != 0).any(1)
 
 
 before = torch.ones(20, 20).tril(-1).bool()  # output d sees the inputs before d
@@ -92,49 +71,6 @@ def test_every_output_depends_on_all_features_before(name):
     """No blind spot: gradient reaches every earlier pixel, in one of three random networks."""
     found = [dependence(shaken(NETWORKS[name]()), 20) for _ in range(3)]
     assert torch.equal(torch.stack(found).any(0), before)
-
-
-def test_the_reach_of_a_pixelcnn_is_as_stated():
-    """`(num_layers + 1) * reach` rows up, and so many pixels to either side there."""
-    network = shaken(GatedPixelCNN(4, 9, 1, num_channels=6, num_layers=1))
-    seen = dependence(network, 36)[3 * 9 + 4].view(4, 9)  # of the middle pixel of the last row
-    expected = torch.zeros(4, 9, dtype=torch.bool)
-    expected[1:3, 2:7] = True
-    expected[3, 2:4] = True
-    assert torch.equal(seen, expected)
-
-
-@pytest.mark.parametrize("reach", [1, 2])
-def test_a_pixelcnn_is_one_of_masked_convolutions(reach):
-    """With whole kernels, and masks A and B as in the paper."""
-    network, r = shaken(GatedPixelCNN(4, 5, 2, 6, num_layers=2, reach=reach)), reach
-    x = torch.randn(3, 20, dtype=torch.float64)
-
-    def masked(image, conv, rows, columns):
-        weight = image.new_zeros(conv.out_channels, conv.in_channels, 2 * r + 1, 2 * r + 1)
-        weight[:, :, rows, columns] = conv.weight
-        return F.conv2d(image, weight, conv.bias, padding=r)
-
-    def gate(a):
-        return a[:, :6].tanh() * a[:, 6:].sigmoid()
-
-    image, every, here = x.view(3, 1, 4, 5), slice(None), slice(r, r + 1)
-    v = masked(image, network.above, slice(r), every) + network.v_bias
-    h = masked(image, network.left, here, slice(r)) + network.h_bias
-    for layer in network.layers:
-        more_v = masked(v, layer.vertical, slice(r + 1), every)
-        more_h = masked(h, layer.horizontal, here, slice(r + 1)) + layer.link(more_v)
-        v, h = v + gate(more_v), h + layer.output(gate(more_h))
-    expected = network.head(h) + network.out_bias
-    torch.testing.assert_close(network(x), expected.view(3, 2, 20).mT)
-
-
-def test_a_row_lstm_sees_a_triangle():
-    network = shaken(RecurrentPixels(4, 9, 1, RowLSTM, num_channels=5, num_layers=1))
-    seen = dependence(network, 36)[3 * 9 + 4].view(4, 9)
-    expected = torch.zeros(4, 9, dtype=torch.bool)
-    expected[0, :8] = expected[1, :7] = expected[2, 1:6] = expected[3, 2:4] = True
-    assert torch.equal(seen, expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (3, 3), (1, 4), (5, 1), (1, 1)])
@@ -408,72 +344,3 @@ def test_a_network_with_too_few_outputs():
     model = AutoregressiveModel(MaskedMLP(4, 2), Categorical(3), 4)
     with pytest.raises(ValueError, match=r"\(5, 4, 3\) from the network.*got \(5, 4, 2\)"):
         model.evidence().log_prob(torch.zeros(5, 4))
-
-
-# The discretised mixture of logistics
-
-
-@pytest.mark.parametrize("levels", [2, 3, 17, 256])
-def test_logistic_levels_sum_to_one(levels):
-    """With scales from far less than a level to far more than all of them."""
-    outputs = 3 * torch.randn(50, 3 * 4, dtype=torch.float64)
-    outputs[:, 8:] = torch.linspace(-6, 8, 200).view(50, 4)  # log scales
-    every = (torch.arange(levels, dtype=torch.float64) / (levels - 1)).view(-1, 1, 1)
-    total = LogisticMixture(levels, 4)(outputs).log_prob(every).logsumexp(0)
-    torch.testing.assert_close(total, torch.zeros(50, dtype=torch.float64), atol=1e-10, rtol=0)
-
-
-def test_logistic_levels_are_differences_of_the_distribution_function():
-    outputs = torch.randn(1, 9, dtype=torch.float64)
-    weight, loc, scale = outputs[0, :3].softmax(0), outputs[0, 3:6], outputs[0, 6:].exp()
-    edges = torch.tensor([-torch.inf, -0.75, -0.25, 0.25, 0.75, torch.inf], dtype=torch.float64)
-    below = (weight * ((edges[:, None] - loc) / scale).sigmoid()).sum(1)  # P(u < edge)
-    every = torch.arange(5, dtype=torch.float64).unsqueeze(1) / 4
-    got = LogisticMixture(5, 3)(outputs).log_prob(every).exp()
-    torch.testing.assert_close(got, below.diff())
-    mean = LogisticMixture(5, 3)(outputs).mean
-    torch.testing.assert_close(mean[0, 0], (below.diff() * every[:, 0]).sum())
-
-
-def test_outputs_of_several_features_are_side_by_side():
-    outputs = torch.randn(4, 2 * 6, dtype=torch.float64)
-    x = torch.randint(5, (4, 2)).double() / 4
-    both = LogisticMixture(5, 2)(outputs).log_prob(x)
-    each = [LogisticMixture(5, 2)(outputs[:, 6 * d : 6 * d + 6]) for d in (0, 1)]
-    torch.testing.assert_close(both, sum(p.log_prob(x[:, d : d + 1]) for d, p in enumerate(each)))
-
-
-def test_logistic_levels_sample_their_probabilities():
-    levels = LogisticMixture(4, 2)(torch.randn(1, 6)).base_dist.expand((1, 1))
-    x = levels.sample((50_000,)).flatten()
-    assert levels.support.check(x).all()
-    every = torch.arange(4.0) / 3
-    probability = levels.log_prob(every.view(4, 1, 1)).exp().flatten()
-    frequency = torch.stack([(x == e).float().mean() for e in every])
-    torch.testing.assert_close(frequency, probability, atol=0.01, rtol=0)
-    assert x.mean().item() == pytest.approx(levels.mean.item(), abs=0.01)
-
-
-@pytest.mark.parametrize("size", [1e2, 1e4])
-def test_logistic_levels_have_finite_gradients(size):
-    """Outputs as large as a network could ever give."""
-    extremes = torch.tensor(list(itertools.product([-size, 0.0, size], repeat=3)))
-    outputs = extremes.requires_grad_()
-    for level in (0.0, 0.4, 1.0):
-        x = torch.full((27, 1), level)
-        log_prob = LogisticMixture(256, 1)(outputs).log_prob(x)
-        (gradient,) = torch.autograd.grad(log_prob.sum(), outputs)
-        assert log_prob.isfinite().all()
-        assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((1, 3), "levels: expected a whole number, 2 or more"),
-        ((17, 0), "num_components: expected a positive whole number, got 0"),
-    ],
-)
-def test_a_mixture_of_nothing(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        LogisticMixture(*arguments)

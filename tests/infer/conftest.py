@@ -1,0 +1,34 @@
+"""What tests of inference share: graphs without a compiler, and a count of draws side by side."""
+
+import pytest
+import torch
+
+from ppl_models.infer.compiled import side_by_side
+
+
+@pytest.fixture
+def graphs_as_traced(monkeypatch):
+    """Graphs are traced and compared, but run as they are: a compiler takes seconds for each."""
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+
+
+@pytest.fixture
+def float64():
+    """Tensors that are made in the test are in double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """For each batch of draws how many there were, or False where they ran one by one."""
+    kept, original = [], side_by_side._together
+
+    def together(run, numbers, checks):
+        results = original(run, numbers, checks)
+        kept.append(results is not None and len(numbers))
+        return results
+
+    monkeypatch.setattr(side_by_side, "_together", together)
+    return kept
