@@ -19,7 +19,6 @@ References:
     | https://doi.org/10.1111/1467-9868.00196
 """
 
-import warnings
 from collections.abc import Iterable
 from typing import Self
 
@@ -56,6 +55,7 @@ from ppl_models.missing import (
     condition,
 )
 from ppl_models.plates import data_plate
+from ppl_models.user_line import warn
 
 
 class FactorAnalysis(nn.Module, InformationCriteria):
@@ -210,7 +210,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         with one_thread(len(self.loc) ** 3):
             self._set_best(found, self._best_noise(found, restarts))
         if caveat := self.caveat():
-            warnings.warn(caveat, stacklevel=3)  # beyond the decorator
+            warn(caveat)
         return self
 
     @torch.no_grad()

@@ -1,7 +1,6 @@
 """One step of descent: the loop under `fit`, for those who drive it themselves."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
@@ -22,6 +21,7 @@ from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay
 from ppl_models.infer.training.batches import Batch, Chosen
 from ppl_models.modes import modes
+from ppl_models.user_line import warn
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Schedule = Callable[..., torch.optim.lr_scheduler.LRScheduler]
@@ -295,11 +295,10 @@ class Descent:
         for objective in self.objectives:
             for name, module in objective.modules().items():
                 if any(p.requires_grad and id(p) not in trained for p in module.parameters()):
-                    warnings.warn(
+                    warn(
                         f"{objective.name}: the program runs {name}, some of whose parameters are "
                         f"not trained. Try pyro.module('{name.split('.')[-1]}', ...) in the "
-                        f"program, or .requires_grad_(False) if that is meant.",
-                        stacklevel=3,
+                        f"program, or .requires_grad_(False) if that is meant."
                     )
 
     @property

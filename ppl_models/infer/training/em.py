@@ -3,7 +3,6 @@ r"""Expectation maximisation: steps that never lower the evidence, until they no
 import copy
 import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.training.batches import InMemory, Source, source
 from ppl_models.infer.training.fit import Run
+from ppl_models.user_line import warn
 
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
 SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, relative to 1 nat
@@ -128,14 +128,13 @@ def fit_em(
     model.load_state_dict(state)
 
     if len(values) > 1 and not values[-1] - values[-2] <= tolerance:
-        warnings.warn(
+        warn(
             f"fit_em: still rising by {values[-1] - values[-2]:.1e} nats per row at step "
-            f"{len(values)}. Try max_steps={10 * max_steps}, or a larger tolerance.",
-            stacklevel=2,
+            f"{len(values)}. Try max_steps={10 * max_steps}, or a larger tolerance."
         )
     caveat = model.caveat() if hasattr(model, "caveat") else None
     if caveat:
-        warnings.warn(caveat, stacklevel=2)
+        warn(caveat)
     history = {"loss": [-value for value in values]}
     return Run(history, len(values), time.perf_counter() - began)
 

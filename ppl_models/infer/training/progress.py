@@ -1,6 +1,5 @@
 """The state of a run: what a checkpoint holds, so that a resumed run goes on bit for bit."""
 
-import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
 from ppl_models.infer.training import files
 from ppl_models.infer.training.average import copy_all
 from ppl_models.infer.training.descent import Descent
+from ppl_models.user_line import warn
 
 READ_EVERY = 100  # losses that are read at once
 
@@ -69,7 +69,7 @@ class State:
             text = caveat and objective.name not in self.warned and caveat(self.history)
             if text:
                 self.warned.add(objective.name)
-                warnings.warn(text, stacklevel=3)  # whoever called fit
+                warn(text)
 
     def latest(self) -> dict[str, float]:
         """The last entries of the history."""
