@@ -24,6 +24,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
 
 WEIGHTS = ("bound", "simple")
@@ -95,7 +96,7 @@ def check_data(
     return sites.is_discrete(trace.nodes["x"])
 
 
-class Denoising:
+class Denoising(Objective):
     """The objective that `denoising` returns."""
 
     name = "denoising"

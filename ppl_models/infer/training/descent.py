@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Captured, recorder_for
-from ppl_models.infer.objectives.objective import Objective
+from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.modules import check_devices
 from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
@@ -68,10 +68,6 @@ def descend(
 class Descent:
     """Objectives, each with its optimiser and its schedule.
 
-    Besides what `Objective` asks for, an objective may have `turns`: how many steps it takes for
-    each one of the others, on so many parts of each batch; and `reports`: numbers by name that its
-    last loss came with, to be recorded beside it.
-
     Arguments:
         objectives: What to descend, in turns.
         lr: The learning rate.
@@ -98,9 +94,7 @@ class Descent:
         ema: float | None = None,
         compile: bool = False,
     ) -> None:
-        several = objectives if isinstance(objectives, Sequence) else [objectives]
-        self.objectives: list[Objective] = list(several)
-        _check_objectives(self.objectives)
+        self.objectives = as_objectives(objectives)
         check_decay(ema)
         self.lr, self.optimizer, self.clip = lr, optimizer or _adam, clip
         self.schedule, self.steps, self.amp = schedule, steps, amp
@@ -140,7 +134,7 @@ class Descent:
 
     def modules(self) -> list[nn.Module]:
         """The modules of all objectives."""
-        return [module for o in self.objectives for module in o.modules().values()]
+        return modules_of(self.objectives)
 
     def check(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
@@ -175,7 +169,7 @@ class Descent:
             batch = batch.gathered()
         losses: dict[str, Tensor] = {}
         for i, objective in enumerate(self.objectives):
-            parts = _parts(batch, getattr(objective, "turns", 1))
+            parts = _parts(batch, objective.turns)
             for part in parts:
                 for name, number in self._turn(i, part).items():
                     share = number / len(parts) if len(parts) > 1 else number
@@ -225,7 +219,7 @@ class Descent:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
         self.optimizers[i].step()
-        return {objective.name: loss.detach(), **getattr(objective, "reports", {})}
+        return {objective.name: loss.detach(), **objective.reports}
 
     def _loss(self, i: int, batch: Batch) -> Tensor:
         """The loss of an objective on a batch that it is trained on."""
@@ -322,23 +316,6 @@ class Descent:
                 f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)."
             )
         return scheduler
-
-
-def _check_objectives(objectives: Sequence[Objective]) -> None:
-    if not objectives:
-        raise ValueError("objective: expected one or more, got none. Try elbo(model, guide).")
-    for objective in objectives:
-        if not hasattr(objective, "loss") or not hasattr(objective, "prepare"):
-            raise TypeError(
-                f"objective: expected an objective, got {type(objective).__name__}. "
-                f"Try elbo(model, guide)."
-            )
-    names = [objective.name for objective in objectives]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"objectives: expected names that differ, for the history, got {names}. "
-            f"Try objective.name = 'another'."
-        )
 
 
 def _parts(batch: Batch, turns: int) -> list[Batch]:

@@ -65,11 +65,9 @@ class State:
     def warn_of_caveats(self) -> None:
         """Warns, once, of what an objective has to say of the epochs so far: its `caveat`."""
         for objective in self.descent.objectives if self.history else ():
-            caveat = getattr(objective, "caveat", None)
-            text = caveat and objective.name not in self.warned and caveat(self.history)
-            if text:
+            if objective.name not in self.warned and (caveat := objective.caveat(self.history)):
                 self.warned.add(objective.name)
-                warn(text)
+                warn(caveat)
 
     def latest(self) -> dict[str, float]:
         """The last entries of the history."""

@@ -98,6 +98,7 @@ class Loss:
     """The loss of Pyro's estimator, compiled."""
 
     name = "SVI"
+    eager_because: str | None = None
 
     def __init__(self, model: Any, guide: Any, estimator: Any) -> None:
         self.model, self.guide, self.estimator = model, guide, estimator

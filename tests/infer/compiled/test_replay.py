@@ -503,7 +503,9 @@ def test_a_slope_that_was_there_is_kept(recorder, monkeypatch):
 def test_generators_of_the_device_are_kept_where_no_argument_is_on_it(monkeypatch):
     """Such as a step of the drop-in without arguments."""
     held = SimpleNamespace(
-        named_parameters=lambda: [("p", torch.zeros(2, device="meta"))], modules=dict
+        named_parameters=lambda: [("p", torch.zeros(2, device="meta"))],
+        modules=dict,
+        eager_because=None,
     )
     places = []
     monkeypatch.setattr(compiling, "get_rng_state", places.append)
