@@ -22,6 +22,7 @@ from ppl_models.infer.evidence.draws import Draws
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.pyro_internals import is_deterministic, run_of
 
 Names = Mapping[str, Sequence[str]]
 BATCH = 4096  # draws of a row that are made at once
@@ -101,7 +102,7 @@ def from_pyro_mcmc(
     Raises:
         ValueError: If the sampler has not run.
     """
-    model, samples = getattr(mcmc.kernel, "model", None), getattr(mcmc, "_samples", None)
+    model, (samples, args, kwargs) = getattr(mcmc.kernel, "model", None), run_of(mcmc)
     if model is None or not samples:
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
     chains, number = next(iter(samples.values())).shape[:2]
@@ -115,7 +116,7 @@ def from_pyro_mcmc(
             pyro.sample(name, pyro.distributions.Delta(value).to_event())
 
     def program(*_: Tensor, size: int | None = None) -> Any:
-        return model(*mcmc._args, **mcmc._kwargs)
+        return model(*args, **kwargs)
 
     with sampling(program, guide, (first,), seed) as joint:
         joint.by_row = joint.tiled = False
@@ -132,7 +133,7 @@ def from_pyro_mcmc(
         diverging[chain, where] = True
     arrays["sample_stats"].pop("log_q")  # of points, which have none
     arrays["sample_stats"]["diverging"] = (["chain", "draw"], diverging)
-    given = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
+    given = Program(model, "model").name_arguments(args) | kwargs
     return _to_arviz(arrays, given, coords or {})
 
 
@@ -252,7 +253,7 @@ class _Groups:
 def _event_dim(site: dict) -> int:
     """The event dimensions of a value."""
     event_dim: int = site["fn"].event_dim
-    if site["infer"].get("_deterministic"):
+    if is_deterministic(site):
         # By default all its dimensions are; those that are as long as the plates are theirs.
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
         shape, depth = site["value"].shape, max((-f.dim for f in frames), default=0)

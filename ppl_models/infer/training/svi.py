@@ -17,6 +17,7 @@ from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
 from ppl_models.infer.compiled.replay import Captured, recorder_for
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.pyro_internals import stored
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
@@ -163,8 +164,7 @@ class Loss:
         """Takes note of the parameters that a step of Pyro's used."""
         kept = {n: v for n, v in values.items() if v is not None}
         used = {n: v.unconstrained() for n, v in kept.items()}  # type: ignore[attr-defined]
-        store = pyro.get_param_store()._params
-        self.stored = {n: v for n, v in used.items() if store.get(n) is v}
+        self.stored = {n: used[n] for n in used if used[n] is stored(n)}
         self.parameters = used
         if not used:
             self.compiled.reason = "there are no parameters"
