@@ -99,7 +99,7 @@ def check_support(
 
 
 def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:
-    """Which values the support holds, or None where that cannot be noting_batch."""
+    """Which values the support holds, or None where that cannot be told."""
     try:
         return fn.support.check(values)
     except (NotImplementedError, RuntimeError, ValueError):

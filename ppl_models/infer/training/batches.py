@@ -73,7 +73,7 @@ class InMemory:
     def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
         """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
-        for rows in _parts(self.size, self.batch_size, seed, shuffle, device)[start:]:
+        for rows in _split(self.size, self.batch_size, seed, shuffle, device)[start:]:
             yield Chosen(self.tensors, rows, self.size, self.transform)
 
     @property
@@ -94,7 +94,7 @@ class ByIndex:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
-        parts = _parts(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
+        parts = _split(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
         generator = torch.Generator().manual_seed(seed)
         indices = [part.tolist() for part in parts]
         loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
@@ -215,7 +215,7 @@ def _length(dataset: Any) -> int:
     return rows
 
 
-def _parts(
+def _split(
     size: int, batch_size: int, seed: int, shuffle: bool, device: torch.device
 ) -> tuple[Tensor, ...]:
     """The rows of each batch of an epoch. The whole data as one batch keep their order."""
