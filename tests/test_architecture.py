@@ -13,7 +13,7 @@ HOUSE = ROOT / "ppl_models"
 # What all may import: files of their own, and folders.
 GROUND = {
     *("plates", "checks", "linalg", "likelihoods", "missing", "priors", "criteria", "transformed"),
-    *("levels", "modes", "nn"),
+    *("levels", "modes", "user_line", "nn"),
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),

@@ -156,9 +156,8 @@ def registered(program: Any) -> Any:
 
 
 def descent_of(objective: Any, data: tuple[Tensor, ...], compile: bool) -> Callable[[], Any]:
-    descent = Descent(objective, compile=compile)
     batch = Batch(data, torch.arange(len(data[0]), device=data[0].device), len(data[0]))
-    descent.start(batch)
+    descent = Descent(objective, batch, compile=compile)
     for module in descent.modules():
         module.train()
     step = partial(descent.step, batch)

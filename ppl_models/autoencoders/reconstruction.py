@@ -10,6 +10,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_models.infer.objectives.objective import Objective
+
 
 class HasReconstruction(Protocol):
     """A module with `reconstruction_loss(x)`: one number for each row, `(B,)`."""
@@ -41,7 +43,7 @@ def reconstruction(autoencoder: HasReconstruction) -> "Reconstruction":
     return Reconstruction(autoencoder)
 
 
-class Reconstruction:
+class Reconstruction(Objective):
     """The objective that `reconstruction` returns."""
 
     name = "reconstruction"

@@ -25,6 +25,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_models.checks import check_choice
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
 
 WEIGHTS = ("bound", "simple")
@@ -106,7 +107,7 @@ def check_data(
     return sites.is_discrete(trace.nodes["x"])
 
 
-class Denoising:
+class Denoising(Objective):
     """The objective that `denoising` returns."""
 
     name = "denoising"

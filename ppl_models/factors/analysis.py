@@ -17,7 +17,6 @@ References:
     | https://doi.org/10.1093/biomet/81.4.633
 """
 
-import warnings
 from collections.abc import Iterable
 from typing import Self
 
@@ -52,6 +51,7 @@ from ppl_models.missing import (
     condition,
 )
 from ppl_models.plates import data_plate
+from ppl_models.user_line import warn
 
 
 class FactorAnalysis(nn.Module, InformationCriteria):
@@ -200,7 +200,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         with one_thread(len(self.loc) ** 3):
             self._set_best(found, self._best_noise(found, restarts))
         if caveat := self.caveat():
-            warnings.warn(caveat, stacklevel=3)  # beyond the decorator
+            warn(caveat)
         return self
 
     @torch.no_grad()

@@ -27,7 +27,6 @@ References:
 """
 
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from ppl_models.missing import MAX_NUMBERS, condition
+from ppl_models.user_line import warn
 
 RIDGE = 1e-3  # on correlations, for a start where they are singular
 SMALL = 1e-4  # noise with which eigenvalues lose digits that singular values keep
@@ -171,10 +171,9 @@ def best_noise(
     ]
     best = min(ends, key=lambda end: end.loss)
     if best.gain > 1e-8:
-        warnings.warn(
+        warn(
             f"FactorAnalysis: Newton's method stopped where the log evidence could rise by another "
-            f"{best.gain:.0e} nats per row. Try fewer factors than {num_factors}.",
-            stacklevel=5,
+            f"{best.gain:.0e} nats per row. Try fewer factors than {num_factors}."
         )
     return torch.from_numpy(np.exp(best.place)).clamp(min=floor)
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ppl_models.checks import check_choice, check_count
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs.program import Program
 
 
@@ -131,10 +132,9 @@ def adversarial(
     return [critic, Generator(gan, LOSSES[loss], critic.noise)]
 
 
-class Player:
+class Player(Objective):
     """What the objectives of both players have in common."""
 
-    name: str
     eager_because = "the players share their noise, and report numbers beside the loss"
 
     def __init__(self, gan: Game, value: Value, noise: "Noise") -> None:
@@ -156,7 +156,7 @@ class Player:
                 f"adversarial: expected batches of rows alone, got {len(batch)} tensors. "
                 f"Try fit(objective, x), without labels."
             )
-        turns, packing = getattr(self, "turns", 1), self.gan.packing
+        turns, packing = self.turns, self.gan.packing
         if len(batch[0]) // turns < packing:  # the copies in each pack would give the data away
             raise ValueError(
                 f"packing: expected {packing} rows or more for each step of the discriminator, got "

@@ -236,9 +236,8 @@ def test_the_critic_takes_more_steps_on_other_rows():
 
     players[0].loss = noted
     x = torch.arange(6.0)[:, None]
-    descent = Descent(players)
     batch = Batch((x,), torch.arange(6), 6)
-    descent.start(batch)
+    descent = Descent(players, batch)
     batches.clear()
     found = descent.step(batch)
     assert batches == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
@@ -374,10 +373,9 @@ def test_nan_names_the_player(player, where, match, tmp_path):
             return optimizers[-1]
 
         objective = adversarial(gan)
-        descent = Descent(objective, optimizer=optimizer)
         x = torch.randn(4, 2)
         batch = Batch((x,), torch.arange(4), 4)
-        descent.start(batch)
+        descent = Descent(objective, batch, optimizer=optimizer)
         descent.step(batch)
         with torch.no_grad():
             next(part.parameters())[0] = math.nan

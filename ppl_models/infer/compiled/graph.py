@@ -70,6 +70,7 @@ class Trainable(Protocol):
     """What is compiled: a part of `Objective`."""
 
     name: str
+    eager_because: str | None
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]: ...
 
@@ -93,7 +94,7 @@ class Compiled:
         self.without_compiler = False
         self.halved = False  # whether some of it runs in half precision
         # Why it runs eagerly, if it does; an objective may say so of itself.
-        self.reason: str | None = getattr(objective, "eager_because", None)
+        self.reason: str | None = objective.eager_because
 
     def __call__(
         self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...], *constants: Hashable

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 
 from ppl_models.infer.programs.program import Program, own_parameters
+from ppl_models.infer.programs.pyro_internals import stored
 
 SCALARS = (bool, int, float, complex, str, type(None))
 LONG = 100  # entries of a container, beyond which they are looked at in one go
@@ -100,7 +100,7 @@ class Finder:
     def _stored(self, names: Iterable[str]) -> None:
         """Parameters in Pyro's store, whose dict is another one after a while."""
         for name in names:
-            self._note(partial(_in_store, name), _in_store(name))
+            self._note(partial(stored, name), stored(name))
 
     def _visit(self, value: Any) -> None:
         if isinstance(value, SCALARS) or id(value) in self._seen:
@@ -243,10 +243,6 @@ LOOKS: tuple[tuple[Any, Callable[[Finder, Any], None]], ...] = (
     (types.MethodType, Finder._method),
     (partial, Finder._partial),
 )
-
-
-def _in_store(name: str) -> Tensor | None:
-    return pyro.get_param_store()._params.get(name)
 
 
 def _unchanged(array: np.ndarray, before: bytes) -> bool:

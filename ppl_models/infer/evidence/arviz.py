@@ -19,6 +19,7 @@ from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
+from ppl_models.infer.programs.pyro_internals import is_deterministic
 
 if TYPE_CHECKING:
     import xarray
@@ -205,7 +206,7 @@ class _Variables:
 def _event_dim(site: dict) -> int:
     """The event dimensions of a value."""
     event_dim: int = site["fn"].event_dim
-    if site["infer"].get("_deterministic"):
+    if is_deterministic(site):
         # By default all its dimensions are; those that are as long as the plates are theirs.
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
         shape, depth = site["value"].shape, max((-f.dim for f in frames), default=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_models.infer.evidence.arviz import BATCH, Names, collect, to_arviz
 from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.pyro_internals import run_of
 
 
 def from_pyro_mcmc(
@@ -34,12 +35,12 @@ def from_pyro_mcmc(
     Raises:
         ValueError: If the sampler has not run.
     """
-    model, samples = getattr(mcmc.kernel, "model", None), getattr(mcmc, "_samples", None)
+    model, (samples, args, kwargs) = getattr(mcmc.kernel, "model", None), run_of(mcmc)
     if model is None or not samples:
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
 
     def program(*_: Tensor, size: int | None = None) -> Any:
-        return model(*mcmc._args, **mcmc._kwargs)
+        return model(*args, **kwargs)
 
     values = next(iter(samples.values()))
     chains, number = values.shape[:2]
@@ -48,7 +49,7 @@ def from_pyro_mcmc(
         groups = collect(joint, dims, chains * number, BATCH, chains)
     groups["sample_stats"].pop("log_q")  # of points, which have none
     groups["sample_stats"]["diverging"] = ["chain", "draw"], _diverging(mcmc, chains, number)
-    arguments = Program(model, "model").name_arguments(mcmc._args) | mcmc._kwargs
+    arguments = Program(model, "model").name_arguments(args) | kwargs
     return to_arviz(groups, arguments, coords or {})
 
 

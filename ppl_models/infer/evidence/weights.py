@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.pyro_internals import model_factors, packed_dims
 
 Call = Callable[[Callable[..., Any]], Any]  # runs a program on some rows
 
@@ -118,11 +118,12 @@ def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:
     r"""The enumerated sites, and those that depend on them: :math:`\log \sum_k p(x, k)`."""
     guide.pack_tensors()
     model.pack_tensors(guide.plate_to_symbol)
-    _, factors, _, summed, _ = _compute_model_factors(model, guide)
+    _, factors, _, summed, _ = model_factors(model, guide)
     names = {
         name
         for name, site in model.nodes.items()
-        if site["type"] == "sample" and not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
+        if site["type"] == "sample"
+        and not summed.isdisjoint(packed_dims(site["packed"]["log_prob"]))
     }
     terms = [
         packed.unpack(term, model.symbol_to_dim)

@@ -15,6 +15,7 @@ from pyro.infer.trace_elbo import Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rng import kept_rng
@@ -51,7 +52,7 @@ def elbo(
     return EvidenceLowerBound(model, guide, estimator)
 
 
-class EvidenceLowerBound:
+class EvidenceLowerBound(Objective):
     """The objective that `elbo` returns."""
 
     name = "elbo"

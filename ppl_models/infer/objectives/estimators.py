@@ -6,11 +6,18 @@ from typing import Any
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
-from pyro.infer.trace_elbo import Trace_ELBO, _compute_log_r
-from pyro.infer.traceenum_elbo import _compute_dice_elbo, _compute_model_factors
+from pyro.infer.trace_elbo import Trace_ELBO
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
+
+from ppl_models.infer.programs.pyro_internals import (
+    dice_elbo,
+    is_enumerated,
+    log_ratios,
+    model_factors,
+    traces,
+)
 
 
 class DirectELBO(Trace_ELBO):
@@ -23,7 +30,7 @@ class DirectELBO(Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         total: Any = 0.0
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+        for model_trace, guide_trace in traces(self, model, guide, args, kwargs):
             bound = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
             if any(
                 isinstance(s["score_parts"].score_function, Tensor) for s in _sites(guide_trace)
@@ -45,8 +52,8 @@ class DirectEnumELBO(TraceEnum_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         total: Any = 0.0
-        for pair in self._get_traces(model, guide, args, kwargs):
-            total = total + (_sum(*pair) if _all_direct(pair[1]) else _compute_dice_elbo(*pair))
+        for pair in traces(self, model, guide, args, kwargs):
+            total = total + (_sum(*pair) if _all_direct(pair[1]) else dice_elbo(*pair))
         return -total / self.num_particles
 
 
@@ -63,15 +70,14 @@ def direct(estimator: Any) -> ELBO | None:
 def _all_direct(guide_trace: poutine.Trace) -> bool:
     """Whether a guide enumerates nothing, and all that it draws is reparameterised."""
     return all(
-        site["infer"].get("_enumerate_dim") is None
-        and not isinstance(site["score_parts"].score_function, Tensor)
+        not is_enumerated(site) and not isinstance(site["score_parts"].score_function, Tensor)
         for site in _sites(guide_trace)
     )
 
 
 def _sum(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
     """The bound, with the enumerated sites of the model summed out."""
-    costs, factors, _, summed, scale = _compute_model_factors(model_trace, guide_trace)
+    costs, factors, _, summed, scale = model_factors(model_trace, guide_trace)
     total = sum(term.sum() for terms in costs.values() for term in terms)
     for terms in contract_tensor_tree(factors, summed).values() if factors else ():
         total = total + sum(packed.scale_and_mask(term, scale=scale).sum() for term in terms)
@@ -83,7 +89,7 @@ def _surrogate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor
 
     The score function gives it, `log r * grad log q`, with the terms of other rows left out.
     """
-    log_r = _compute_log_r(model_trace, guide_trace)
+    log_r = log_ratios(model_trace, guide_trace)
     total = model_trace.log_prob_sum()
     for site in _sites(guide_trace):
         parts = site["score_parts"]

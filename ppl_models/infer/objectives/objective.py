@@ -4,16 +4,30 @@ An objective has a name, a loss in nats per row, and parameters. `fit` takes tur
 of them.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 
 class Objective(Protocol):
-    """What `fit` needs: a loss, and what it trains."""
+    """What `fit` needs: a loss, and what it trains.
+
+    An objective of your own has a `name` and the methods `loss`, `prepare`, `named_parameters`,
+    `modules` and `blame`. All else has a default: an objective that inherits from this class has
+    it from there, and one of any other class is given it by `fit`.
+
+    Attributes:
+        name: What to call its loss in the history, and itself in errors.
+        turns: How many steps it takes for each one of the others, on so many parts of each batch.
+        reports: Numbers by name that its last loss came with, to be recorded beside it.
+        eager_because: Why its loss must not run as compiled code; None where it may.
+    """
 
     name: str
+    turns: int = 1
+    reports: Mapping[str, Tensor] = {}
+    eager_because: str | None = None
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         """Returns the loss of a minibatch of `size` rows in all, in nats per row."""
@@ -32,3 +46,58 @@ class Objective(Protocol):
 
     def blame(self, *batch: Tensor, size: int) -> str:
         """Says what made the loss of this batch infinite or undefined."""
+
+    def caveat(self, history: dict[str, list[float]]) -> str | None:
+        """Says what users must know of the epochs so far; None, as here, where that is nothing."""
+        return None
+
+
+def no_caveat(history: dict[str, list[float]]) -> str | None:
+    """The caveat of an objective that has none."""
+    return None
+
+
+DEFAULTS = {
+    **{name: getattr(Objective, name) for name in ("turns", "reports", "eager_because")},
+    "caveat": no_caveat,
+}
+
+
+def as_objectives(given: Objective | Sequence[Objective]) -> list[Objective]:
+    """One objective or several as a list, each complete.
+
+    Raises:
+        TypeError: If one is no objective.
+        ValueError: If there is none, or two have the same name.
+    """
+    objectives = list(given) if isinstance(given, Sequence) else [given]
+    if not objectives:
+        raise ValueError("objective: expected one or more, got none. Try elbo(model, guide).")
+    for objective in objectives:
+        check_objective(objective, "objective: expected an objective")
+    names = [objective.name for objective in objectives]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"objectives: expected names that differ, for the history, got {names}. "
+            f"Try objective.name = 'another'."
+        )
+    return [_complete(objective) for objective in objectives]
+
+
+def check_objective(objective: Any, expected: str) -> None:
+    """Raises a TypeError, which says what was expected, where something is no objective."""
+    if not hasattr(objective, "loss") or not hasattr(objective, "prepare"):
+        raise TypeError(f"{expected}, got {type(objective).__name__}. Try elbo(model, guide).")
+
+
+def modules_of(objectives: Sequence[Objective]) -> list[nn.Module]:
+    """The modules of all objectives."""
+    return [module for objective in objectives for module in objective.modules().values()]
+
+
+def _complete(objective: Any) -> Objective:
+    """Gives an objective the defaults of what it leaves out, where it inherits none."""
+    for name, default in DEFAULTS.items():
+        if not hasattr(objective, name):
+            object.__setattr__(objective, name, default)  # also where it is frozen
+    return objective

@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ppl_models.infer.objectives.objective import Objective
+from ppl_models.infer.objectives.objective import Objective, check_objective
 
 
 def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
@@ -39,7 +39,7 @@ def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
     return Weighted(objectives)
 
 
-class Weighted:
+class Weighted(Objective):
     """The objective that `weighted` returns."""
 
     name = "weighted"
@@ -54,11 +54,7 @@ class Weighted:
         if not objectives:
             raise ValueError("weighted: expected objectives, got none.")
         for objective, weight in objectives.items():
-            if not hasattr(objective, "loss") or not hasattr(objective, "prepare"):
-                raise TypeError(
-                    f"weighted: expected objectives, got {type(objective).__name__}. "
-                    f"Try elbo(model, guide)."
-                )
+            check_objective(objective, "weighted: expected objectives")
             if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise TypeError(
                     f"weighted: expected a number as the weight of {objective.name!r}, got "

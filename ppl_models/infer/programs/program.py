@@ -24,6 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppl_models.infer.programs.pyro_internals import unhandled
 from ppl_models.infer.programs.rows import follow_rows
 
 # What `pyro.param` statements inside a module's `forward` created, one store a module.
@@ -196,24 +197,13 @@ class _Scope(Messenger):
         self.program.found[message["name"]] = message["value"].unconstrained()
 
 
-def _unhandled(program: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns what is inside of Pyro's handlers, with the arguments bound to it."""
-    while isinstance(program, functools.partial) and isinstance(
-        next(iter(program.args), None), Messenger
-    ):
-        fn, *bound = program.args[1:]  # Pyro's partial(_context_wrap, handler, fn)
-        plain = not bound and not program.keywords
-        program = fn if plain else functools.partial(fn, *bound, **program.keywords)
-    return program
-
-
 def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function, method or module inside of handlers, partials and decorators."""
-    program = _unhandled(program)
+    program = unhandled(program)
     if isinstance(program, functools.partial):
         first = next(iter(program.args), None)
         method = getattr(type(first), getattr(program.func, "__name__", ""), None)
-        if isinstance(first, nn.Module) and method and _unhandled(method) is program.func:
+        if isinstance(first, nn.Module) and method and unhandled(method) is program.func:
             return types.MethodType(program.func, first)  # a handler decorates the method
         return _inner(program.func)
     if inspect.isfunction(program) and hasattr(program, "__wrapped__"):
@@ -227,7 +217,7 @@ def _owner(inner: Callable[..., Any]) -> nn.Module | None:
 
 
 def _signature(program: Callable[..., Any]) -> inspect.Signature:
-    program = _unhandled(program)
+    program = unhandled(program)
     if isinstance(program, nn.Module):
         return _signature(program.forward)
     if isinstance(program, functools.partial) and isinstance(program.func, nn.Module):

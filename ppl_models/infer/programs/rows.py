@@ -11,9 +11,11 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from ppl_models.infer.programs.pyro_internals import active_handlers, plate_frames
+from ppl_models.infer.programs.torch_internals import no_torch_function, tensor_of_no_values
 
 _UNKNOWN = (
     "there is an entry for each row, and it is not known which rows these are. Try the tensors or "
@@ -72,9 +74,9 @@ class _Unknown(Tensor):
 
     @staticmethod
     def __new__(cls, count: int, device: torch.device | None) -> "_Unknown":
-        return Tensor._make_wrapper_subclass(cls, (count,), dtype=torch.int64, device=device)
+        return tensor_of_no_values(cls, (count,), torch.int64, device)  # type: ignore[return-value]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -100,12 +102,12 @@ def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
         return
 
     def create_plates(*batch: Tensor, **_: int) -> list[pyro.plate]:
-        frame = guide._prototype_frames.get("data")
+        frame = plate_frames(guide).get("data")
         if frame is None or not batch:
             return []
         count, size = len(batch[0]), frame.full_size or frame.size
         kind = type(guide).__name__
-        handler = next((m for m in _PYRO_STACK if isinstance(m, Rows)), None)
+        handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
         if handler is not None and handler.size != size:
             raise ValueError(
                 f"{kind}: it has parameters for each of {size} rows, but there are "
@@ -119,7 +121,7 @@ def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
                 f"guide, which takes any."
             )
         for part in guide.modules():
-            joint = isinstance(part, AutoContinuous) and "data" in part._prototype_frames
+            joint = isinstance(part, AutoContinuous) and "data" in plate_frames(part)
             if joint and (count, size) != (frame.size, frame.size):
                 raise ValueError(
                     f"{type(part).__name__}: it holds the latents of all rows in one vector, made "

@@ -12,6 +12,8 @@ from pyro.distributions.torch_distribution import (
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import Independent
 
+from ppl_models.infer.programs.pyro_internals import is_deterministic
+
 
 def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
     """The random sites of a trace: neither observed, nor a subsample, nor deterministic."""
@@ -42,7 +44,7 @@ def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
 
 def is_datum(site: dict) -> bool:
     """Whether a site, if observed, holds data: not `pyro.deterministic` or `pyro.factor`."""
-    return not site["infer"].get("_deterministic") and kind(site["fn"]) != "Unit"
+    return not is_deterministic(site) and kind(site["fn"]) != "Unit"
 
 
 def is_factor(site: dict) -> bool:
@@ -87,9 +89,7 @@ def random_sites(trace: poutine.Trace) -> list[dict]:
     return [
         site
         for site in trace.nodes.values()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
     ]
 
 

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ppl_models.infer.programs.torch_internals import lerp_each_
+
 
 class Average:
     """The averages of parameters, beside the parameters themselves.
@@ -41,7 +43,7 @@ class Average:
         """Takes in the parameters after step number `step`, the first of which is 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         now = [p.to(a.dtype) for p, a in zip(self.parameters, self.tensors, strict=True)]
-        torch._foreach_lerp_(self.tensors, now, 1 - decay)
+        lerp_each_(self.tensors, now, 1 - decay)
 
     def take(self) -> None:
         """Gives the parameters the values of their averages."""

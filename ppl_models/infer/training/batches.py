@@ -61,8 +61,9 @@ class InMemory:
         self.batches = -(-self.size // self.batch_size)
 
     def to(self, device: torch.device) -> "InMemory":
-        self.tensors = tuple(x.to(device) for x in self.tensors)
-        return self
+        """The same rows on a device."""
+        tensors = tuple(x.to(device) for x in self.tensors)
+        return InMemory(tensors, self.batch_size, self.transform)
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
@@ -72,7 +73,7 @@ class InMemory:
     def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
         """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
-        for rows in _parts(self.size, self.batch_size, seed, shuffle, device)[start:]:
+        for rows in _split(self.size, self.batch_size, seed, shuffle, device)[start:]:
             yield Chosen(self.tensors, rows, self.size, self.transform)
 
     @property
@@ -93,7 +94,7 @@ class ByIndex:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
-        parts = _parts(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
+        parts = _split(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
         generator = torch.Generator().manual_seed(seed)
         indices = [part.tolist() for part in parts]
         loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
@@ -140,19 +141,23 @@ Source = InMemory | ByIndex | Loaded
 def source(
     data: Any, batch_size: int | None, device: torch.device | None, missing: bool = False
 ) -> Source:
-    """Returns the minibatches of tensors, a `Dataset` or a `DataLoader`, after checking them."""
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(
-            f"batch_size: expected a positive number of rows, got {batch_size!r}. "
-            f"Try 64, or None for the whole data as one batch."
-        )
-    if isinstance(data, DataLoader):
-        if batch_size is not None:
-            raise ValueError(
-                f"batch_size: the DataLoader has one of its own ({data.batch_size}); "
-                f"got {batch_size}. Try batch_size=None."
-            )
-        return Loaded(data, device or torch.device("cpu"))
+    """Returns the minibatches of tensors, a `Dataset` or a `DataLoader`, after checking them.
+
+    Arguments:
+        data: As `fit` takes them.
+        batch_size: The rows of a minibatch. Default: all, or what the `DataLoader` gives.
+        device: Where the minibatches go. Default: tensors stay, streamed rows come on the CPU.
+        missing: Whether NaN stands for what was not observed.
+    """
+    memory = in_memory(data, batch_size, missing)
+    if memory is None:
+        return streamed(data, batch_size, device or torch.device("cpu"))
+    return memory if device is None else memory.to(device)
+
+
+def in_memory(data: Any, batch_size: int | None, missing: bool = False) -> InMemory | None:
+    """Returns the minibatches of tensors, where they are; None where the data are none."""
+    _check_batch_size(batch_size)
     if isinstance(data, TensorDataset):
         data = data.tensors
     transform = data.transform if isinstance(data, Transformed) else None
@@ -161,14 +166,40 @@ def source(
         tensors = (tensors,)
     if isinstance(tensors, tuple) and tensors and all(isinstance(x, Tensor) for x in tensors):
         check_tensors(tensors, missing)
-        memory = InMemory(tensors, batch_size, transform)
-        return memory if device is None else memory.to(device)
+        return InMemory(tensors, batch_size, transform)
+    return None
+
+
+def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex | Loaded:
+    """Returns the minibatches of a `Dataset` or a `DataLoader`, moved to a device one by one."""
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ValueError(
+                f"batch_size: the DataLoader has one of its own ({data.batch_size}); "
+                f"got {batch_size}. Try batch_size=None."
+            )
+        return Loaded(data, device)
     if isinstance(data, Dataset):
-        return ByIndex(data, batch_size, device or torch.device("cpu"))
+        return ByIndex(data, batch_size, device)
     raise TypeError(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
         f"got {type(data).__name__}. Try torch.as_tensor(data)."
     )
+
+
+def in_memory_rows(source: Source) -> tuple[Tensor, ...] | None:
+    """All the rows as programs get them, where they are in memory."""
+    if isinstance(source, InMemory) and source.transform is None:
+        return source.tensors
+    return None
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(
+            f"batch_size: expected a positive number of rows, got {batch_size!r}. "
+            f"Try 64, or None for the whole data as one batch."
+        )
 
 
 def _length(dataset: Any) -> int:
@@ -184,7 +215,7 @@ def _length(dataset: Any) -> int:
     return rows
 
 
-def _parts(
+def _split(
     size: int, batch_size: int, seed: int, shuffle: bool, device: torch.device
 ) -> tuple[Tensor, ...]:
     """The rows of each batch of an epoch. The whole data as one batch keep their order."""

@@ -1,8 +1,6 @@
 """One step of descent: the loop under `fit`, for those who drive it themselves."""
 
-import inspect
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
 from typing import Any
@@ -10,21 +8,25 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Replay, recorder_for
-from ppl_models.infer.objectives.objective import Objective
+from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.modules import check_devices
-from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.infer.programs.rng import get_rng_state, kept_rng, set_rng_state
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.training.average import Average, check_decay
+from ppl_models.infer.training.average import Average, check_decay, copy_all
 from ppl_models.infer.training.batches import Batch, Chosen
+from ppl_models.infer.training.optimizers import (
+    LearningRateSchedule,
+    Optimizer,
+    make_optimizer,
+    make_scheduler,
+    takes_steps,
+)
 from ppl_models.modes import modes
-
-Optimizer = Callable[..., torch.optim.Optimizer]
-Schedule = Callable[..., torch.optim.lr_scheduler.LRScheduler]
+from ppl_models.user_line import warn
 
 
 def descend(
@@ -51,29 +53,25 @@ def descend(
         >>> len(losses)
         3
     """
-    with closing(Descent(objectives, **options)) as descent:
-        for batch in batches:
-            if isinstance(batch, Tensor):
-                batch = (batch,)
-            if not isinstance(batch, Batch):
-                rows = torch.arange(len(batch[0]), device=batch[0].device)
-                batch = Batch(batch, rows, len(rows))
-            if not descent.started:
-                descent.start(batch)
+    objectives, stream = as_objectives(objectives), map(_as_batch, batches)
+    batch = next(stream, None)
+    if batch is None:
+        return
+    with closing(Descent(objectives, batch, **options)) as descent:
+        while batch is not None:
             yield descent.step(batch)
-        if descent.started:
-            descent.finish()
+            batch = next(stream, None)
+        descent.finish()
 
 
 class Descent:
-    """Objectives, each with its optimiser and its schedule.
-
-    Besides what `Objective` asks for, an objective may have `turns`: how many steps it takes for
-    each one of the others, on so many parts of each batch; and `reports`: numbers by name that its
-    last loss came with, to be recorded beside it.
+    """Objectives that can take their first step, each with its optimiser and its schedule.
 
     Arguments:
         objectives: What to descend, in turns.
+        batch: A first batch. The objectives are checked against it and create their parameters;
+            it is no step.
+        data: All the rows, where they are in memory, to be checked, too.
         lr: The learning rate.
         optimizer: A callable `optimizer(parameters, lr=lr)`. Default: fused Adam.
         clip: The largest norm of a gradient; None for no clipping.
@@ -88,59 +86,43 @@ class Descent:
     def __init__(
         self,
         objectives: Objective | Sequence[Objective],
+        batch: Batch,
+        data: tuple[Tensor, ...] | None = None,
         *,
         lr: float = 1e-3,
         optimizer: Optimizer | None = None,
         clip: float | None = None,
-        schedule: Schedule | None = None,
+        schedule: LearningRateSchedule | None = None,
         steps: int | None = None,
         amp: bool = False,
         ema: float | None = None,
         compile: bool = False,
     ) -> None:
-        several = objectives if isinstance(objectives, Sequence) else [objectives]
-        self.objectives: list[Objective] = list(several)
-        _check_objectives(self.objectives)
         check_decay(ema)
-        self.lr, self.optimizer, self.clip = lr, optimizer or _adam, clip
-        self.schedule, self.steps, self.amp = schedule, steps, amp
+        self.objectives = as_objectives(objectives)
+        self.lr, self.clip, self.amp = lr, clip, amp
         self.ema, self.compile = ema, compile
-        self.average: Average | None = None
-        self.replay: Replay | None = None
-        self.step_number = 0
-        self.started = False
-
-    def start(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
-        """Checks the objectives against a first batch, and makes the optimisers."""
         self.device = batch.values[0].device
-        rng = get_rng_state(self.device)
-        with modes(self.modules(), training=False):
+        self.step_number = 0
+        with kept_rng(self.device), modes(self.modules(), training=False):
             self.check(batch, data)
-        set_rng_state(rng, self.device)  # what was drawn so far does not count
         self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
         self.parameters = [_trained(objective) for objective in self.objectives]
         self._warn_of_untrained()
-        self.optimizers = [self.optimizer(p, lr=self.lr) for p in self.parameters]
-        for optimizer in self.optimizers:
-            if not isinstance(optimizer, torch.optim.Optimizer):
-                raise TypeError(
-                    f"optimizer: expected a callable that returns an optimiser of torch, got "
-                    f"{type(optimizer).__name__}. Try torch.optim.Adam, or "
-                    f"functools.partial(torch.optim.SGD, momentum=0.9)."
-                )
-        self.schedulers = [self._scheduler(optimizer) for optimizer in self.optimizers]
+        self.optimizers = [make_optimizer(optimizer, p, lr) for p in self.parameters]
+        self.schedulers = [make_scheduler(schedule, o, steps) for o in self.optimizers]
+        self.horizon = steps if schedule is not None and takes_steps(schedule) else None
+        moved = list(chain.from_iterable(self.parameters))
+        self.average = None if ema is None else Average(moved, ema)
         self.compiled = [Compiled(objective) for objective in self.objectives]
-        recorder = recorder_for(self.device) if self.compile else None
+        recorder = recorder_for(self.device) if compile else None
+        self.replay: Replay | None = None
         if recorder is not None:
-            moved = list(chain.from_iterable(self.parameters))
             self.replay = Replay(recorder, self.compiled, self.optimizers, moved)
-        if self.ema is not None:
-            self.average = Average(list(chain.from_iterable(self.parameters)), self.ema)
-        self.started = True
 
     def modules(self) -> list[nn.Module]:
         """The modules of all objectives."""
-        return [module for o in self.objectives for module in o.modules().values()]
+        return modules_of(self.objectives)
 
     def check(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
@@ -175,7 +157,7 @@ class Descent:
             batch = batch.gathered()
         losses: dict[str, Tensor] = {}
         for i, objective in enumerate(self.objectives):
-            parts = _parts(batch, getattr(objective, "turns", 1))
+            parts = _parts(batch, objective.turns)
             for part in parts:
                 for name, number in self._turn(i, part).items():
                     share = number / len(parts) if len(parts) > 1 else number
@@ -225,7 +207,7 @@ class Descent:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
         self.optimizers[i].step()
-        return {objective.name: loss.detach(), **getattr(objective, "reports", {})}
+        return {objective.name: loss.detach(), **objective.reports}
 
     def _loss(self, i: int, batch: Batch) -> Tensor:
         """The loss of an objective on a batch that it is trained on."""
@@ -252,6 +234,28 @@ class Descent:
         """Ends it: the parameters take the values of their averages."""
         if self.average is not None:
             self.average.take()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, the parameters themselves aside."""
+        return {
+            "average": self.average and self.average.tensors,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [s and s.state_dict() for s in self.schedulers],
+            "rng": get_rng_state(self.device),
+            "step": self.step_number,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where another one was, as `state_dict` gave it."""
+        if self.average is not None:
+            copy_all(self.average.tensors, state["average"])
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
+        for scheduler, its_state in zip(self.schedulers, state["schedulers"], strict=True):
+            if scheduler is not None:
+                scheduler.load_state_dict(its_state)
+        self.step_number = state["step"]
+        set_rng_state(state["rng"], self.device)
 
     def close(self) -> None:
         """Lets recordings go, and the data that they hold, also where a run was interrupted."""
@@ -295,51 +299,20 @@ class Descent:
         for objective in self.objectives:
             for name, module in objective.modules().items():
                 if any(p.requires_grad and id(p) not in trained for p in module.parameters()):
-                    warnings.warn(
+                    warn(
                         f"{objective.name}: the program runs {name}, some of whose parameters are "
                         f"not trained. Try pyro.module('{name.split('.')[-1]}', ...) in the "
-                        f"program, or .requires_grad_(False) if that is meant.",
-                        stacklevel=3,
+                        f"program, or .requires_grad_(False) if that is meant."
                     )
 
-    @property
-    def schedule_has_horizon(self) -> bool:
-        """Whether the schedule depends on the number of steps in all."""
-        return self.schedule is not None and _takes_steps(self.schedule)
 
-    def _scheduler(
-        self, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler | None:
-        if self.schedule is None:
-            return None
-        if _takes_steps(self.schedule):
-            scheduler = self.schedule(optimizer, self.steps)
-        else:
-            scheduler = self.schedule(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau) or not hasattr(scheduler, "state_dict"):
-            raise TypeError(
-                f"schedule: expected a callable that returns a scheduler of torch moved by steps, "
-                f"got {type(scheduler).__name__}. Try lambda optimizer, steps: "
-                f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)."
-            )
-        return scheduler
-
-
-def _check_objectives(objectives: Sequence[Objective]) -> None:
-    if not objectives:
-        raise ValueError("objective: expected one or more, got none. Try elbo(model, guide).")
-    for objective in objectives:
-        if not hasattr(objective, "loss") or not hasattr(objective, "prepare"):
-            raise TypeError(
-                f"objective: expected an objective, got {type(objective).__name__}. "
-                f"Try elbo(model, guide)."
-            )
-    names = [objective.name for objective in objectives]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"objectives: expected names that differ, for the history, got {names}. "
-            f"Try objective.name = 'another'."
-        )
+def _as_batch(given: Batch | Tensor | tuple[Tensor, ...]) -> Batch:
+    """A batch; of rows by themselves one that is the whole data."""
+    if isinstance(given, Batch):
+        return given
+    values = (given,) if isinstance(given, Tensor) else given
+    rows = torch.arange(len(values[0]), device=values[0].device)
+    return Batch(values, rows, len(rows))
 
 
 def _parts(batch: Batch, turns: int) -> list[Batch]:
@@ -360,25 +333,3 @@ def _trained(objective: Objective) -> list[Tensor]:
             f"as it is."
         )
     return parameters
-
-
-def _adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=lr, fused=fused)
-
-
-def _takes_steps(schedule: Schedule) -> bool:
-    required = [
-        p
-        for p in inspect.signature(schedule).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(required) < 2:
-        return False
-    kind, name = getattr(schedule, "func", schedule), required[1].name
-    if inspect.isclass(kind) and name not in ("T_max", "total_steps", "steps"):
-        raise TypeError(
-            f"schedule: {kind.__name__} needs {name}, which is not the number of steps. "
-            f"Try functools.partial({kind.__name__}, {name}=...)."
-        )
-    return True

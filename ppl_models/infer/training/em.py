@@ -3,9 +3,8 @@ r"""Expectation maximisation: steps that never lower the evidence, until they no
 import copy
 import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,8 +12,9 @@ from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count, check_tensors
 from ppl_models.infer.programs.modules import allows_missing, check_devices
-from ppl_models.infer.training.batches import InMemory, Source, source
+from ppl_models.infer.training.batches import InMemory, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
+from ppl_models.user_line import warn
 
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
 SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, relative to 1 nat
@@ -31,12 +31,23 @@ class HasEMStep(Protocol):
 
         `x` are all the rows, or batches of them that can be gone through more than once. The
         objective is the log evidence (with a penalty, where the model has one).
-
-        A module whose step serves several restarts at once has `stack(restarts)`, which returns a
-        copy whose parameters have a leading dimension, and so has its objective.
-
-        Where something must be said of a fit, `caveat()` says it, and returns None elsewhere.
         """
+
+
+@runtime_checkable
+class HasStack(Protocol):
+    """A module whose step of EM serves several restarts at once."""
+
+    def stack(self, restarts: int) -> Any:
+        """Returns a copy whose parameters have a leading dimension, and so has its objective."""
+
+
+@runtime_checkable
+class HasCaveat(Protocol):
+    """A module that knows what users must be told of its fit."""
+
+    def caveat(self) -> str | None:
+        """Says it; None where there is nothing to say."""
 
 
 def fit_em(
@@ -99,45 +110,53 @@ def fit_em(
     began = time.perf_counter()
     missing = allows_missing([model])
     place = next(iter(model.parameters())).device
-    rows = source(data, batch_size, None, missing=missing)
+    rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
     if seed is not None:
         torch.manual_seed(seed)
-    x: Any
-    if not isinstance(rows, InMemory):
-        rows.device = place
-        x, start = _Batches(rows, missing), _some(rows, missing)
-    else:
-        x = start = _whole(rows)
-        if batch_size is not None and x.device.type == "cpu" != place.type:
-            x, start = _Parts(x, rows.batch_size, place), _some_of(x).to(place)
+    x, start = _rows_and_start(rows, batch_size, place, missing)
     check_devices({"model": model}, (start,), "a batch_size, with which parts of them are moved")
 
-    if restarts == 1:
-        candidates = [model]
-    elif hasattr(model, "stack"):
-        candidates = [model.stack(restarts)]
-    else:
-        candidates = [copy.deepcopy(model) for _ in range(restarts)]
     ends = []
     with tqdm(desc="EM", disable=None if progress else True) as bar:
-        for candidate in candidates:
+        for candidate in _candidates(model, restarts):
             if initialise:
                 candidate.initialise(start)
             ends.append(_climb(candidate, x, max_steps, tolerance, bar))
     values, state = max(ends, key=lambda end: end[0][-1])
     model.load_state_dict(state)
+    _warn_of_the_end(model, values, max_steps, tolerance)
+    return Run({"loss": [-value for value in values]}, len(values), time.perf_counter() - began)
 
+
+def _rows_and_start(
+    rows: Source, batch_size: int | None, place: torch.device, missing: bool
+) -> tuple[Any, Tensor]:
+    """What each step goes through, and rows to choose a start from."""
+    if not isinstance(rows, InMemory):
+        return _Streamed(rows, missing), _first_rows(rows, missing)
+    x = _whole(rows)
+    if batch_size is not None and x.device.type == "cpu" != place.type:
+        return _Moved(x, rows.batch_size, place), _random_rows(x).to(place)
+    return x, x
+
+
+def _candidates(model: Any, restarts: int) -> list[Any]:
+    """The model, or copies of it, one of which may hold all restarts."""
+    if restarts == 1:
+        return [model]
+    if isinstance(model, HasStack):
+        return [model.stack(restarts)]
+    return [copy.deepcopy(model) for _ in range(restarts)]
+
+
+def _warn_of_the_end(model: Any, values: list[float], max_steps: int, tolerance: float) -> None:
     if len(values) > 1 and not values[-1] - values[-2] <= tolerance:
-        warnings.warn(
+        warn(
             f"fit_em: still rising by {values[-1] - values[-2]:.1e} nats per row at step "
-            f"{len(values)}. Try max_steps={10 * max_steps}, or a larger tolerance.",
-            stacklevel=2,
+            f"{len(values)}. Try max_steps={10 * max_steps}, or a larger tolerance."
         )
-    caveat = model.caveat() if hasattr(model, "caveat") else None
-    if caveat:
-        warnings.warn(caveat, stacklevel=2)
-    history = {"loss": [-value for value in values]}
-    return Run(history, len(values), time.perf_counter() - began)
+    if isinstance(model, HasCaveat) and (caveat := model.caveat()):
+        warn(caveat)
 
 
 @torch.no_grad()
@@ -190,7 +209,7 @@ def _choose(back: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return torch.where(back, old, new)
 
 
-class _Batches:
+class _Streamed:
     """Rows that are streamed: each time it is gone through, all of them once."""
 
     def __init__(self, rows: Source, missing: bool) -> None:
@@ -204,7 +223,7 @@ class _Batches:
         self.checked = True
 
 
-class _Parts:
+class _Moved:
     """A tensor of rows on the CPU, of which parts are moved to where the model is."""
 
     def __init__(self, x: Tensor, batch_size: int, place: torch.device) -> None:
@@ -215,7 +234,7 @@ class _Parts:
             yield part.to(self.place, non_blocking=True)  # it stays as it is
 
 
-def _some_of(x: Tensor) -> Tensor:
+def _random_rows(x: Tensor) -> Tensor:
     """Rows to choose a start from, where not all may be moved at once."""
     return x if len(x) <= MANY else x[torch.randperm(len(x))[:MANY]]
 
@@ -229,7 +248,7 @@ def _whole(rows: InMemory) -> Tensor:
     return rows.tensors[0]
 
 
-def _some(rows: Source, missing: bool) -> Tensor:
+def _first_rows(rows: Source, missing: bool) -> Tensor:
     """Rows to choose a start from, where the data are streamed."""
     found, count = [], 0
     for batch in rows.epoch(0):

@@ -5,24 +5,33 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyro
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count
-from ppl_models.infer.objectives.objective import Objective
+from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
 from ppl_models.infer.programs.modules import allows_missing
-from ppl_models.infer.programs.rng import get_rng_state, mix, own_rng, set_rng_state
+from ppl_models.infer.programs.rng import mix
 from ppl_models.infer.training import files
-from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source, source
-from ppl_models.infer.training.descent import Descent, Optimizer, Schedule
-from ppl_models.infer.training.progress import State
+from ppl_models.infer.training.average import check_decay
+from ppl_models.infer.training.batches import (
+    Batch,
+    Chosen,
+    InMemory,
+    Source,
+    in_memory_rows,
+    source,
+)
+from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.held_out import HeldOut
+from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
+from ppl_models.infer.training.progress import Progress
 from ppl_models.modes import modes
 
 LONG = 20_000  # steps that are worth the time of a compiler
@@ -65,7 +74,7 @@ def fit(
     validation: Any = None,
     patience: int | None = None,
     clip: float | None = None,
-    schedule: Schedule | None = None,
+    schedule: LearningRateSchedule | None = None,
     ema: float | None = None,
     compile: bool | Literal["auto"] = "auto",
     checkpoint: str | Path | None = None,
@@ -131,105 +140,189 @@ def fit(
         >>> run.steps, len(run.history["loss"])
         (15, 3)
     """
-    _check_arguments(
-        epochs=epochs,
-        steps=steps,
-        patience=patience,
-        lr=lr,
-        clip=clip,
-        validation=validation,
-        checkpoint=checkpoint,
-        resume=resume,
-    )
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}.")
+    _check_length(epochs, steps)
+    _check_options(lr, clip, patience, validation, compile)
+    path = _checkpoint_path(checkpoint, resume)
     began = time.perf_counter()
     place = None if device is None else choose_device(device)
-    descent = Descent(
-        objective, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp, ema=ema
-    )
-    missing = allows_missing(descent.modules())
-    train = source(data, batch_size, place, missing)
-    at_once = None if isinstance(validation, DataLoader) else batch_size
-    held_out = None if validation is None else source(validation, at_once, place, missing)
+    objectives = as_objectives(objective)
+    check_decay(ema)
+
+    train, held_out = _sources(objectives, data, validation, batch_size, place)
     total = steps or (epochs or 0) * train.batches  # one of them is given
+    order_seed = _seeded(seed)
+    written = files.read(path) if resume and path is not None and path.exists() else None
 
-    if seed is not None:
-        torch.manual_seed(seed)
-    order_seed = int(torch.randint(2**31, ())) if seed is None else seed
-    descent.steps = total
-    path = None if checkpoint is None else Path(checkpoint)
-    tree = files.read(path) if resume and path is not None and path.exists() else None
-    if compile == "auto":
-        compile = total >= LONG if tree is None else tree.get("settings", {}).get("compile", False)
-    descent.compile = compile
-    if place is not None:
-        for module in descent.modules():
-            module.to(place)
+    start = partial(
+        Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp, ema=ema
+    )
+    _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
-    descent.start(first, _tensors(train))
+    compiled = _is_compiled(compile, total, written)
+    descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compiled)
+    settings = _settings(descent, train, validated=held_out is not None, patience=patience)
+    reached = Progress(descent, order_seed, settings)
+    if written is not None and path is not None:
+        reached.restore(written, path, seed)
+    if held_out is not None:
+        held_out.check(descent, order_seed)
 
-    settings = {
+    with closing(descent):
+        _Loop(reached, train, held_out, patience, path, checkpoint_every).run(total, progress)
+    return Run(reached.history, descent.step_number, time.perf_counter() - began)
+
+
+class _Loop:
+    """The steps of a run, and what comes between them and after them.
+
+    Arguments:
+        progress: Where it goes on, and what it moves.
+        train: The rows to learn from.
+        held_out: The rows of the validation, if there is one.
+        patience: How many epochs without a better validation loss are too many.
+        path: The file for checkpoints, if they are wanted.
+        every: The seconds from one to the next.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        train: Source,
+        held_out: HeldOut | None,
+        patience: int | None,
+        path: Path | None,
+        every: float,
+    ) -> None:
+        self.progress, self.descent = progress, progress.descent
+        self.train, self.held_out, self.patience = train, held_out, patience
+        self.path, self.every, self.written_at = path, every, time.perf_counter()
+
+    def run(self, total: int, shown: bool) -> None:
+        """Goes on to so many steps in all, and leaves the modules in evaluation mode."""
+        initial, hidden = self.descent.step_number, None if shown else True
+        with (
+            tqdm(total=total, initial=initial, disable=hidden) as bar,
+            modes(self.descent.modules(), training=True),
+        ):
+            self._go_through_epochs(total, bar)
+            self._finish()
+        for module in self.descent.modules():
+            module.eval()
+
+    def _go_through_epochs(self, total: int, bar: tqdm) -> None:
+        progress = self.progress
+        while self.descent.step_number < total and not progress.stopped:
+            self._go_through_batches(total, bar)
+            if progress.batch < self.train.batches:
+                return  # the last step came in the middle of an epoch
+            self._end_epoch()
+            progress.warn_of_caveats()
+            bar.set_postfix(progress.latest(), refresh=False)
+
+    def _go_through_batches(self, total: int, bar: tqdm) -> None:
+        for batch in self._batches():
+            with _naming_epoch(self.progress.epoch, self.path):
+                self.progress.record(self.descent.step(batch))
+            bar.update()
+            if self.descent.step_number == total:
+                return
+            if self.path is not None and time.perf_counter() - self.written_at >= self.every:
+                self.progress.write(self.path)
+                self.written_at = time.perf_counter()
+
+    def _batches(self) -> Iterator[Batch | Chosen]:
+        """The rest of an epoch, as rows where gathering them is recorded with the step."""
+        seed, start = mix(self.progress.order_seed, self.progress.epoch), self.progress.batch
+        gathers = self.descent.replay is not None
+        if gathers and isinstance(self.train, InMemory) and self.train.recordable:
+            return self.train.choices(seed, start)
+        return self.train.epoch(seed, start)
+
+    def _end_epoch(self) -> None:
+        """Closes an epoch, with the validation loss of the averages where there are any."""
+        progress = self.progress
+        if self.held_out is None:
+            progress.end_epoch(None, self.patience)
+            return
+        with self.descent.averaged():
+            loss = self.held_out.loss(self.descent, progress.order_seed)
+            progress.end_epoch(loss, self.patience)
+
+    def _finish(self) -> None:
+        """Writes the last checkpoint, and leaves the parameters that are wanted."""
+        progress = self.progress
+        progress.check_finite()
+        if self.path is not None:
+            progress.write(self.path)
+        if progress.batch:
+            self._end_epoch()
+            progress.read_losses()
+        progress.warn_of_caveats()
+        self.descent.finish()
+        progress.return_to_best()
+
+
+def _sources(
+    objectives: list[Objective],
+    data: Any,
+    validation: Any,
+    batch_size: int | None,
+    place: torch.device | None,
+) -> tuple[Source, HeldOut | None]:
+    """The rows to learn from, and those held out, where there are any."""
+    missing = allows_missing(modules_of(objectives))
+    train = source(data, batch_size, place, missing)
+    if validation is None:
+        return train, None
+    at_once = None if isinstance(validation, DataLoader) else batch_size
+    return train, HeldOut(source(validation, at_once, place, missing))
+
+
+def _seeded(seed: int | None) -> int:
+    """Seeds torch's generators, and returns the seed of the order of the rows."""
+    if seed is None:
+        return int(torch.randint(2**31, ()))
+    torch.manual_seed(seed)
+    return seed
+
+
+def _is_compiled(
+    compile: bool | Literal["auto"], total: int, written: dict[str, Any] | None
+) -> bool:
+    """Whether losses run as compiled code: by default in long runs, or as before a resume."""
+    if compile != "auto":
+        return compile
+    return total >= LONG if written is None else written.get("settings", {}).get("compile", False)
+
+
+def _move(objectives: list[Objective], place: torch.device | None) -> None:
+    if place is not None:
+        for module in modules_of(objectives):
+            module.to(place)
+
+
+def _settings(
+    descent: Descent, train: Source, validated: bool, patience: int | None
+) -> dict[str, Any]:
+    """What a resumed run must have in common with this one."""
+    return {
         "batch_size": train.batch_size,
         "rows": train.size,
-        "lr": lr,
-        "clip": clip,
-        "amp": amp,
+        "lr": descent.lr,
+        "clip": descent.clip,
+        "amp": descent.amp,
         "optimizer": type(descent.optimizers[0]).__name__,
         "schedule": type(descent.schedulers[0]).__name__,
-        "horizon": total if descent.schedule_has_horizon else None,
-        "validated": validation is not None,
+        "horizon": descent.horizon,
+        "validated": validated,
         "patience": patience,
-        "ema": ema,
+        "ema": descent.ema,
         "compile": descent.compile,
     }
-    state = State(descent, order_seed, settings)
-    if tree is not None and path is not None:
-        state.restore(tree, path, seed)
-    if held_out is not None:
-        _check(descent, held_out, order_seed)
-
-    saved = time.perf_counter()
-    bar = tqdm(total=total, initial=descent.step_number, disable=None if progress else True)
-    with bar, closing(descent), modes(descent.modules(), training=True):
-        while descent.step_number < total and not state.stopped:
-            for batch in _epoch(train, descent, mix(state.order_seed, state.epoch), state.batch):
-                with _placed(state.epoch, path):
-                    state.record(descent.step(batch))
-                bar.update()
-                if descent.step_number == total:
-                    break
-                if path is not None and time.perf_counter() - saved >= checkpoint_every:
-                    state.write(path)
-                    saved = time.perf_counter()
-            if state.batch < train.batches:
-                break  # the last step came in the middle of an epoch
-            _end_epoch(state, held_out, patience)
-            state.warn_of_caveats()
-            bar.set_postfix(state.latest(), refresh=False)
-        state.check()
-        if path is not None:
-            state.write(path)
-        if state.batch:
-            _end_epoch(state, held_out, patience)
-            state.read()
-        state.warn_of_caveats()
-        descent.finish()
-        state.return_to_best()
-    for module in descent.modules():
-        module.eval()
-    return Run(state.history, descent.step_number, time.perf_counter() - began)
-
-
-def _epoch(train: Source, descent: Descent, seed: int, start: int) -> Iterator[Batch | Chosen]:
-    """The batches of an epoch, as rows where gathering them is recorded with the step."""
-    if descent.replay is not None and isinstance(train, InMemory) and train.recordable:
-        return train.choices(seed, start)
-    return train.epoch(seed, start)
 
 
 @contextmanager
-def _placed(epoch: int, path: Path | None) -> Iterator[None]:
+def _naming_epoch(epoch: int, path: Path | None) -> Iterator[None]:
     """Adds the epoch, and what is not lost, to the error of a loss that is not finite."""
     try:
         yield
@@ -238,84 +331,34 @@ def _placed(epoch: int, path: Path | None) -> Iterator[None]:
         raise FloatingPointError(f"epoch {epoch + 1}, {error}{kept}") from None
 
 
-def _end_epoch(state: State, held_out: Source | None, patience: int | None) -> None:
-    """Closes an epoch, with the validation loss of the averages where there are any."""
-    if held_out is None:
-        state.end_epoch(None, patience)
-    else:
-        with state.descent.averaged():
-            state.end_epoch(_evaluate(state.descent, held_out, state.order_seed), patience)
-
-
-@torch.no_grad()
-def _evaluate(descent: Descent, held_out: Source, seed: int) -> float:
-    """The loss of held-out data in nats per row, with the same draws each time."""
-    with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
-        losses, counts = [], []
-        for loss, batch in _losses(descent, held_out):
-            losses.append(loss)
-            counts.append(len(batch.values[0]))
-        values = torch.stack(losses).tolist()  # read at once, from a GPU
-        mean = sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
-    if not math.isfinite(mean):
-        with modes(descent.modules(), training=False), own_rng(mix(seed, -1), descent.device):
-            _find_fault(descent, held_out)
-    return mean
-
-
-def _losses(descent: Descent, held_out: Source) -> Iterator[tuple[Tensor, Batch]]:
-    (objective,) = descent.objectives
-    for batch in _others(held_out):
-        with pyro.validation_enabled(False):
-            loss = descent.evaluate(objective, batch)
-        yield loss, batch
-
-
-def _find_fault(descent: Descent, held_out: Source) -> None:
-    """Raises at the held-out batch whose loss is not finite, with the same draws."""
-    rng = get_rng_state(descent.device)
-    for loss, batch in _losses(descent, held_out):
-        if not torch.isfinite(loss):
-            set_rng_state(rng, descent.device)
-            when = f"on the validation data after step {descent.step_number}"
-            raise FloatingPointError(descent.blame(descent.objectives[0], batch, loss, when))
-        rng = get_rng_state(descent.device)
-
-
-def _check(descent: Descent, held_out: Source, seed: int) -> None:
-    """Tries a batch of the validation data before the first step."""
-    if len(descent.objectives) != 1:
-        raise ValueError(
-            f"validation: expected one objective, got {len(descent.objectives)}. "
-            f"Try validation=None, and metrics after the fit."
-        )
-    with modes(descent.modules(), training=False), own_rng(seed, descent.device):
-        descent.check(next(_others(held_out)), _tensors(held_out))
-
-
-def _others(held_out: Source) -> Iterator[Batch]:
-    """Held-out batches: no rows that a guide could have parameters for."""
-    return (batch._replace(rows=None) for batch in held_out.epoch(0, shuffle=False))
-
-
-def _tensors(data: Source) -> tuple[Tensor, ...] | None:
-    return data.tensors if isinstance(data, InMemory) and data.transform is None else None
-
-
-def _check_arguments(**given: Any) -> None:
-    epochs, steps = given["epochs"], given["steps"]
+def _check_length(epochs: int | None, steps: int | None) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError(
             f"fit: expected either epochs or steps, got epochs={epochs}, steps={steps}. "
             f"Try epochs=100."
         )
-    counts = {name: given[name] for name in ("epochs", "steps", "patience")}
-    check_count(**{name: value for name, value in counts.items() if value is not None})
-    if not math.isfinite(given["lr"]) or given["lr"] <= 0:
-        raise ValueError(f"lr: expected a positive number, got {given['lr']!r}. Try 1e-3.")
-    if given["clip"] is not None and not given["clip"] > 0:
-        raise ValueError(f"clip: expected a positive norm, got {given['clip']!r}. Try 1.0.")
-    if given["patience"] is not None and given["validation"] is None:
+    _check_counts(epochs=epochs, steps=steps)
+
+
+def _check_options(
+    lr: float, clip: float | None, patience: int | None, validation: Any, compile: Any
+) -> None:
+    _check_counts(patience=patience)
+    if not math.isfinite(lr) or lr <= 0:
+        raise ValueError(f"lr: expected a positive number, got {lr!r}. Try 1e-3.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
+    if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to wait for, got validation=None.")
-    if given["resume"] and given["checkpoint"] is None:
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}.")
+
+
+def _check_counts(**counts: int | None) -> None:
+    check_count(**{name: value for name, value in counts.items() if value is not None})
+
+
+def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None:
+    if resume and checkpoint is None:
         raise ValueError("resume: expected checkpoint=, the file to go on from, got None.")
+    return None if checkpoint is None else Path(checkpoint)

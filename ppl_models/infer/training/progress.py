@@ -1,6 +1,5 @@
-"""The state of a run: what a checkpoint holds, so that a resumed run goes on bit for bit."""
+"""Where a run is, which a checkpoint holds, so that a resumed run goes on bit for bit."""
 
-import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
 from ppl_models.infer.training import files
-from ppl_models.infer.training.average import copy_all
 from ppl_models.infer.training.descent import Descent
+from ppl_models.user_line import warn
 
 READ_EVERY = 100  # losses that are read at once
 
 
-class State:
+class Progress:
     """Where a run is, and what it has seen.
 
     Arguments:
-        descent: The started descent.
+        descent: What takes the steps.
         order_seed: The seed of the order of the rows.
         settings: What a resumed run must have in common with this one.
     """
@@ -42,14 +40,14 @@ class State:
         self.pending.append(losses)
         self.batch += 1
         if len(self.pending) >= READ_EVERY:
-            self.read()
+            self.read_losses()
 
     def end_epoch(self, validation: float | None, patience: int | None) -> None:
         """Closes an epoch, after `self.batch` steps of it."""
         self.pending.append(self.batch)
         self.epoch, self.batch = self.epoch + 1, 0
         if validation is not None or self._costs_nothing or len(self.pending) >= READ_EVERY:
-            self.read()
+            self.read_losses()
         if validation is None:
             return
         self.history.setdefault("validation", []).append(validation)
@@ -65,11 +63,9 @@ class State:
     def warn_of_caveats(self) -> None:
         """Warns, once, of what an objective has to say of the epochs so far: its `caveat`."""
         for objective in self.descent.objectives if self.history else ():
-            caveat = getattr(objective, "caveat", None)
-            text = caveat and objective.name not in self.warned and caveat(self.history)
-            if text:
+            if objective.name not in self.warned and (caveat := objective.caveat(self.history)):
                 self.warned.add(objective.name)
-                warnings.warn(text, stacklevel=3)  # whoever called fit
+                warn(caveat)
 
     def latest(self) -> dict[str, float]:
         """The last entries of the history."""
@@ -80,55 +76,40 @@ class State:
         if self.best is not None:
             files.fill(self._tensors(), self.best["tensors"])
 
-    def check(self) -> None:
+    def check_finite(self) -> None:
         """Raises where a loss or a parameter is not finite."""
-        self.read()
+        self.read_losses()
         self.descent.check_parameters()
 
     def write(self, path: Path) -> None:
-        """Writes a checkpoint, unless the state is broken: the one before is then kept."""
-        self.check()
-        descent = self.descent
-        tree = {
+        """Writes a checkpoint, unless the run is broken: the one before is then kept."""
+        self.check_finite()
+        checkpoint = {
             "kind": "checkpoint",
             "settings": self.settings,
             "tensors": self._tensors(),
-            "average": descent.average and descent.average.tensors,
-            "optimizers": [optimizer.state_dict() for optimizer in descent.optimizers],
-            "schedulers": [s and s.state_dict() for s in descent.schedulers],
-            "rng": get_rng_state(descent.device),
-            "step": descent.step_number,
-            "progress": {name: getattr(self, name) for name in _PROGRESS},
+            **self.descent.state_dict(),
+            "progress": {name: getattr(self, name) for name in _WRITTEN},
         }
-        files.write(path, tree)
+        files.write(path, checkpoint)
 
-    def restore(self, tree: dict[str, Any], path: Path, seed: int | None) -> None:
-        """Takes over the state that was written to `path`, after checking that it fits."""
-        if tree.get("kind") != "checkpoint":
-            raise ValueError(
-                f"{path}: expected a checkpoint of fit, got {tree.get('kind')}. Try load({path})."
-            )
-        files.check_tensors_match(str(path), tree["tensors"], self._tensors())
-        self._check_settings(tree["settings"], path)
-        progress = tree["progress"]
+    def restore(self, checkpoint: dict[str, Any], path: Path, seed: int | None) -> None:
+        """Goes on from the checkpoint that `path` holds, after checking that it fits."""
+        kind = checkpoint.get("kind")
+        if kind != "checkpoint":
+            raise ValueError(f"{path}: expected a checkpoint of fit, got {kind}. Try load({path}).")
+        files.check_tensors_match(str(path), checkpoint["tensors"], self._tensors())
+        self._check_settings(checkpoint["settings"], path)
+        progress = checkpoint["progress"]
         if seed is not None and seed != progress["order_seed"]:
             raise ValueError(
                 f"{path}: it was written with seed={progress['order_seed']}, got seed={seed}. "
                 f"Try the same seed, or none."
             )
-        descent = self.descent
-        files.fill(self._tensors(), tree["tensors"])
-        if descent.average is not None:
-            copy_all(descent.average.tensors, tree["average"])
-        for optimizer, state in zip(descent.optimizers, tree["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        for scheduler, state in zip(descent.schedulers, tree["schedulers"], strict=True):
-            if scheduler is not None:
-                scheduler.load_state_dict(state)
-        descent.step_number = tree["step"]
-        for name in _PROGRESS:
+        files.fill(self._tensors(), checkpoint["tensors"])
+        self.descent.load_state_dict(checkpoint)
+        for name in _WRITTEN:
             setattr(self, name, progress[name])
-        set_rng_state(tree["rng"], descent.device)
 
     def _check_settings(self, written: dict[str, Any], path: Path) -> None:
         horizon = written["horizon"], self.settings["horizon"]
@@ -155,7 +136,7 @@ class State:
         """Whether losses can be read at any time; a GPU would first finish all it was given."""
         return self.descent.device.type == "cpu"
 
-    def read(self) -> None:
+    def read_losses(self) -> None:
         """Reads pending losses, in one go, and raises at the first that is not finite."""
         pending, self.pending = self.pending, []
         steps = [entry for entry in pending if isinstance(entry, dict)]
@@ -185,12 +166,12 @@ class State:
         tensors: dict[str, Tensor] = {}
         for i, objective in enumerate(self.descent.objectives):
             modules = objective.modules().items()
-            states = (
+            of_modules = (
                 ((f"{root}.{name}", x) for name, x in files.module_tensors(module).items())
                 for root, module in modules
             )
             parameters = objective.named_parameters()
-            for name, tensor in chain(chain.from_iterable(states), parameters):
+            for name, tensor in chain(chain.from_iterable(of_modules), parameters):
                 tensors[f"{i}.{name}"] = tensor
         return tensors
 
@@ -203,7 +184,7 @@ def _table(steps: list[dict[str, Tensor]]) -> list[list[float]]:
     return values.reshape(len(steps), -1).cpu().double().tolist()
 
 
-_PROGRESS = (
+_WRITTEN = (
     "epoch",
     "batch",
     "order_seed",

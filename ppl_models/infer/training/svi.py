@@ -17,6 +17,7 @@ from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
 from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.pyro_internals import stored
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
 # Arguments that a graph can hold as constants.
@@ -164,9 +165,8 @@ class Loss:
         """Takes note of the parameters that a step of Pyro's used."""
         kept = {n: v for n, v in values.items() if v is not None}
         used = {n: v.unconstrained() for n, v in kept.items()}  # type: ignore[attr-defined]
-        store = pyro.get_param_store()._params
         self.stored.clear()
-        self.stored.update(n for n, v in used.items() if store.get(n) is v)
+        self.stored.update(n for n, v in used.items() if stored(n) is v)
         self.parameters = used
         if not used:
             self.compiled.reason = "there are no parameters"

@@ -53,9 +53,8 @@ def steps(make, data, compile, **options):
         module.to("cuda")
     tensors = tuple(x.cuda() for x in data)
     size = len(tensors[0])
-    descent = Descent(objective, lr=1e-3, compile=compile, **options)
     batch = Chosen(tensors, torch.arange(size, device="cuda"), size)
-    descent.start(batch.gathered())
+    descent = Descent(objective, batch.gathered(), lr=1e-3, compile=compile, **options)
     torch.manual_seed(1)
     losses = [descent.step(batch) for _ in range(8)]
     return [step[objective.name].item() for step in losses], descent

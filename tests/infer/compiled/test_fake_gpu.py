@@ -47,13 +47,12 @@ def losses(name, place, steps=2):
     objective.loss(*data)
     place(*objective.modules().values(), *([objective.gan] if hasattr(objective, "gan") else []))
     data = tuple(OnGPU(x) if place is on_gpu else x for x in data)
-    descent = Descent(objective, clip=1.0, ema=0.9)
+    descent = None
     with fake_gpu() as waits:
         found = []
         for epoch in range(steps):
             batch = next(InMemory(data, len(data[0]) - 1).epoch(epoch))
-            if not descent.started:
-                descent.start(batch)
+            descent = descent or Descent(objective, batch, clip=1.0, ema=0.9)
             waits.clear()
             found.append(next(iter(descent.step(batch).values())).detach())
         waits = dict(waits)

@@ -83,8 +83,7 @@ def descents(make, data, size=None):
     for compiled in (False, True):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        descent = Descent(make(), lr=1e-2, compile=compiled)
-        descent.start(batch)
+        descent = Descent(make(), batch, lr=1e-2, compile=compiled)
         both.append(descent)
     return both, batch
 
@@ -95,9 +94,8 @@ def test_the_loss_and_the_gradient_are_those_of_the_program(name):
     pyro.clear_param_store()
     torch.manual_seed(0)
     objective = make()
-    descent = Descent(objective, compile=True)
     batch = Batch(data, torch.arange(40), 400)
-    descent.start(batch)
+    descent = Descent(objective, batch, compile=True)
     for module in descent.modules():
         module.train()
     results = []
@@ -161,9 +159,8 @@ def test_a_module_that_the_program_moves_is_one_graph(monkeypatch):
 
 def losses(objective, data, steps=4, changes=None, compiled=True):
     """The losses of some steps, without a step of the optimiser, each from the same draws."""
-    descent = Descent(objective, compile=compiled)
     batch = Batch(data, torch.arange(len(data[0])), len(data[0]))
-    descent.start(batch)
+    descent = Descent(objective, batch, compile=compiled)
     found = []
     for step in range(steps):
         if changes is not None:
@@ -356,9 +353,8 @@ def test_code_of_torch_script():
 
 def test_batches_of_ever_new_shapes_are_bounded():
     model = FactorAnalysis(3, 2)
-    descent = Descent(exact(model), compile=True)
     batches = [Batch((X[:n],), torch.arange(n), 40) for n in range(2, 30)]
-    descent.start(batches[0])
+    descent = Descent(exact(model), batches[0], compile=True)
     with pytest.warns(UserWarning, match="batches or constants of 8 kinds"):
         found = [descent._loss(0, batch).item() for batch in batches]
     expected = [descent.evaluate(descent.objectives[0], batch).item() for batch in batches]

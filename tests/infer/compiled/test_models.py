@@ -19,8 +19,7 @@ pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 def compare(objective, data):
     """The reason to run eagerly, after the same loss and gradient were seen twice."""
     batch = Batch(data, torch.arange(len(data[0])), 10 * len(data[0]))
-    descent = Descent(objective, compile=True)
-    descent.start(batch)
+    descent = Descent(objective, batch, compile=True)
     for module in descent.modules():
         module.train()
     parameters = [p for _, p in objective.named_parameters()]

@@ -161,9 +161,8 @@ def test_steps_that_people_drive_themselves(recorder):
 
 
 def test_draws_are_new_in_each_replay(recorder):
-    descent = Descent(vae(), lr=1e-12, compile=True)
     batch = Chosen((X,), torch.arange(50), 50)
-    descent.start(batch.gathered())
+    descent = Descent(vae(), batch.gathered(), lr=1e-12, compile=True)
     found = [descent.step(batch)["elbo"].item() for _ in range(8)]
     assert len(set(found)) == 8
     assert recorder.launches["replay"] == 5
@@ -218,9 +217,8 @@ def test_nothing_is_kept_after_an_interruption(recorder):
 
 def changing(objective, change, steps=12, compile=True, **options):
     """The losses of steps between which something changes, each with draws of its own."""
-    descent = Descent(objective, compile=compile, **options)
     batch = Chosen((X,), torch.arange(50), 50)
-    descent.start(batch.gathered())
+    descent = Descent(objective, batch.gathered(), compile=compile, **options)
     found = []
     for step in range(steps):
         change(step, descent)
@@ -297,10 +295,10 @@ def test_what_changes_counts_at_once(change, recorder):
 
 
 def test_rows_of_other_tensors_are_not_mixed_up(recorder):
-    descents = [Descent(elbo(Weighted()), lr=0.1, compile=on) for on in (True, False)]
+    first = Chosen((X,), torch.arange(50), 50).gathered()
+    descents = [Descent(elbo(Weighted()), first, lr=0.1, compile=on) for on in (True, False)]
     found = []
     for descent in descents:
-        descent.start(Chosen((X,), torch.arange(50), 50).gathered())
         steps = [Chosen((X + n % 2,), torch.arange(50), 50) for n in range(12)]
         found.append([descent.step(chosen)["elbo"].item() for chosen in steps])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
@@ -503,7 +501,9 @@ def test_a_slope_that_was_there_is_kept(recorder, monkeypatch):
 def test_generators_of_the_device_are_kept_where_no_argument_is_on_it(monkeypatch):
     """Such as a step of the drop-in without arguments."""
     held = SimpleNamespace(
-        named_parameters=lambda: [("p", torch.zeros(2, device="meta"))], modules=dict
+        named_parameters=lambda: [("p", torch.zeros(2, device="meta"))],
+        modules=dict,
+        eager_because=None,
     )
     places = []
     monkeypatch.setattr(compiling, "get_rng_state", places.append)

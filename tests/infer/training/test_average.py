@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, data_plate, descend, elbo
-from ppl_models.infer.training.descent import Descent
 from tests.support.oracles import Pull, binary, same, state
 from tests.support.runs import quiet
 
@@ -241,7 +240,7 @@ def test_what_is_no_decay_is_refused(ema):
     with pytest.raises(ValueError, match=message):
         sgd(pull(), steps=2, ema=ema)
     with pytest.raises(ValueError, match=message):
-        Descent(pull(), ema=ema)
+        next(descend(pull(), [torch.zeros(4)], ema=ema))
 
 
 # --- checkpoints ----------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
 from ppl_models.infer.training import files
-from ppl_models.infer.training import progress as state_module
-from ppl_models.infer.training.progress import State
+from ppl_models.infer.training import progress as progress_module
+from ppl_models.infer.training.progress import Progress
 from tests.support.oracles import binary, same, state
 from tests.support.runs import SOURCES, cosine, dropout_vae, everything, quiet, trained
 
@@ -417,10 +417,10 @@ def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tm
     settings = {"epochs": 10, "checkpoint": tmp_path / "run"} | options
     _, expected = trained(data, **settings)
     reads = []
-    table = state_module._table
-    monkeypatch.setattr(State, "_costs_nothing", False)
-    monkeypatch.setattr(state_module, "READ_EVERY", 17)
-    monkeypatch.setattr(state_module, "_table", lambda s: reads.append(len(s)) or table(s))
+    table = progress_module._table
+    monkeypatch.setattr(Progress, "_costs_nothing", False)
+    monkeypatch.setattr(progress_module, "READ_EVERY", 17)
+    monkeypatch.setattr(progress_module, "_table", lambda s: reads.append(len(s)) or table(s))
     _, run = trained(data, **settings)
     assert run.history == expected.history
     assert max(reads) == (4 if "validation" in options else 14)
@@ -428,7 +428,7 @@ def test_losses_of_an_accelerator_are_read_now_and_then(options, monkeypatch, tm
 
 
 def test_the_step_of_a_loss_read_late_is_named(monkeypatch):
-    monkeypatch.setattr(State, "_costs_nothing", False)
+    monkeypatch.setattr(Progress, "_costs_nothing", False)
     objective = elbo(*dropout_vae())
     loss = objective.loss
     calls = []

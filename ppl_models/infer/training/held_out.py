@@ -1,0 +1,77 @@
+"""The loss of held-out data: from draws of its own, so that training is the same without it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_models.infer.programs.rng import get_rng_state, mix, own_rng, set_rng_state
+from ppl_models.infer.training.batches import Batch, Source, in_memory_rows
+from ppl_models.infer.training.descent import Descent
+from ppl_models.modes import modes
+
+
+class HeldOut:
+    """Rows whose loss says how good a fit is, and which it does not learn from.
+
+    Arguments:
+        source: The rows.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def check(self, descent: Descent, seed: int) -> None:
+        """Raises where the objective cannot take them, before the first step."""
+        if len(descent.objectives) != 1:
+            raise ValueError(
+                f"validation: expected one objective, got {len(descent.objectives)}. "
+                f"Try validation=None, and metrics after the fit."
+            )
+        with _evaluating(descent, seed):
+            descent.check(next(self._batches()), in_memory_rows(self.source))
+
+    @torch.no_grad()
+    def loss(self, descent: Descent, seed: int) -> float:
+        """Their loss in nats per row, with the same draws each time."""
+        with _evaluating(descent, mix(seed, -1)):
+            losses, counts = [], []
+            for loss, batch in self._losses(descent):
+                losses.append(loss)
+                counts.append(len(batch.values[0]))
+            values = torch.stack(losses).tolist()  # read at once, from a GPU
+            mean = sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
+        if not math.isfinite(mean):
+            with _evaluating(descent, mix(seed, -1)):
+                self._find_fault(descent)
+        return mean
+
+    def _losses(self, descent: Descent) -> Iterator[tuple[Tensor, Batch]]:
+        (objective,) = descent.objectives
+        for batch in self._batches():
+            with pyro.validation_enabled(False):
+                loss = descent.evaluate(objective, batch)
+            yield loss, batch
+
+    def _find_fault(self, descent: Descent) -> None:
+        """Raises at the batch whose loss is not finite, with the same draws."""
+        rng = get_rng_state(descent.device)
+        for loss, batch in self._losses(descent):
+            if not torch.isfinite(loss):
+                set_rng_state(rng, descent.device)
+                when = f"on the validation data after step {descent.step_number}"
+                raise FloatingPointError(descent.blame(descent.objectives[0], batch, loss, when))
+            rng = get_rng_state(descent.device)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches without their rows' places, for which no guide could have parameters."""
+        return (batch._replace(rows=None) for batch in self.source.epoch(0, shuffle=False))
+
+
+@contextmanager
+def _evaluating(descent: Descent, seed: int) -> Iterator[None]:
+    with modes(descent.modules(), training=False), own_rng(seed, descent.device):
+        yield

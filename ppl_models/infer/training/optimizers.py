@@ -1,0 +1,84 @@
+"""Optimisers of torch and schedules of their learning rates, made by what the user gave."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+LearningRateSchedule = Callable[..., LRScheduler]
+
+
+def make_optimizer(
+    optimizer: Optimizer | None, parameters: list[Tensor], lr: float
+) -> torch.optim.Optimizer:
+    """The optimiser of some parameters. Default: Adam, fused where it can be.
+
+    Raises:
+        TypeError: If the callable given returns something else.
+
+    Example:
+        >>> type(make_optimizer(None, [torch.zeros(2, requires_grad=True)], lr=0.1)).__name__
+        'Adam'
+    """
+    made = (optimizer or _adam)(parameters, lr=lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: expected a callable that returns an optimiser of torch, got "
+            f"{type(made).__name__}. Try torch.optim.Adam, or "
+            f"functools.partial(torch.optim.SGD, momentum=0.9)."
+        )
+    return made
+
+
+def make_scheduler(
+    schedule: LearningRateSchedule | None, optimizer: torch.optim.Optimizer, steps: int | None
+) -> LRScheduler | None:
+    """The scheduler of an optimiser for a run of so many steps; None without a schedule.
+
+    Raises:
+        TypeError: If the callable given returns something else, or needs what it cannot have.
+    """
+    if schedule is None:
+        return None
+    made = schedule(optimizer, steps) if takes_steps(schedule) else schedule(optimizer)
+    if isinstance(made, ReduceLROnPlateau) or not hasattr(made, "state_dict"):
+        raise TypeError(
+            f"schedule: expected a callable that returns a scheduler of torch moved by steps, "
+            f"got {type(made).__name__}. Try lambda optimizer, steps: "
+            f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)."
+        )
+    return made
+
+
+def takes_steps(schedule: LearningRateSchedule) -> bool:
+    """Whether a schedule is called with the number of steps in all, its horizon.
+
+    Raises:
+        TypeError: If it needs another second argument.
+
+    Example:
+        >>> takes_steps(torch.optim.lr_scheduler.CosineAnnealingLR)
+        True
+    """
+    required = [
+        p
+        for p in inspect.signature(schedule).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) < 2:
+        return False
+    kind, name = getattr(schedule, "func", schedule), required[1].name
+    if inspect.isclass(kind) and name not in ("T_max", "total_steps", "steps"):
+        raise TypeError(
+            f"schedule: {kind.__name__} needs {name}, which is not the number of steps. "
+            f"Try functools.partial({kind.__name__}, {name}=...)."
+        )
+    return True
+
+
+def _adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused)
