@@ -97,7 +97,7 @@ def relabel(
     return _rebuilt(data, groups)
 
 
-def _permuted(variable: xarray.DataArray, dim: str, order: np.ndarray) -> xarray.DataArray:
+def _permuted(variable: "xarray.DataArray", dim: str, order: np.ndarray) -> "xarray.DataArray":
     """A variable whose components are in another order in each draw, (S, K)."""
     values = _draws(variable, dim)  # (S, K, *)
     index = order.reshape(*order.shape, *[1] * (values.ndim - 2))
