@@ -106,7 +106,7 @@ MOVED = {
     "vae": ["autoencoders.vae"],
 }
 # Names that are others now, in the same modules.
-RENAMED = {"latents.NormalLatents": "StandardNormal"}
+RENAMED = {"engine.state.State": "Progress", "latents.NormalLatents": "StandardNormal"}
 
 
 def install() -> None:
