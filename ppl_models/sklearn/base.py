@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ppl_models.checks import check_count
 from ppl_models.infer.training.em import fit_em
+from ppl_models.user_line import warn
 
 
 class Adapter(BaseEstimator):
@@ -94,9 +95,8 @@ def fit_by_em(estimator: Any, model: nn.Module, x: Tensor, restarts: int) -> Non
     gain = estimator.lower_bound_ - estimator.lower_bounds_[-2] if run.steps > 1 else np.inf
     estimator.converged_ = gain <= tol
     if not estimator.converged_:
-        warnings.warn(
+        warn(
             f"{type(estimator).__name__}: not converged to tol={tol} in max_iter={max_iter} steps. "
             f"Try a larger max_iter or tol.",
             ConvergenceWarning,
-            stacklevel=3,
         )
