@@ -93,7 +93,7 @@ class PoissonMixture(nn.Module, InformationCriteria):
             ValueError: If `x` are no counts, or have fewer distinct rows than components.
         """
         check_rows(x, self.log_rates.shape[1], "PoissonMixture")
-        if not (dist.Poisson.support.check(x).all() and x.isfinite().all()):
+        if not dist.Poisson.support.check(x).all():
             raise ValueError(
                 "PoissonMixture: expected rows of counts, 0, 1, 2, ..., got other numbers. "
                 "Try x.round(), or GaussianMixture."

@@ -74,6 +74,18 @@ def test_a_feature_that_is_never_counted_rules_nothing_out():
     fit_em(found, x, seed=0)
     seen_at_last = torch.tensor([[3.0, 3.0, 1.0]], dtype=torch.float64)
     assert found.evidence().log_prob(seen_at_last).isfinite().all()
+    assert found.log_rates.isfinite().all()
+
+
+def test_a_component_without_rows_stays_where_it_is():
+    x, empty = counts(20), model()
+    empty.logits.data = torch.tensor([0.0, -800.0], dtype=torch.float64)
+    empty.em_step(x)
+    torch.testing.assert_close(empty.rates, torch.stack([x.mean(0), RATES[1]]))
+
+
+def test_parameters_are_counted():
+    assert PoissonMixture(5, 3).num_parameters == 2 + 15
 
 
 def test_as_many_components_as_there_are_are_chosen():
@@ -82,13 +94,13 @@ def test_as_many_components_as_there_are_are_chosen():
     assert result.best("bic") == result.best() == 2
 
 
-@pytest.mark.parametrize("value", [-1.0, 0.5])
+@pytest.mark.parametrize("value", [-1.0, 0.5, float("inf")])
 def test_what_are_no_counts(value):
     x = counts(10)
     x[3, 1] = value
-    with pytest.raises(ValueError, match="expected rows of counts"):
+    with pytest.raises(ValueError, match="expected rows of counts|hold NaN or infinity"):
         fit_em(PoissonMixture(2, 2).double(), x, progress=False)
-    with pytest.raises(ValueError, match="site 'x': 1 of 10 rows lie outside the support"):
+    with pytest.raises(ValueError, match="1 of 10 rows (lie outside the support|hold NaN or inf)"):
         fit(elbo(PoissonMixture(2, 2).double()), x, steps=1, progress=False)
 
 
