@@ -45,6 +45,7 @@ from ppl_models.infer.training.svi import SVI
 from ppl_models.mixtures.bayesian import BayesianGaussianMixture
 from ppl_models.mixtures.components import component_summary, num_active
 from ppl_models.mixtures.gaussian import GaussianMixture
+from ppl_models.mixtures.poisson import PoissonMixture
 from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
@@ -85,6 +86,7 @@ __all__ = [
     "Objective",
     "PixelCNN",
     "PixelRNN",
+    "PoissonMixture",
     "ProbabilisticPCA",
     "Run",
     "SemiSupervisedVAE",

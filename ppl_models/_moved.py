@@ -44,7 +44,7 @@ MOVED = {
     "engine.data": ["transformed", "checks", "infer.training.batches"],
     "engine.denoising": ["diffusion.denoising"],
     "engine.density": ["infer.evidence.weights"],
-    "engine.descend": ["infer.training.descent"],
+    "engine.descend": ["infer.training.optimizers", "infer.training.descent"],
     "engine.device": ["infer.programs.device"],
     "engine.draws": ["infer.evidence.weights", "infer.evidence.joint"],
     "engine.em": ["infer.training.em"],
@@ -55,7 +55,7 @@ MOVED = {
     "engine.inspection": ["infer.programs.sites", "infer.programs.checks"],
     "engine.iwae": ["infer.objectives.iwae"],
     "engine.joint": ["checks", "infer.evidence.joint"],
-    "engine.modules": ["modes", "infer.programs.modules"],
+    "engine.modules": ["scoped", "checks"],
     "engine.objectives": [
         *("infer.objectives.objective", "infer.objectives.estimators", "infer.objectives.elbo"),
     ],
@@ -63,7 +63,7 @@ MOVED = {
     "engine.program": ["infer.programs.program"],
     "engine.reconstruction": ["autoencoders.reconstruction"],
     "engine.relabel": ["mixtures.relabel"],
-    "engine.rng": ["infer.programs.rng"],
+    "engine.rng": ["scoped"],
     "engine.rows": ["infer.programs.rows"],
     "engine.side_by_side": ["infer.compiled.side_by_side"],
     "engine.state": ["infer.training.progress"],
@@ -106,7 +106,11 @@ MOVED = {
     "vae": ["autoencoders.vae"],
 }
 # Names that are others now, in the same modules.
-RENAMED = {"engine.state.State": "Progress", "latents.NormalLatents": "StandardNormal"}
+RENAMED = {
+    "engine.descend.Schedule": "LearningRateSchedule",
+    "engine.state.State": "Progress",
+    "latents.NormalLatents": "StandardNormal",
+}
 
 
 def install() -> None:

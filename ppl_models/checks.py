@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
@@ -202,3 +202,23 @@ def check_classes(y: Tensor, num_classes: int, where: str) -> None:
             f"Try num_classes as the number of classes, or y.unique(return_inverse=True)[1], "
             f"which numbers the labels from 0 on."
         )
+
+
+def allows_missing(modules: Iterable[object]) -> bool:
+    """Whether NaN stands for what was not observed: `module.missing == "marginalise"`."""
+    return any(getattr(module, "missing", None) == "marginalise" for module in modules)
+
+
+def check_devices(
+    modules: dict[str, nn.Module], data: tuple[Tensor, ...], hint: str = "fit(..., device='auto')"
+) -> None:
+    """Raises where the model and the data are on different devices, with what else to try."""
+    there = {x.device for x in data}
+    for root, module in modules.items():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if {tensor.device} != there:
+                devices = ", ".join(sorted(map(str, there)))
+                raise ValueError(
+                    f"device: the data are on {devices}, but {f'{root}.{name}'.lstrip('.')} is on "
+                    f"{tensor.device}. Try .to({devices!r}), or {hint}."
+                )

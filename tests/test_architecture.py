@@ -3,6 +3,7 @@
 import ast
 import re
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ HOUSE = ROOT / "ppl_models"
 # What all may import: files of their own, and folders.
 GROUND = {
     *("plates", "checks", "linalg", "likelihoods", "missing", "priors", "criteria", "transformed"),
-    *("levels", "modes", "user_line", "nn"),
+    *("levels", "scoped", "user_line", "nn"),
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
@@ -130,6 +131,63 @@ def test_nothing_is_unpickled(path):
 def test_half_of_all_functions_have_fewer_than_eight_lines():
     lengths = [n for path in PRODUCT for n in functions(path.values[0]).values()]
     assert statistics.median(lengths) < 8
+
+
+@pytest.mark.parametrize("path", files("ppl_models/infer/*/*.py"))
+def test_the_rooms_of_infer_see_those_below_them(path):
+    own = path.parent.name
+    others = {name.split(".")[2] for name in imports(path) if name.startswith("ppl_models.infer.")}
+    assert all(INFER[other] < INFER[own] for other in others - {own})
+
+
+@pytest.mark.parametrize("path", files(*(f"ppl_models/{name}.py" for name in sorted(GROUND))))
+def test_the_ground_stands_on_the_ground(path):
+    assert rooms(path) <= GROUND - {"nn"}
+
+
+@pytest.mark.parametrize("path", PRODUCT)
+def test_slow_imports_wait_until_they_are_needed(path):
+    """ArviZ, torchvision and scikit-learn take seconds to import."""
+    if path.parent.name == "sklearn":  # whose names are classes of scikit-learn
+        return
+    top = [
+        n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))
+    ]
+    names = {a.name for n in top if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in top if isinstance(n, ast.ImportFrom)}
+    slow = {"arviz", "torchvision", "sklearn", "matplotlib", "pandas", "scipy", "xarray"}
+    assert not slow & {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", PRODUCT)
+def test_the_product_mocks_nothing(path):
+    assert "unittest" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", PRODUCT)
+def test_no_function_is_longer_than_sixty_lines(path):
+    assert {name: n for name, n in functions(path).items() if n > 60} == {}
+
+
+def test_no_room_is_overfull():
+    folders = Counter(path.values[0].parent for path in PRODUCT if path.values[0].stem not in HALL)
+    assert {str(folder): n for folder, n in folders.items() if n > 12} == {}
+
+
+def test_each_file_is_in_a_room():
+    """Outside of folders there is the ground alone."""
+    assert {path.stem for path in HOUSE.glob("*.py")} <= GROUND | HALL
+    assert {path.parent.name for path in HOUSE.glob("*/__init__.py")} <= (
+        GROUND | FAMILIES | {"infer", "metrics", "datasets", "sklearn"}
+    )
+    assert {path.parent.name for path in HOUSE.glob("infer/*/__init__.py")} == set(INFER)
+
+
+def test_tests_import_no_other_test():
+    for path in ROOT.glob("tests/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = getattr(node, "module", None) or ""
+            assert not module.rpartition(".")[2].startswith("test_"), path
 
 
 def test_there_is_one_training_loop():

@@ -64,16 +64,8 @@ def test_its_draws_reach_arviz(name):
         assert all(torch.tensor(values.values).isfinite().all() for values in found[group].values())
 
 
-# Matrices that lie in memory as their transposes do, and their moments, once read, do not: Adam's
-# fused kernel takes both in the order of memory.
-TRANSPOSED = ("BayesianGaussianMixture, MixturePosterior", "BayesianFactorAnalysis, FactorNormal")
-wrong = pytest.mark.xfail(reason="moments are resumed in another order", strict=True)
-
-
 @pytest.mark.filterwarnings("ignore:discriminator. the program runs gan")  # alone, here
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=wrong if n in TRANSPOSED else ()) for n in ALL]
-)
+@pytest.mark.parametrize("name", ALL)
 def test_a_run_of_it_goes_on_bit_for_bit(name, tmp_path):
     ends = []
     for parts in ((4,), (2, 4)):

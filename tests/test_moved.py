@@ -34,7 +34,7 @@ NAMES = {
     "engine.data": "Batch Transformed check_tensors",
     "engine.denoising": "Denoising DiffusionModel denoising",
     "engine.density": "log_density",
-    "engine.descend": "Descent descend",
+    "engine.descend": "Descent Optimizer Schedule descend",
     "engine.device": "choose_device",
     "engine.em": "HasEMStep fit_em",
     "engine.evidence": "Evidence log_evidence",
@@ -136,7 +136,7 @@ NAMES = {
 }
 GONE = {
     "autoregressive": {
-        "evaluating": "ppl_models.modes.modes, which takes several modules and either mode",
+        "evaluating": "ppl_models.scoped.modes, which takes several modules and either mode",
         "check_sizes": "ppl_models.checks.check_count, which takes no name of the model",
     },
     "factor_moments": {

@@ -47,10 +47,10 @@ from benchmarks.measure import about, heading, wait
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, datasets, elbo, fit, iwae, log_evidence
 from ppl_models.infer.evidence.evidence import Evidence
-from ppl_models.infer.programs.rng import mix
 from ppl_models.infer.training import files
 from ppl_models.infer.training.fit import LONG
 from ppl_models.nn import MLP
+from ppl_models.scoped import mix
 
 LATENTS, HIDDEN, BATCH = 50, (200, 200), 20
 ENDS = list(itertools.accumulate(3**i for i in range(8)))  # passes until a stage ends

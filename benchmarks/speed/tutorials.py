@@ -27,7 +27,7 @@ from torch.distributions import constraints
 
 from benchmarks import measure
 from ppl_models import SVI
-from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.scoped import get_rng_state, set_rng_state
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 

@@ -24,8 +24,8 @@ from torch.distributions import constraints
 
 from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Likelihood, check_likelihood
-from ppl_models.modes import modes
 from ppl_models.plates import data_plate
+from ppl_models.scoped import modes
 
 
 class Autoregressive(dist.TorchDistribution):

@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.checks import check_count, check_tensors
+from ppl_models.checks import check_count, check_devices, check_tensors
 from ppl_models.diffusion.denoising import check_data, check_diffusion
 from ppl_models.infer.evidence.evidence import Evidence
-from ppl_models.infer.programs.modules import check_devices
-from ppl_models.infer.programs.rng import own_rng
-from ppl_models.modes import modes
+from ppl_models.scoped import modes, own_rng
 
 
 @torch.no_grad()

@@ -45,9 +45,9 @@ from ppl_models.diffusion.preconditioning import TARGETS, precondition
 from ppl_models.diffusion.samplers import guided
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
 from ppl_models.likelihoods import Categorical
-from ppl_models.modes import modes
 from ppl_models.nn import TimeMLP
 from ppl_models.plates import data_plate
+from ppl_models.scoped import modes
 
 
 class Diffusion(nn.Module):

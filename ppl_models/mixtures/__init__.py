@@ -1,10 +1,11 @@
-"""Mixtures of Gaussians, by maximum likelihood and with priors.
+"""Mixtures of Gaussians, by maximum likelihood and with priors, and of Poissons.
 
 Files:
     gaussian: the model, fitted by EM
     expectation: one half of a step: sums over responsibilities
     maximisation: the other half: parameters for these sums, above a floor
     kmeans: where a fit starts from
+    poisson: mixtures of counts, in one file: what a new model adds
     bayesian: priors over weights, centers and covariances
     conjugate: what is known of these in closed form
     inverse_wishart: the distribution of a covariance matrix

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ppl_models import Transformed, log_evidence
-from ppl_models.infer.programs.rng import mix
+from ppl_models.scoped import mix
 
 ROWS, TEST = 60, 12
 

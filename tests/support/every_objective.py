@@ -51,6 +51,7 @@ from ppl_models import (
     MixturePrior,
     PixelCNN,
     PixelRNN,
+    PoissonMixture,
     ProbabilisticPCA,
     SemiSupervisedVAE,
     SoftmaxRegression,
@@ -81,6 +82,7 @@ X = torch.randn(24, 4, generator=_generator)
 BINARY = (X > 0).float()
 GREY = (3 * torch.rand(24, 4, generator=_generator)).round() / 3
 IMAGES = torch.rand(8, 64, generator=_generator).round()
+COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
@@ -172,6 +174,7 @@ COMPILED: dict[str, Row] = {
         lambda: exact(FactorAnalysis(4, 2, "marginalise")), (HOLES,), "exact"
     ),
     "ProbabilisticPCA": Row(lambda: exact(ProbabilisticPCA(4, 2)), (X,), "exact"),
+    "PoissonMixture": Row(lambda: elbo(PoissonMixture(4, 2)), (COUNTS,), "exact"),
     "GaussianMixture": Row(lambda: elbo(GaussianMixture(4, 2)), (X,), "exact"),
     "GaussianMixture, tied": Row(lambda: elbo(GaussianMixture(4, 2, "tied")), (X,), "exact"),
     "GaussianMixture, diag": Row(lambda: elbo(GaussianMixture(4, 2, "diag")), (X,), "exact"),

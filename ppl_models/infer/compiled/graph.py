@@ -32,7 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_models.infer.compiled.waits import tidy, varies_on_host, without_waits
 from ppl_models.infer.compiled.watch import Finder, Watch, holds
-from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.scoped import get_rng_state, set_rng_state
+from ppl_models.user_line import warn
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
 SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
@@ -162,10 +163,9 @@ class Compiled:
                 run, why = self._compile(traced, evaluate, inputs)
         if not wrong and why and not self.without_compiler:
             self.without_compiler = True
-            warnings.warn(
+            warn(
                 f"{self.objective.name}: its graph runs as it was traced, not compiled: {why}. The "
-                f"numbers are right, only slower. Try compile=False, which says nothing.",
-                stacklevel=6,
+                f"numbers are right, only slower. Try compile=False, which says nothing."
             )
         if not wrong and not Graph(run, watch, [0]).holds():
             wrong = (
@@ -314,10 +314,9 @@ class Compiled:
         """Runs eagerly from now on, and says why."""
         self.reason = reason
         self.graphs.clear()
-        warnings.warn(
+        warn(
             f"{self.objective.name}: it runs eagerly, not compiled: {reason}. The numbers are "
-            f"right, only slower. Try compile=False, which says nothing.",
-            stacklevel=6,
+            f"right, only slower. Try compile=False, which says nothing."
         )
 
 

@@ -13,7 +13,6 @@ References:
 """
 
 import math
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_models.infer.compiled.graph import Compiled, Graph
+from ppl_models.user_line import warn
 
 WARM_UP = 3  # steps before one is recorded, in which all that lasts is allocated
 PLAIN = (bool, int, float, str, tuple)  # settings that count by their values
@@ -266,10 +266,9 @@ class Replay:
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         self.recordings.clear()
-        warnings.warn(
+        warn(
             f"steps are compiled, but not recorded as CUDA graphs: {reason}. The numbers are "
-            f"right, only slower.",
-            stacklevel=6,
+            f"right, only slower."
         )
 
 

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from ppl_models.infer.compiled.graph import HALF, TOLERANCE
 from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.watch import Watch, holds
-from ppl_models.infer.programs.rng import get_rng_state
+from ppl_models.scoped import get_rng_state
 
 APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
 FEW = 16  # draws that are not worth a second way

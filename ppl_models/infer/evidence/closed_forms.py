@@ -14,8 +14,8 @@ from torch import Tensor
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program
-from ppl_models.infer.programs.rng import kept_rng
 from ppl_models.plates import data_plate
+from ppl_models.scoped import kept_rng
 
 
 @runtime_checkable

@@ -19,16 +19,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_models.checks import check_count, check_tensors
+from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program
-from ppl_models.infer.programs.rng import own_rng
-from ppl_models.modes import modes
+from ppl_models.scoped import modes, own_rng
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.checks import check_count, check_tensors
+from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.evidence.closed_forms import HasImpute, is_of_its_program
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import sites
-from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program
-from ppl_models.infer.programs.rng import own_rng
-from ppl_models.modes import modes
+from ppl_models.scoped import modes, own_rng
 
 
 def impute(

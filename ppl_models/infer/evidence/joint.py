@@ -20,17 +20,15 @@ from pyro.infer.discrete import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppl_models.checks import check_tensors
+from ppl_models.checks import allows_missing, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.modules import allows_missing, check_devices
 from ppl_models.infer.programs.program import Program, no_latents
-from ppl_models.infer.programs.rng import kept_rng, own_rng
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.modes import modes
+from ppl_models.scoped import kept_rng, modes, own_rng
 
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 

@@ -18,7 +18,7 @@ from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, d
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, no_latents
-from ppl_models.infer.programs.rng import kept_rng
+from ppl_models.scoped import kept_rng
 
 
 def elbo(

@@ -32,8 +32,8 @@ from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.rng import kept_rng
 from ppl_models.infer.programs.rows import Rows
+from ppl_models.scoped import kept_rng
 
 
 def iwae(

@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count
 from ppl_models.infer.evidence.evidence import log_evidence
-from ppl_models.infer.programs.rng import mix, own_rng
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em
+from ppl_models.scoped import mix, own_rng
 
 NEEDS = ("em_step", "initialise", "evidence", "num_parameters")
 

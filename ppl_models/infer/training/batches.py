@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_models.checks import check_tensors
-from ppl_models.infer.programs.rng import get_rng_state, set_rng_state
+from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
 
 

@@ -9,12 +9,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_models.checks import check_devices
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.checks import noting_batch
-from ppl_models.infer.programs.modules import check_devices
-from ppl_models.infer.programs.rng import get_rng_state, kept_rng, set_rng_state
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay, copy_all
 from ppl_models.infer.training.batches import Batch, Chosen
@@ -25,7 +24,7 @@ from ppl_models.infer.training.optimizers import (
     make_scheduler,
     takes_steps,
 )
-from ppl_models.modes import modes
+from ppl_models.scoped import get_rng_state, kept_rng, modes, set_rng_state
 from ppl_models.user_line import warn
 
 
@@ -251,6 +250,7 @@ class Descent:
             copy_all(self.average.tensors, state["average"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
+            _lay_out_like_parameters(optimizer)
         for scheduler, its_state in zip(self.schedulers, state["schedulers"], strict=True):
             if scheduler is not None:
                 scheduler.load_state_dict(its_state)
@@ -322,6 +322,14 @@ def _parts(batch: Batch, turns: int) -> list[Batch]:
     values = zip(*(x.chunk(turns) for x in batch.values), strict=True)
     rows = [None] * turns if batch.rows is None else batch.rows.chunk(turns)
     return [Batch(x, r, batch.size) for x, r in zip(values, rows, strict=False)]
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives moments the strides of their parameters, in whose order of memory fused steps go."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _trained(objective: Objective) -> list[Tensor]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_models.checks import check_count, check_tensors
-from ppl_models.infer.programs.modules import allows_missing, check_devices
+from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.training.batches import InMemory, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
 from ppl_models.user_line import warn

@@ -13,11 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ppl_models.checks import check_count
+from ppl_models.checks import allows_missing, check_count
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
-from ppl_models.infer.programs.modules import allows_missing
-from ppl_models.infer.programs.rng import mix
 from ppl_models.infer.training import files
 from ppl_models.infer.training.average import check_decay
 from ppl_models.infer.training.batches import (
@@ -32,7 +30,7 @@ from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
 from ppl_models.infer.training.progress import Progress
-from ppl_models.modes import modes
+from ppl_models.scoped import mix, modes
 
 LONG = 20_000  # steps that are worth the time of a compiler
 

@@ -8,10 +8,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_models.infer.programs.rng import get_rng_state, mix, own_rng, set_rng_state
 from ppl_models.infer.training.batches import Batch, Source, in_memory_rows
 from ppl_models.infer.training.descent import Descent
-from ppl_models.modes import modes
+from ppl_models.scoped import get_rng_state, mix, modes, own_rng, set_rng_state
 
 
 class HeldOut:

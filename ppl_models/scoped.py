@@ -1,10 +1,24 @@
-"""The state of the random number generators: saved, restored, and set aside."""
+"""What is set for a while, and then as before: the mode of modules, the state of the generators."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@contextmanager
+def modes(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    """A context in which modules train, or do not; afterwards each is as it was before."""
+    roots = list(modules)
+    before = [(module, module.training) for root in roots for module in root.modules()]
+    for root in roots:
+        root.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
 
 
 def get_rng_state(device: torch.device) -> dict[str, Tensor]:
