@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Chi2, Transform, biject_to, constraints, transform_to
+from torch.distributions import Gamma, Transform, biject_to, constraints, transform_to
 
 from ppl_models.linalg import cholesky
 
@@ -64,7 +64,8 @@ class InverseWishart(TorchDistribution):
         features = self.event_shape[0]
         shape = torch.Size(sample_shape)
         df = self.df[..., None] - torch.arange(features, dtype=self.df.dtype, device=self.df.device)
-        squares = Chi2(df, validate_args=False).rsample(shape)  # (*, D)
+        halves = torch.full_like(df, 0.5)  # `Chi2` has this number on the host
+        squares = Gamma(df / 2, halves, validate_args=False).rsample(shape)  # (*, D)
         below = torch.randn(*squares.shape, features, dtype=df.dtype, device=df.device).tril(-1)
         bartlett = below + squares.sqrt().diag_embed()  # B
         root = torch.linalg.solve_triangular(

@@ -1,7 +1,7 @@
-"""A model or a guide, as the engine calls it.
+"""A model or a guide, as it is called here.
 
 A program is any callable with Pyro's primitives in it: a module, a function, a bound method, or
-one of those wrapped in handlers. What the engine needs to know of it is found here: whether it
+one of those wrapped in handlers. What must be known of it is found out: whether it
 takes `size`, which module it belongs to, and which parameters it uses.
 
 Parameters of modules are their own; those of plain functions are Pyro's. Pyro keys every parameter
