@@ -25,7 +25,7 @@ def kmeans(x: Tensor, num_clusters: int, restarts: int = 1, max_steps: int = 100
     Arguments:
         x: Finite rows, with shape `(N, D)`.
         num_clusters: The number of clusters, `K`.
-        restarts: The number of independent seedings, `R`, run side by side.
+        restarts: The number of independent seedings, `R`, run at once.
         max_steps: The most steps of Lloyd's algorithm.
 
     Raises:
