@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -31,8 +31,6 @@ from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix, modes
-
-LONG = 20_000  # steps that are worth the time of a compiler
 
 
 @dataclass
@@ -74,7 +72,7 @@ def fit(
     clip: float | None = None,
     schedule: LearningRateSchedule | None = None,
     ema: float | None = None,
-    compile: bool | Literal["auto"] = "auto",
+    compile: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 30.0,
     resume: bool = False,
@@ -114,11 +112,12 @@ def fit(
             taken). Validation, and with it `patience`, looks at the averages, and they are what
             the modules hold afterwards; the training itself stays the same. Buffers, such as the
             running means of batch normalisation, are not averaged. A checkpoint holds both.
-        compile: Whether to run the losses as compiled code: a small program takes a third to a
-            tenth of the time, after some seconds for each shape of a batch. `"auto"` does so in
-            runs of 20,000 steps or more, and follows the checkpoint on resume. Programs that
-            cannot be compiled run eagerly, with a warning that says why. On CUDA the whole step,
-            from the gathering of rows to the optimiser, is then replayed as one graph.
+        compile: Whether to run the losses as compiled code, for programs whose numbers come from
+            tensors alone, and stay: data drawn inside of them by NumPy, or set on an object, may
+            go unnoticed. A small program takes a third to a tenth of the time, after some seconds
+            for each shape of a batch. Programs that cannot be compiled run eagerly, with a warning
+            that says why. On CUDA the whole step, from the gathering of rows to the optimiser, is
+            then replayed as one graph. A run is resumed as it was written, compiled or not.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
@@ -156,8 +155,7 @@ def fit(
     )
     _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
-    compiled = _is_compiled(compile, total, written)
-    descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compiled)
+    descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compile)
     settings = _settings(descent, train, validated=held_out is not None, patience=patience)
     reached = Progress(descent, order_seed, settings)
     if written is not None and path is not None:
@@ -284,15 +282,6 @@ def _seeded(seed: int | None) -> int:
     return seed
 
 
-def _is_compiled(
-    compile: bool | Literal["auto"], total: int, written: dict[str, Any] | None
-) -> bool:
-    """Whether losses run as compiled code: by default in long runs, or as before a resume."""
-    if compile != "auto":
-        return compile
-    return total >= LONG if written is None else written.get("settings", {}).get("compile", False)
-
-
 def _move(objectives: list[Objective], place: torch.device | None) -> None:
     if place is not None:
         for module in modules_of(objectives):
@@ -348,8 +337,8 @@ def _check_options(
         raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to wait for, got validation=None.")
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}.")
+    if not isinstance(compile, bool):
+        raise ValueError(f"compile: expected True or False, got {compile!r}. Try compile=False.")
 
 
 def _check_counts(**counts: int | None) -> None:
