@@ -14,7 +14,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_models.infer.programs.pyro_internals import unhandled
-from ppl_models.infer.programs.rows import follow_rows
+from ppl_models.infer.programs.rows import following_rows
 
 # What `pyro.param` statements inside a module's `forward` created, one store a module.
 _stores: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
@@ -61,7 +61,6 @@ class Program:
         self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
             self.takes_size = _takes_size(_signature(self.inner.model))
-            follow_rows(self.inner, self.takes_size)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -89,12 +88,17 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope:
+            with self._scope, self._following_rows():
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
         finally:
             self.running = False
+
+    def _following_rows(self) -> AbstractContextManager[None]:
+        if isinstance(self.inner, AutoGuide):
+            return following_rows(self.inner, self.takes_size)
+        return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that the program runs: its owner, or those that a function refers to."""
