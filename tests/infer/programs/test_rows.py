@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_models import FactorAnalysis, data_plate, elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.infer.programs.program import own_parameters
+from ppl_models.infer.programs.own import own_parameters
 from tests.support.oracles import linear_gaussian
 from tests.support.programs import OWNED
 from tests.support.runs import quiet
