@@ -8,7 +8,7 @@ their names, and what was there before stands there again afterwards.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
@@ -27,8 +27,15 @@ from ppl_models.infer.programs.pyro_internals import (
 
 _KEPT = "_own_params"  # in the `__dict__` of a module, so that copies and pickles have it, too
 
-# The modules that run as programs here, in the stores of their own.
-running: list[nn.Module] = []
+
+class Running(NamedTuple):
+    """A module that runs as a program here, in a store of its own, and the store suspended."""
+
+    module: nn.Module
+    suspended: Any
+
+
+running: list[Running] = []
 
 
 def kept(module: nn.Module) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def _entries(owner: nn.Module) -> dict[str, Stored]:
 
 def _taken_along(owners: list[nn.Module]) -> AbstractContextManager[None]:
     """A context in which the parameters of some modules stand in Pyro's store."""
-    if any(owner is module for module in running for owner in owners):
+    if any(owner is each.module for each in running for owner in owners):
         return nullcontext()
     return in_store(lambda: {n: e for owner in owners for n, e in _entries(owner).items()})
 

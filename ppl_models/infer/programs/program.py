@@ -24,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_models.infer.programs.own import keep, kept, make_own, own_parameters, running
+from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
 from ppl_models.infer.programs.pyro_internals import unhandled
 from ppl_models.infer.programs.rows import following_rows
 
@@ -164,16 +164,14 @@ class _Scope(Messenger):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.suspended: list[dict] = []
 
     def __enter__(self) -> "_Scope":
         owner = self.program.owner
         if owner is not None:
             store = pyro.get_param_store()
-            self.suspended.append(store.get_state())
+            running.append(Running(owner, store.get_state()))
             store.clear()
             store.set_state(kept(owner))
-            running.append(owner)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -181,7 +179,6 @@ class _Scope(Messenger):
         owner = self.program.owner
         if owner is None:
             return
-        running.pop()
         store = pyro.get_param_store()
         if len(store):
             state = store.get_state()
@@ -198,7 +195,8 @@ class _Scope(Messenger):
                 constraints = {name: state["constraints"][name] for name in created}
                 keep(owner, {"params": created, "constraints": constraints})
         store.clear()
-        store.set_state(self.suspended.pop())
+        store.set_state(running[-1].suspended)
+        running.pop()
 
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()

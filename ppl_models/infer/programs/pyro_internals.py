@@ -20,7 +20,7 @@ from pyro.nn.module import _Context
 from pyro.params import param_with_module_name
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -39,6 +39,14 @@ def active_handlers() -> list[Messenger]:
     There is a public `am_i_wrapped`, which says no more than whether there are any.
     """
     return _PYRO_STACK
+
+
+def taken_dims() -> list[str | None]:
+    """The dimensions that plates have taken, from the right: those whose `with` is entered.
+
+    A plate that is left by an interrupt may keep its own. Nothing public shows or frees them.
+    """
+    return _DIM_ALLOCATOR._stack
 
 
 def unhandled(program: Callable[..., Any]) -> Callable[..., Any]:

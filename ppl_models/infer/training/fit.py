@@ -28,9 +28,11 @@ from ppl_models.infer.training.batches import (
 )
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
+from ppl_models.infer.training.interrupt import Interrupt, unwound
 from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix, modes
+from ppl_models.user_line import warn
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Run:
 def fit(
     objective: Objective | Sequence[Objective],
     data: Any,
-    *,
+    *more: Any,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -81,7 +83,8 @@ def fit(
     r"""Descends an objective, or several in turns, on minibatches of data.
 
     The modules are in training mode meanwhile and in evaluation mode afterwards. On the CPU a
-    run with a `seed` is repeatable bit for bit, also when it was interrupted and resumed.
+    run with a `seed` is repeatable bit for bit, also when it was interrupted and resumed. Ctrl-C
+    ends it after the step, as if that was the last one, with a warning; a second one stops at once.
 
     Arguments:
         objective: What to descend, such as `elbo(model, guide)`.
@@ -125,6 +128,7 @@ def fit(
         progress: Whether to show a progress bar (on a terminal).
 
     Raises:
+        TypeError: If the objective or the optimiser is none.
         ValueError: If an argument, the data or the checkpoint do not fit.
         FloatingPointError: If a loss is infinite or undefined: on the CPU at once, with the site
             that it comes from, elsewhere within 100 steps. The last checkpoint is kept.
@@ -137,6 +141,7 @@ def fit(
         >>> run.steps, len(run.history["loss"])
         (15, 3)
     """
+    _check_no_more(more)
     _check_length(epochs, steps)
     _check_options(lr, clip, patience, validation, compile)
     path = _checkpoint_path(checkpoint, resume)
@@ -155,16 +160,19 @@ def fit(
     )
     _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
-    descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compile)
-    settings = _settings(descent, train, validated=held_out is not None, patience=patience)
-    reached = Progress(descent, order_seed, settings)
-    if written is not None and path is not None:
-        reached.restore(written, path, seed)
-    if held_out is not None:
-        held_out.check(descent, order_seed)
-
-    with closing(descent):
-        _Loop(reached, train, held_out, patience, path, checkpoint_every).run(total, progress)
+    with Interrupt() as interrupt, unwound(modules_of(objectives)):
+        descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compile)
+        settings = _settings(descent, train, validated=held_out is not None, patience=patience)
+        reached = Progress(descent, order_seed, settings)
+        if written is not None and path is not None:
+            reached.restore(written, path, seed)
+        if held_out is not None:
+            held_out.check(descent, order_seed)
+        with closing(descent):
+            loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt)
+            loop.run(total, progress)
+    if interrupt.asked:
+        warn(_interrupted(descent.step_number, total, path))
     return Run(reached.history, descent.step_number, time.perf_counter() - began)
 
 
@@ -178,6 +186,7 @@ class _Loop:
         patience: How many epochs without a better validation loss are too many.
         path: The file for checkpoints, if they are wanted.
         every: The seconds from one to the next.
+        interrupt: Whether it is to end after a step.
     """
 
     def __init__(
@@ -188,7 +197,9 @@ class _Loop:
         patience: int | None,
         path: Path | None,
         every: float,
+        interrupt: Interrupt,
     ) -> None:
+        self.interrupt = interrupt
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
@@ -207,7 +218,7 @@ class _Loop:
 
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
         progress = self.progress
-        while self.descent.step_number < total and not progress.stopped:
+        while self.descent.step_number < total and not (progress.stopped or self.interrupt.asked):
             self._go_through_batches(total, bar)
             if progress.batch < self.train.batches:
                 return  # the last step came in the middle of an epoch
@@ -216,15 +227,23 @@ class _Loop:
             bar.set_postfix(progress.latest(), refresh=False)
 
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
-        for batch in self._batches():
+        for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress.epoch, self.path):
                 self.progress.record(self.descent.step(batch))
             bar.update()
-            if self.descent.step_number == total:
+            if self.descent.step_number == total or self.interrupt.asked:
                 return
             if self.path is not None and time.perf_counter() - self.written_at >= self.every:
                 self.progress.write(self.path)
                 self.written_at = time.perf_counter()
+
+    def _until_interrupted(self, batches: Iterator[Batch | Chosen]) -> Iterator[Batch | Chosen]:
+        """Batches up to an interrupt, which the processes of a `DataLoader` do not survive."""
+        try:
+            yield from batches
+        except RuntimeError:
+            if not self.interrupt.asked:
+                raise
 
     def _batches(self) -> Iterator[Batch | Chosen]:
         """The rest of an epoch, as rows where gathering them is recorded with the step."""
@@ -256,6 +275,15 @@ class _Loop:
         progress.warn_of_caveats()
         self.descent.finish()
         progress.return_to_best()
+
+
+def _interrupted(step: int, total: int, path: Path | None) -> str:
+    """What a user must know of a run that ended before its time."""
+    kept = f", and with checkpoint={str(path)!r}, resume=True it goes on from there" if path else ""
+    return (
+        f"fit: interrupted after {step} of {total} steps; all is as if that step was the "
+        f"last{kept}. A second Ctrl-C would have stopped it at once, by a KeyboardInterrupt."
+    )
 
 
 def _sources(
@@ -316,6 +344,15 @@ def _naming_epoch(epoch: int, path: Path | None) -> Iterator[None]:
     except FloatingPointError as error:
         kept = f" The last good checkpoint is kept in {path}." if path and path.exists() else ""
         raise FloatingPointError(f"epoch {epoch + 1}, {error}{kept}") from None
+
+
+def _check_no_more(more: tuple[Any, ...]) -> None:
+    """Raises where a program, its guide and the data were given, or the data in parts."""
+    if more:
+        raise TypeError(
+            f"fit: expected an objective and the data, got {2 + len(more)} arguments. Try "
+            f"fit(elbo(model, guide), x, epochs=100), or data=(x, y) for rows with labels."
+        )
 
 
 def _check_length(epochs: int | None, steps: int | None) -> None:
