@@ -298,7 +298,7 @@ def test_draws_for_arviz(device):
         objective, data = made("LinearRegression, AutoNormal")
         fit(objective, data, steps=2, seed=0, device=place)
         data = tuple(x.to(place) for x in data)
-        model, guide = objective.model.inner, objective.guide.inner
+        model, guide = objective.model, objective.guide
         return from_pyro_svi(model, guide, *data, num_samples=5, seed=0)["posterior"]
 
     expected, found = drawn("cpu"), drawn(device)
