@@ -48,10 +48,10 @@ from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, datasets, elbo, fit, iwae, log_evidence
 from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.training import files
-from ppl_models.infer.training.fit import LONG
 from ppl_models.nn import MLP
 from ppl_models.scoped import mix
 
+LONG = 20_000  # steps that are worth the time of a compiler
 LATENTS, HIDDEN, BATCH = 50, (200, 200), 20
 ENDS = list(itertools.accumulate(3**i for i in range(8)))  # passes until a stage ends
 ADAM = partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-4 / BATCH, fused=True)

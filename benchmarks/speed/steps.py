@@ -174,7 +174,7 @@ def ways(case: Case, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         made = case.make()
         return tuple(m.to(device) if isinstance(m, nn.Module) else m for m in made)  # type: ignore
 
-    def svi(kind: type, estimator: type) -> Callable[[], Any]:
+    def svi(kind: Callable[..., Any], estimator: type) -> Callable[[], Any]:
         model, guide = (registered(program) for program in placed())
         loss = estimator(max_plate_nesting=1) if case.enumerated else estimator()
         return partial(kind(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss).step, *case.data)
@@ -188,7 +188,7 @@ def ways(case: Case, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             yield "by hand, captured", case.by_hand(captured=True)
     yield "pyro.infer.SVI", svi(pyro.infer.SVI, plain)
     yield "Pyro's Jit ELBO", svi(pyro.infer.SVI, jit)
-    yield "ppl_models.SVI", svi(SVI, plain)
+    yield "ppl_models.SVI", svi(partial(SVI, compile=True), plain)
     yield "fit, eager", descent_of(elbo(*placed()), case.data, False)
     yield "fit, compiled", descent_of(elbo(*placed()), case.data, True)
 

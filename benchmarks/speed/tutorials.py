@@ -12,6 +12,7 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ def programs(scale: int = 1, device: str = "cpu") -> Iterator[Program]:
 class Way:
     """Steps of one kind of inference, with a parameter store and random numbers of its own."""
 
-    def __init__(self, kind: type, program: Program) -> None:
+    def __init__(self, kind: Callable[..., Any], program: Program) -> None:
         pyro.clear_param_store()
         torch.manual_seed(0)
         depth = program.depth
@@ -263,7 +264,10 @@ def main() -> None:
     for program in programs(args.scale, args.device):
         if not program.name.startswith(tuple(args.only)):
             continue
-        ways = {"pyro": Way(pyro.infer.SVI, program), "ours": Way(SVI, program)}
+        ways = {
+            "pyro": Way(pyro.infer.SVI, program),
+            "ours": Way(partial(SVI, compile=True), program),
+        }
         for way in ways.values():
             way.run(20)
         times: dict[str, list[float]] = {name: [] for name in ways}

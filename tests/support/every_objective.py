@@ -64,7 +64,6 @@ from ppl_models import (
     weighted,
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
-from ppl_models.infer.programs.program import no_latents
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
 
@@ -159,8 +158,7 @@ def programs(objective: Any) -> tuple[Any, Any]:
     if hasattr(objective, "parts"):  # of a weighted sum
         return programs(objective.parts[0][0])
     if hasattr(objective, "guide"):
-        guide = objective.guide.inner
-        return objective.model.inner, None if guide is no_latents else guide
+        return objective.model, objective.guide
     for name in ("diffusion", "autoencoder", "gan"):
         if hasattr(objective, name):
             model = getattr(objective, name)

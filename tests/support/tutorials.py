@@ -1,12 +1,16 @@
 """Programs as Pyro's tutorials write them, and a run of each."""
 
+from functools import partial
+
 import pyro
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from benchmarks.speed import tutorials
+from ppl_models import SVI
 
 PROGRAMS = {p.name: (p.make, p.depth, p.data) for p in tutorials.programs()}
+CompiledSVI = partial(SVI, compile=True)
 ERRORS, EFFECTS = PROGRAMS["eight schools"][2]
 
 

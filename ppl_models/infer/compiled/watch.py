@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppl_models.infer.programs.program import Program, own_parameters
+from ppl_models.infer.programs.own import own_parameters
+from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import stored
 
 SCALARS = (bool, int, float, complex, str, type(None))

@@ -5,11 +5,14 @@ r"""The evidence lower bound, as an objective.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_elbo import Trace_ELBO
 from torch import Tensor, nn
@@ -36,7 +39,9 @@ def elbo(
         model: A Pyro program `model(x=None, size=None)`, called as `model(*batch, size=N)`.
             One without an argument `size` is called without it.
         guide: A program over the latents of the model, called alike; None for a model whose
-            latents, if any, are all enumerated.
+            latents, if any, are all enumerated. A class of autoguide, such as `AutoNormal`, or a
+            `functools.partial` of one, is made for the model without its enumerated sites, and is
+            `elbo(...).guide` from then on.
         estimator: An estimator of Pyro, such as `Trace_ELBO(num_particles=10)` or
             `TraceMeanField_ELBO()`. Default: one particle; discrete sites of the model marked
             for enumeration are summed over.
@@ -53,7 +58,12 @@ def elbo(
 
 
 class EvidenceLowerBound(Objective):
-    """The objective that `elbo` returns."""
+    """The objective that `elbo` returns.
+
+    Attributes:
+        model: The model, as it was given.
+        guide: The guide, as it was given or made; None without one.
+    """
 
     name = "elbo"
 
@@ -63,8 +73,9 @@ class EvidenceLowerBound(Objective):
         guide: Callable[..., Any] | None,
         estimator: ELBO | None,
     ) -> None:
-        self.model = Program(model, "model")
-        self.guide = Program(guide if guide is not None else no_latents, "guide")
+        self._model = Program(model, "model")
+        self.model, self.guide = model, _made(guide, model)
+        self._guide = Program(no_latents if guide is None else self.guide, "guide")
         gives_loss = hasattr(estimator, "differentiable_loss") and not isinstance(estimator, type)
         if estimator is not None and not gives_loss:
             raise TypeError(
@@ -77,20 +88,20 @@ class EvidenceLowerBound(Objective):
         size = len(batch[0]) if size is None else size
         estimator = self.estimator or self._choose_estimator(batch, size)
         if torch.is_grad_enabled() or isinstance(estimator, (DirectELBO, DirectEnumELBO)):
-            total = estimator.differentiable_loss(self.model, self.guide, *batch, size=size)
+            total = estimator.differentiable_loss(self._model, self._guide, *batch, size=size)
         else:  # some of Pyro's own refuse to give a loss without a gradient
-            number = estimator.loss(self.model, self.guide, *batch, size=size)
+            number = estimator.loss(self._model, self._guide, *batch, size=size)
             total = torch.tensor(number, dtype=torch.float64)
-        return total / (size if self.model.takes_size else len(batch[0]))
+        return total / (size if self._model.takes_size else len(batch[0]))
 
     def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
-        for program in (self.model, self.guide):
+        for program in (self._model, self._guide):
             program.check_arguments(len(batch))
         with torch.no_grad(), pyro.validation_enabled(False):
             traces = self._traces(batch, size)
         checks.check_sites(*traces)
         checks.check_support(traces[0], batch, data or batch)
-        rows, scaled = len(batch[0]), self.model.takes_size
+        rows, scaled = len(batch[0]), self._model.takes_size
         checks.check_scaling(traces[0], rows, size, scaled)
         for trace, name in zip(traces, ("model", "guide"), strict=True):
             checks.check_plates(trace, name, rows, size, scaled)
@@ -101,7 +112,7 @@ class EvidenceLowerBound(Objective):
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
-        for program in (self.model, self.guide):
+        for program in (self._model, self._guide):
             for name, parameter in program.named_parameters():
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
@@ -110,7 +121,7 @@ class EvidenceLowerBound(Objective):
     def modules(self) -> dict[str, nn.Module]:
         return {
             f"{program.name}.{name}".rstrip("."): module
-            for program in (self.model, self.guide)
+            for program in (self._model, self._guide)
             for name, module in program.modules().items()
         }
 
@@ -120,9 +131,9 @@ class EvidenceLowerBound(Objective):
 
     def _traces(self, batch: tuple[Tensor, ...], size: int) -> tuple[poutine.Trace, poutine.Trace]:
         """Runs the guide, and the model on what it sampled."""
-        with checks.noting_batch(batch), self.guide.noticing(), self.model.noticing():
-            guide = poutine.trace(self.guide).get_trace(*batch, size=size)
-            model = poutine.trace(poutine.replay(self.model, guide)).get_trace(*batch, size=size)
+        with checks.noting_batch(batch), self._guide.noticing(), self._model.noticing():
+            guide = poutine.trace(self._guide).get_trace(*batch, size=size)
+            model = poutine.trace(poutine.replay(self._model, guide)).get_trace(*batch, size=size)
         return model, guide
 
     def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
@@ -134,3 +145,17 @@ class EvidenceLowerBound(Objective):
         kind = DirectEnumELBO if enumerated else DirectELBO
         self.estimator = kind(max_plate_nesting=depth)
         return self.estimator
+
+
+def _made(guide: Any, model: Callable[..., Any]) -> Any:
+    """The guide itself; of a class of autoguide, one that is made for the model."""
+    kind = guide.func if isinstance(guide, partial) else guide
+    if not (isinstance(kind, type) and issubclass(kind, (AutoGuide, AutoMessenger))):
+        return guide
+    return guide(poutine.block(model, hide_fn=_is_summed_over))
+
+
+def _is_summed_over(site: dict) -> bool:
+    """Whether a site is marked for enumeration, so that no guide is to draw it."""
+    marked = site["type"] == "sample" and site["infer"].get("enumerate")
+    return bool(marked) and not site["is_observed"]

@@ -96,15 +96,15 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             with Rows(None, size, size):  # a guide with parameters for single rows is refused
                 return program(*tiled, size=size)
 
-        programs, device = (self.model, self.guide), batch[0].device
+        programs, device = (self._model, self._guide), batch[0].device
         return draw(call, *programs, enumeration, self.num_particles, rows, device).log_weight
 
     def _enumeration(self, batch: tuple[Tensor, ...]) -> Enumeration:
         """What the model enumerates. Refuses programs that have no such bound."""
         rows = len(batch[0])
-        if isinstance(self.guide.inner, AutoGuide):
+        if isinstance(self._guide.inner, AutoGuide):
             raise ValueError(
-                f"iwae: {type(self.guide.inner).__name__} has parameters for each row or draws "
+                f"iwae: {type(self._guide.inner).__name__} has parameters for each row or draws "
                 f"all rows together, and each row needs {self.num_particles} draws of its own. "
                 f"Try an amortised guide, or elbo(model, guide)."
             )

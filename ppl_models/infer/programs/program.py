@@ -6,17 +6,17 @@ takes `size`, which module it belongs to, and which parameters it uses.
 
 Parameters of modules are their own; those of plain functions are Pyro's. Pyro keys every parameter
 by name in one global store, so that two `AutoNormal` of one shape would move together. A module
-therefore runs in a store of its own; a function in the global one, where its `pyro.param`
-statements stay readable after the fit.
+therefore runs in a store of its own, and takes its parameters along wherever it is called, see
+`ppl_models.infer.programs.own`; a function in the global one, where its `pyro.param` statements
+stay readable after the fit.
 """
 
 import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pyro
 from pyro.infer.autoguide import AutoGuide
@@ -24,11 +24,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
 from ppl_models.infer.programs.pyro_internals import unhandled
-from ppl_models.infer.programs.rows import follow_rows
-
-# What `pyro.param` statements inside a module's `forward` created, one store a module.
-_stores: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+from ppl_models.infer.programs.rows import following_rows
 
 
 class Program:
@@ -61,7 +59,6 @@ class Program:
         self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
             self.takes_size = _takes_size(_signature(self.inner.model))
-            follow_rows(self.inner, self.takes_size)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -89,12 +86,17 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope:
+            with self._scope, self._following_rows():
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
         finally:
             self.running = False
+
+    def _following_rows(self) -> AbstractContextManager[None]:
+        if isinstance(self.inner, AutoGuide):
+            return following_rows(self.inner, self.takes_size)
+        return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that the program runs: its owner, or those that a function refers to."""
@@ -139,8 +141,12 @@ class Program:
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters that the program owns or, once it has run, uses from the store.
 
-        Constrained ones are given unconstrained, as the optimiser moves them.
+        Constrained ones are given unconstrained, as the optimiser moves them. Whoever asks may
+        move them: from then on a module takes them along, whoever calls it.
         """
+        if self.owner is not None:
+            replaced = make_own(self.owner)
+            self.found |= {n: x for n, x in replaced.items() if n in self.found}
         seen: set[int] = set()
         if self.owner is not None:
             for name, parameter in self.owner.named_parameters():
@@ -158,16 +164,14 @@ class _Scope(Messenger):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.suspended: list[dict] = []
 
     def __enter__(self) -> "_Scope":
         owner = self.program.owner
         if owner is not None:
             store = pyro.get_param_store()
-            self.suspended.append(store.get_state())
+            running.append(Running(owner, store.get_state()))
             store.clear()
-            if owner in _stores:
-                store.set_state(_stores[owner])
+            store.set_state(kept(owner))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -182,16 +186,17 @@ class _Scope(Messenger):
             # created while the guide looked at it (hidden from this handler).
             own = {id(parameter) for parameter in owner.parameters()}
             known = self.program.found.keys() | own_parameters(owner).keys()
-            kept = {
+            created = {
                 name: parameter
                 for name, parameter in state["params"].items()
                 if id(parameter) not in own and name in known
             }
-            if kept:
-                constraints = {name: state["constraints"][name] for name in kept}
-                _stores[owner] = {"params": kept, "constraints": constraints}
+            if created:
+                constraints = {name: state["constraints"][name] for name in created}
+                keep(owner, {"params": created, "constraints": constraints})
         store.clear()
-        store.set_state(self.suspended.pop())
+        store.set_state(running[-1].suspended)
+        running.pop()
 
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()
@@ -229,11 +234,6 @@ def _signature(program: Callable[..., Any]) -> inspect.Signature:
 def _takes_size(signature: inspect.Signature) -> bool:
     parameters = signature.parameters.values()
     return any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def own_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """What `pyro.param` statements inside the module's `forward` created, unconstrained."""
-    return _stores.get(module, {"params": {}})["params"]
 
 
 def no_latents(*batch: Tensor, size: int | None = None) -> None:

@@ -7,6 +7,7 @@ bounds the version. Not among them are the methods of a handler (`_pyro_sample`,
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -14,10 +15,14 @@ from pyro import poutine
 from pyro.infer import MCMC, trace_elbo, traceenum_elbo
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.elbo import ELBO
+from pyro.nn import PyroModule
+from pyro.nn.module import _Context
+from pyro.params import param_with_module_name
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 # log p - log q at each site, of all that depends on it. `Trace_ELBO` gives no more than the total.
 log_ratios = trace_elbo._compute_log_r
@@ -34,6 +39,14 @@ def active_handlers() -> list[Messenger]:
     There is a public `am_i_wrapped`, which says no more than whether there are any.
     """
     return _PYRO_STACK
+
+
+def taken_dims() -> list[str | None]:
+    """The dimensions that plates have taken, from the right: those whose `with` is entered.
+
+    A plate that is left by an interrupt may keep its own. Nothing public shows or frees them.
+    """
+    return _DIM_ALLOCATOR._stack
 
 
 def unhandled(program: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,6 +105,92 @@ def stored(name: str) -> Tensor | None:
     The public `named_parameters` goes through all of them, `get_param` constrains.
     """
     return pyro.get_param_store()._params.get(name)
+
+
+# What a `PyroModule` enters whenever it is called, one for a module and all within it. The public
+# way to parameters of its own, the setting `module_local_params`, is one for all modules, and
+# breaks those made before it.
+Context = _Context
+
+
+def context_of(module: PyroModule) -> _Context:
+    """What a module, and all modules within it, enter when they are called."""
+    return vars(module)["_pyro_context"]
+
+
+class Stored(NamedTuple):
+    """A parameter as it stands in Pyro's store, and the module that holds it under a key."""
+
+    tensor: Tensor
+    constraint: constraints.Constraint
+    holder: nn.Module
+    key: str
+
+
+def registered_parameters(module: PyroModule) -> dict[str, Stored]:
+    """The parameters of a module by the names that Pyro's store has for them.
+
+    The public `named_pyro_params` has other names, and leaves plain modules out.
+    """
+    found: dict[str, Stored] = {}
+    for part in module.modules():
+        if not isinstance(part, PyroModule):
+            continue
+        prefix = f"{part._pyro_name}." if part._pyro_name else ""
+        kinds = {f"{name}_unconstrained": (name, kind) for name, (kind, _) in _kinds(part).items()}
+        for key, tensor in part._parameters.items():
+            if tensor is not None:
+                name, kind = kinds.get(key, (key, constraints.real))
+                found[prefix + name] = Stored(tensor, kind, part, key)
+        for child, plain in part._modules.items():
+            if plain is not None and not isinstance(plain, PyroModule):
+                for holder_name, holder in plain.named_modules():
+                    inner = f"{holder_name}." if holder_name else ""
+                    for key, tensor in holder._parameters.items():
+                        if tensor is not None and not isinstance(holder, PyroModule):
+                            name = param_with_module_name(prefix + child, inner + key)
+                            found[name] = Stored(tensor, constraints.real, holder, key)
+    return found
+
+
+def _kinds(module: PyroModule) -> dict[str, tuple[constraints.Constraint, int | None]]:
+    return vars(module)["_pyro_params"]
+
+
+def forget_in_store(name: str) -> None:
+    """Takes a parameter out of Pyro's store."""
+    store = pyro.get_param_store()
+    tensor = store._params.pop(name, None)
+    store._constraints.pop(name, None)
+    if tensor is not None:
+        store._param_to_name.pop(tensor, None)
+
+
+@contextmanager
+def in_store(entries: Callable[[], dict[str, Stored]]) -> Iterator[None]:
+    """A context in which parameters stand in Pyro's store, and then those of before again.
+
+    The public `get_state` would copy it, and take from its parameters what Pyro's `SVI` reads.
+    """
+    store = pyro.get_param_store()
+    inside = entries()
+    before = {n: (store._params.get(n), store._constraints.get(n)) for n in inside}
+    for name, entry in inside.items():
+        _put(name, entry.tensor, entry.constraint)
+    try:
+        yield
+    finally:
+        for name in {**inside, **entries()}:
+            forget_in_store(name)
+        for name, (tensor, constraint) in before.items():
+            if tensor is not None and constraint is not None:
+                _put(name, tensor, constraint)
+
+
+def _put(name: str, tensor: Tensor, constraint: constraints.Constraint) -> None:
+    store = pyro.get_param_store()
+    store._params[name], store._constraints[name] = tensor, constraint
+    store._param_to_name[tensor] = name
 
 
 class Run(NamedTuple):

@@ -5,10 +5,14 @@ for each row to the wrong rows, without any error; so the true indices are suppl
 to the plate named `"data"`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from ppl_models.infer.programs.pyro_internals import active_handlers, plate_frames
 from ppl_models.infer.programs.torch_internals import no_torch_function, tensor_of_no_values
+from ppl_models.scoped import kept_rng
 
 _UNKNOWN = (
     "there is an entry for each row, and it is not known which rows these are. Try the tensors or "
@@ -88,49 +93,86 @@ class _Unknown(Tensor):
         raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
 
 
-def follow_rows(guide: AutoGuide, takes_size: bool) -> None:
-    """Makes the plate `"data"` of an autoguide follow the batch it is called with.
+@contextmanager
+def following_rows(guide: AutoGuide, takes_size: bool) -> Iterator[None]:
+    """A context in which the plate `"data"` of an autoguide follows the batch it is called with.
 
     By itself an autoguide keeps the number of rows of the first batch, which the last, uneven one
-    does not have, and without indices it draws the rows at random.
+    does not have, and without indices it draws the rows at random. Afterwards it is as Pyro made
+    it, but for a first batch that stood for more rows: it then has the place of them all.
 
     Arguments:
         guide: The autoguide.
         takes_size: Whether its model has an argument `size`. One without may draw rows of its own.
     """
     if guide.master is not None or guide.create_plates is not None:
+        yield
         return
+    fresh = guide.prototype_trace is None
+    guide.create_plates = partial(_plates_of_batch, guide, takes_size)
+    try:
+        yield
+    finally:
+        guide.create_plates = None
+        if fresh and takes_size:
+            _stand_for_all(guide)
 
-    def create_plates(*batch: Tensor, **_: int) -> list[pyro.plate]:
-        frame = plate_frames(guide).get("data")
-        if frame is None or not batch:
-            return []
-        count, size = len(batch[0]), frame.full_size or frame.size
-        kind = type(guide).__name__
-        handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
-        if handler is not None and handler.size != size:
-            raise ValueError(
-                f"{kind}: it has parameters for each of {size} rows, but there are "
-                f"{handler.size} in all. Try the rows it was fitted to, a model with an argument "
-                f"`size` (`with data_plate(x, size):`), or an amortised guide, which takes any."
-            )
-        if count > size or (handler is None and count < size):
-            raise ValueError(
-                f"{kind}: it has parameters for each of {size} rows, and was called with {count} "
-                f"rows that it cannot place. Try the rows it was fitted to, or an amortised "
-                f"guide, which takes any."
-            )
-        for part in guide.modules():
-            joint = isinstance(part, AutoContinuous) and "data" in plate_frames(part)
-            if joint and (count, size) != (frame.size, frame.size):
-                raise ValueError(
-                    f"{type(part).__name__}: it holds the latents of all rows in one vector, made "
-                    f"for the {frame.size} rows of its first batch, and cannot take {count} of "
-                    f"{size}. Try batch_size=None (the whole data), AutoNormal, or an amortised "
-                    f"guide."
-                )
-        if count == size and not takes_size:
-            return []  # as many as in the model's own plate, which may subsample
-        return [pyro.plate("data", size, subsample_size=count, dim=frame.dim)]
 
-    guide.create_plates = create_plates
+def _plates_of_batch(
+    guide: AutoGuide, takes_size: bool, *batch: Tensor, **named: Any
+) -> list[pyro.plate]:
+    """The plate `"data"` for the rows of a batch, where the guide has one."""
+    frame = plate_frames(guide).get("data")
+    if frame is None or not batch:
+        return []
+    count, size = len(batch[0]), frame.full_size or frame.size
+    kind = type(guide).__name__
+    handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
+    strange = handler.size != size if handler is not None else count != size
+    if strange and not takes_size and _plate_of_model(guide, *batch, **named) == frame:
+        return []  # of something else than rows: it is alike for any number of them
+    if handler is not None and handler.size != size:
+        raise ValueError(
+            f"{kind}: it has parameters for each of {size} rows, but there are "
+            f"{handler.size} in all. Try the rows it was fitted to, a model with an argument "
+            f"`size` (`with data_plate(x, size):`), or an amortised guide, which takes any."
+        )
+    if count > size or (handler is None and count < size):
+        raise ValueError(
+            f"{kind}: it has parameters for each of {size} rows, and was called with {count} "
+            f"rows that it cannot place. Try the rows it was fitted to, or an amortised "
+            f"guide, which takes any."
+        )
+    for part in guide.modules():
+        joint = isinstance(part, AutoContinuous) and "data" in plate_frames(part)
+        if joint and (count, size) != (frame.size, frame.size):
+            raise ValueError(
+                f"{type(part).__name__}: it holds the latents of all rows in one vector, made "
+                f"for the {frame.size} rows of its first batch, and cannot take {count} of "
+                f"{size}. Try batch_size=None (the whole data), AutoNormal, or an amortised "
+                f"guide."
+            )
+    if count == size and not takes_size:
+        return []  # as many as in the model's own plate, which may subsample
+    return [pyro.plate("data", size, subsample_size=count, dim=frame.dim)]
+
+
+def _plate_of_model(guide: AutoGuide, *batch: Tensor, **named: Any) -> Any:
+    """The plate `"data"` that the model has for a batch."""
+    with kept_rng(batch[0].device), torch.no_grad(), poutine.block():
+        trace = poutine.trace(guide.model).get_trace(*batch, **named)
+    frames = (f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"])
+    return next((frame for frame in frames if frame.name == "data"), None)
+
+
+def _stand_for_all(guide: AutoGuide) -> None:
+    """Makes what a first batch left behind that of all the rows that it stood for.
+
+    Not where one vector holds the latents of the rows of that batch, and of no others.
+    """
+    for part in guide.modules():
+        if isinstance(part, AutoGuide) and not isinstance(part, AutoContinuous):
+            frames = plate_frames(part)
+            frame = frames.get("data")
+            if frame is not None and frame.full_size and frame.size != frame.full_size:
+                frames["data"] = frame._replace(size=frame.full_size)

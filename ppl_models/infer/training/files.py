@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ppl_models.infer.programs.program import own_parameters
+from ppl_models.infer.programs.own import make_own, own_parameters
 
 _FORMAT = "ppl_models"
 
@@ -57,6 +57,7 @@ def load(path: str | Path, **modules: nn.Module) -> None:
         targets = module_tensors(_module(name, module))
         check_tensors_match(f"{path}: {name}", tree["modules"][name], targets)
     for name, module in modules.items():
+        make_own(module)
         fill(module_tensors(module), tree["modules"][name])
 
 

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -28,11 +28,11 @@ from ppl_models.infer.training.batches import (
 )
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
+from ppl_models.infer.training.interrupt import Interrupt, unwound
 from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix, modes
-
-LONG = 20_000  # steps that are worth the time of a compiler
+from ppl_models.user_line import warn
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Run:
 def fit(
     objective: Objective | Sequence[Objective],
     data: Any,
-    *,
+    *more: Any,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -74,7 +74,7 @@ def fit(
     clip: float | None = None,
     schedule: LearningRateSchedule | None = None,
     ema: float | None = None,
-    compile: bool | Literal["auto"] = "auto",
+    compile: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 30.0,
     resume: bool = False,
@@ -83,7 +83,8 @@ def fit(
     r"""Descends an objective, or several in turns, on minibatches of data.
 
     The modules are in training mode meanwhile and in evaluation mode afterwards. On the CPU a
-    run with a `seed` is repeatable bit for bit, also when it was interrupted and resumed.
+    run with a `seed` is repeatable bit for bit, also when it was interrupted and resumed. Ctrl-C
+    ends it after the step, as if that was the last one, with a warning; a second one stops at once.
 
     Arguments:
         objective: What to descend, such as `elbo(model, guide)`.
@@ -114,11 +115,12 @@ def fit(
             taken). Validation, and with it `patience`, looks at the averages, and they are what
             the modules hold afterwards; the training itself stays the same. Buffers, such as the
             running means of batch normalisation, are not averaged. A checkpoint holds both.
-        compile: Whether to run the losses as compiled code: a small program takes a third to a
-            tenth of the time, after some seconds for each shape of a batch. `"auto"` does so in
-            runs of 20,000 steps or more, and follows the checkpoint on resume. Programs that
-            cannot be compiled run eagerly, with a warning that says why. On CUDA the whole step,
-            from the gathering of rows to the optimiser, is then replayed as one graph.
+        compile: Whether to run the losses as compiled code, for programs whose numbers come from
+            tensors alone, and stay: data drawn inside of them by NumPy, or set on an object, may
+            go unnoticed. A small program takes a third to a tenth of the time, after some seconds
+            for each shape of a batch. Programs that cannot be compiled run eagerly, with a warning
+            that says why. On CUDA the whole step, from the gathering of rows to the optimiser, is
+            then replayed as one graph. A run is resumed as it was written, compiled or not.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
@@ -126,6 +128,7 @@ def fit(
         progress: Whether to show a progress bar (on a terminal).
 
     Raises:
+        TypeError: If the objective or the optimiser is none.
         ValueError: If an argument, the data or the checkpoint do not fit.
         FloatingPointError: If a loss is infinite or undefined: on the CPU at once, with the site
             that it comes from, elsewhere within 100 steps. The last checkpoint is kept.
@@ -138,6 +141,7 @@ def fit(
         >>> run.steps, len(run.history["loss"])
         (15, 3)
     """
+    _check_no_more(more)
     _check_length(epochs, steps)
     _check_options(lr, clip, patience, validation, compile)
     path = _checkpoint_path(checkpoint, resume)
@@ -156,17 +160,19 @@ def fit(
     )
     _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
-    compiled = _is_compiled(compile, total, written)
-    descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compiled)
-    settings = _settings(descent, train, validated=held_out is not None, patience=patience)
-    reached = Progress(descent, order_seed, settings)
-    if written is not None and path is not None:
-        reached.restore(written, path, seed)
-    if held_out is not None:
-        held_out.check(descent, order_seed)
-
-    with closing(descent):
-        _Loop(reached, train, held_out, patience, path, checkpoint_every).run(total, progress)
+    with Interrupt() as interrupt, unwound(modules_of(objectives)):
+        descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compile)
+        settings = _settings(descent, train, validated=held_out is not None, patience=patience)
+        reached = Progress(descent, order_seed, settings)
+        if written is not None and path is not None:
+            reached.restore(written, path, seed)
+        if held_out is not None:
+            held_out.check(descent, order_seed)
+        with closing(descent):
+            loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt)
+            loop.run(total, progress)
+    if interrupt.asked:
+        warn(_interrupted(descent.step_number, total, path))
     return Run(reached.history, descent.step_number, time.perf_counter() - began)
 
 
@@ -180,6 +186,7 @@ class _Loop:
         patience: How many epochs without a better validation loss are too many.
         path: The file for checkpoints, if they are wanted.
         every: The seconds from one to the next.
+        interrupt: Whether it is to end after a step.
     """
 
     def __init__(
@@ -190,7 +197,9 @@ class _Loop:
         patience: int | None,
         path: Path | None,
         every: float,
+        interrupt: Interrupt,
     ) -> None:
+        self.interrupt = interrupt
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
@@ -209,7 +218,7 @@ class _Loop:
 
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
         progress = self.progress
-        while self.descent.step_number < total and not progress.stopped:
+        while self.descent.step_number < total and not (progress.stopped or self.interrupt.asked):
             self._go_through_batches(total, bar)
             if progress.batch < self.train.batches:
                 return  # the last step came in the middle of an epoch
@@ -218,15 +227,23 @@ class _Loop:
             bar.set_postfix(progress.latest(), refresh=False)
 
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
-        for batch in self._batches():
+        for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress.epoch, self.path):
                 self.progress.record(self.descent.step(batch))
             bar.update()
-            if self.descent.step_number == total:
+            if self.descent.step_number == total or self.interrupt.asked:
                 return
             if self.path is not None and time.perf_counter() - self.written_at >= self.every:
                 self.progress.write(self.path)
                 self.written_at = time.perf_counter()
+
+    def _until_interrupted(self, batches: Iterator[Batch | Chosen]) -> Iterator[Batch | Chosen]:
+        """Batches up to an interrupt, which the processes of a `DataLoader` do not survive."""
+        try:
+            yield from batches
+        except RuntimeError:
+            if not self.interrupt.asked:
+                raise
 
     def _batches(self) -> Iterator[Batch | Chosen]:
         """The rest of an epoch, as rows where gathering them is recorded with the step."""
@@ -260,6 +277,15 @@ class _Loop:
         progress.return_to_best()
 
 
+def _interrupted(step: int, total: int, path: Path | None) -> str:
+    """What a user must know of a run that ended before its time."""
+    kept = f", and with checkpoint={str(path)!r}, resume=True it goes on from there" if path else ""
+    return (
+        f"fit: interrupted after {step} of {total} steps; all is as if that step was the "
+        f"last{kept}. A second Ctrl-C would have stopped it at once, by a KeyboardInterrupt."
+    )
+
+
 def _sources(
     objectives: list[Objective],
     data: Any,
@@ -282,15 +308,6 @@ def _seeded(seed: int | None) -> int:
         return int(torch.randint(2**31, ()))
     torch.manual_seed(seed)
     return seed
-
-
-def _is_compiled(
-    compile: bool | Literal["auto"], total: int, written: dict[str, Any] | None
-) -> bool:
-    """Whether losses run as compiled code: by default in long runs, or as before a resume."""
-    if compile != "auto":
-        return compile
-    return total >= LONG if written is None else written.get("settings", {}).get("compile", False)
 
 
 def _move(objectives: list[Objective], place: torch.device | None) -> None:
@@ -329,6 +346,15 @@ def _naming_epoch(epoch: int, path: Path | None) -> Iterator[None]:
         raise FloatingPointError(f"epoch {epoch + 1}, {error}{kept}") from None
 
 
+def _check_no_more(more: tuple[Any, ...]) -> None:
+    """Raises where a program, its guide and the data were given, or the data in parts."""
+    if more:
+        raise TypeError(
+            f"fit: expected an objective and the data, got {2 + len(more)} arguments. Try "
+            f"fit(elbo(model, guide), x, epochs=100), or data=(x, y) for rows with labels."
+        )
+
+
 def _check_length(epochs: int | None, steps: int | None) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError(
@@ -348,8 +374,8 @@ def _check_options(
         raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to wait for, got validation=None.")
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}.")
+    if not isinstance(compile, bool):
+        raise ValueError(f"compile: expected True or False, got {compile!r}. Try compile=False.")
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -2,8 +2,11 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -17,12 +20,13 @@ def make_optimizer(
     """The optimiser of some parameters. Default: Adam, fused where it can be.
 
     Raises:
-        TypeError: If the callable given returns something else.
+        TypeError: If it is no such callable, or returns something else.
 
     Example:
         >>> type(make_optimizer(None, [torch.zeros(2, requires_grad=True)], lr=0.1)).__name__
         'Adam'
     """
+    _check_optimizer(optimizer)
     made = (optimizer or _adam)(parameters, lr=lr)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(
@@ -31,6 +35,39 @@ def make_optimizer(
             f"functools.partial(torch.optim.SGD, momentum=0.9)."
         )
     return made
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Raises where it is one of Pyro's, or one that has its parameters already."""
+    inner = getattr(optimizer, "func", optimizer)
+    inside = isinstance(inner, type) and issubclass(inner, torch.optim.Optimizer)
+    home = getattr(inner, "__module__", None) or ""
+    if not inside and (isinstance(inner, PyroOptim) or home.startswith("pyro.optim")):
+        name = _name_of_pyros(inner)
+        options = getattr(inner, "pt_optim_args", None)
+        lr = options.get("lr") if isinstance(options, dict) else None
+        raise TypeError(
+            f"optimizer: expected a callable that returns an optimiser of torch, got Pyro's "
+            f"{name}, which is for SVI. Try "
+            f"optimizer=torch.optim.Adam, lr={lr or 1e-3}; other settings by functools.partial, "
+            f"clipping by clip=, and rates that fall by schedule=."
+        )
+    made = isinstance(optimizer, torch.optim.Optimizer)
+    if made or not (optimizer is None or callable(optimizer)):
+        name = type(optimizer).__name__
+        got = f"{name}(...), which has its parameters already" if made else repr(optimizer)
+        raise TypeError(
+            f"optimizer: expected a callable that returns an optimiser of torch, got {got}. Try "
+            f"torch.optim.Adam, or functools.partial(torch.optim.SGD, momentum=0.9)."
+        )
+
+
+def _name_of_pyros(optimizer: Any) -> str:
+    if isinstance(optimizer, PyroLRScheduler):
+        optimizer = optimizer.pt_scheduler_constructor
+    elif isinstance(optimizer, PyroOptim):
+        optimizer = optimizer.pt_optim_constructor
+    return getattr(optimizer, "__name__", type(optimizer).__name__)
 
 
 def make_scheduler(

@@ -1,4 +1,4 @@
-"""`SVI` as Pyro has it, with compiled steps where that gives the same."""
+"""`SVI` as Pyro has it, and with compiled steps where these are asked for."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,18 +27,22 @@ PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 class SVI(pyro.infer.SVI):
     """Stochastic variational inference, with the arguments and results of `pyro.infer.SVI`.
 
-    The first step with arguments of a kind is Pyro's own, with all its checks, and so is one after
-    something changed that a graph holds fast, and one whose loss is not finite. The others run as
-    compiled code if the estimator is `Trace_ELBO` or `TraceEnum_ELBO` and the programs can be
-    traced, see `ppl_models.infer.compiled.graph`; else they are Pyro's, too. Compiled losses and
-    gradients are Pyro's for the same random numbers, up to rounding. Parameters are where Pyro has
-    them.
+    Its steps are Pyro's unless `compile=True`. Then, too, the first step with arguments of a kind
+    is Pyro's own, with all its checks, and so is one after something changed that a graph holds
+    fast, and one whose loss is not finite. The others run as compiled code if the estimator is
+    `Trace_ELBO` or `TraceEnum_ELBO` and the programs can be traced, see
+    `ppl_models.infer.compiled.graph`; else they are Pyro's. Compiled losses and gradients are
+    Pyro's for the same random numbers, up to rounding, where the numbers of the programs come from
+    tensors alone, and stay. Parameters are where Pyro has them.
 
     Arguments:
         model: The model.
         guide: The guide.
         optim: An optimiser of `pyro.optim`, or one of torch, made with the parameters.
         loss: An ELBO of Pyro.
+        compile: Whether steps may run as compiled code. Data that a program draws by NumPy, reads
+            from a loader or from an object that changes, and handlers around `step`, may then go
+            unnoticed.
         kwargs: What else `pyro.infer.SVI` takes.
 
     Example:
@@ -60,12 +64,13 @@ class SVI(pyro.infer.SVI):
         guide: Callable[..., Any],
         optim: PyroOptim | torch.optim.Optimizer,
         loss: Any,
+        compile: bool = False,
         **kwargs: Any,
     ) -> None:
         if isinstance(optim, torch.optim.Optimizer):
             optim = TorchOptimizer(optim)
         super().__init__(model, guide, optim, loss, **kwargs)
-        estimator = direct(loss)
+        estimator = direct(loss) if compile else None
         self._loss = None if estimator is None else Loss(model, guide, estimator)
         self._fused: FusedOptimizer | None = None
 

@@ -12,10 +12,11 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from benchmarks.speed import tutorials
 from guides import AmortizedNormal
-from ppl_models import SVI, VAE, Transformed, elbo, fit, iwae
+from ppl_models import VAE, Transformed, elbo, fit, iwae
 from ppl_models.infer.training.batches import Chosen
 from ppl_models.infer.training.descent import Descent
 from tests.support.every_objective import COMPILED
+from tests.support.tutorials import CompiledSVI
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -141,7 +142,7 @@ def test_many_particles_by_the_compiler():
 @pytest.mark.parametrize("name", [p.name for p in tutorials.programs()])
 def test_the_drop_in(name, no_compiler):
     program = next(p for p in tutorials.programs(1, "cuda") if p.name == name)
-    expected, found = tutorials.Way(pyro.infer.SVI, program), tutorials.Way(SVI, program)
+    expected, found = tutorials.Way(pyro.infer.SVI, program), tutorials.Way(CompiledSVI, program)
     for way in (expected, found):
         way.run(10)
     assert found.losses == pytest.approx(expected.losses, rel=1e-3)

@@ -479,8 +479,7 @@ def test_a_graph_is_compared_again(monkeypatch):
     assert found[0] != found[3] == found[4]
 
 
-def test_auto_compiles_long_runs_and_follows_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppl_models.infer.training.fit.LONG", 6)
+def test_losses_are_compiled_where_that_is_asked_for(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(Compiled, "__call__", lambda self, f, x, *_: asked.append(1) or f(*x))
     path = tmp_path / "run.safetensors"
@@ -493,14 +492,15 @@ def test_auto_compiles_long_runs_and_follows_the_checkpoint(tmp_path, monkeypatc
         return len(asked)
 
     assert run(2) == 0  # 4 steps
-    assert run(4, resume=True) == 0  # 8, but the first ones were eager
+    assert run(4, resume=True) == 0  # 8
     path.unlink()
-    assert run(3) == 6
-    assert run(4, resume=True) == 2
-    with pytest.raises(ValueError, match="compile=True, now False"):
-        run(5, resume=True, compile=False)
-    with pytest.raises(ValueError, match="compile: expected True, False or 'auto'"):
-        run(5, compile="yes")
+    assert run(3, compile=True) == 6
+    assert run(4, resume=True, compile=True) == 2
+    with pytest.raises(ValueError, match=r"compile=True, now False.*try the same settings"):
+        run(5, resume=True)
+    for given in ("yes", "auto", None):
+        with pytest.raises(ValueError, match="compile: expected True or False"):
+            run(5, compile=given)
 
 
 def test_a_compiled_run_that_was_interrupted_goes_on_bit_for_bit(tmp_path):

@@ -29,12 +29,11 @@ from ppl_models.infer.training import descent as descending
 from ppl_models.infer.training import svi as dropping
 from ppl_models.infer.training.batches import Chosen
 from ppl_models.infer.training.descent import Descent
-from ppl_models.infer.training.svi import SVI
 from ppl_models.nn import MLP
 from tests.support.every_objective import COMPILED
 from tests.support.oracles import state
 from tests.support.replay import SimulatedRecorder
-from tests.support.tutorials import PROGRAMS, run
+from tests.support.tutorials import PROGRAMS, CompiledSVI, run
 
 X = torch.bernoulli(torch.full((50, 6), 0.4))
 
@@ -472,7 +471,7 @@ def test_a_loss_that_is_not_finite_is_noticed(recorder):
 def test_slopes_of_the_drop_in(name, recorder, monkeypatch):
     expected, others, *_ = run(pyro.infer.SVI, *PROGRAMS[name])
     monkeypatch.setattr(dropping, "recorder_for", lambda device: recorder)
-    losses, values, svi, _ = run(SVI, *PROGRAMS[name])
+    losses, values, svi, _ = run(CompiledSVI, *PROGRAMS[name])
     assert recorder.launches == {"run": 3, "record": 1, "replay": 8}
     assert svi._loss.replay.reason is None
     assert losses == pytest.approx(expected, rel=1e-5)
@@ -484,7 +483,7 @@ def test_a_slope_that_was_there_is_kept(recorder, monkeypatch):
     """As with Pyro, whose backward adds to what `.grad` holds."""
     monkeypatch.setattr(dropping, "recorder_for", lambda device: recorder)
     ends = []
-    for kind in (pyro.infer.SVI, SVI):
+    for kind in (pyro.infer.SVI, CompiledSVI):
         make, _, data = PROGRAMS["eight schools"]
         *_, svi, _ = run(kind, make, 0, data)
         loc = next(iter(pyro.get_param_store()._params.values()))

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from ppl_models.infer.training.svi import SVI
+from tests.support.tutorials import CompiledSVI
 
 pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 X = torch.randn(20, 3)
@@ -381,7 +381,7 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_it_goes_on_as_with_pyro(name):
     results = []
-    for kind in (pyro.infer.SVI, SVI):
+    for kind in (pyro.infer.SVI, CompiledSVI):
         pyro.clear_param_store()
         torch.manual_seed(0)
         found, svi = SAME[name](kind)
@@ -403,7 +403,7 @@ def test_what_a_training_loop_keeps_beside_its_model_is_no_constant():
         thing.losses.append(step)
         thing.epoch += 1
 
-    svi = steps(SVI, thing.model, change)[1]
+    svi = steps(CompiledSVI, thing.model, change)[1]
     assert svi._loss.compiled.traced == 1
     assert svi._loss.compiled.reason is None
 
@@ -414,7 +414,7 @@ def test_numbers_that_are_new_at_each_step_are_left_to_pyro():
         return steps(kind, of(lambda a: a), args=lambda step: (X, 1.0 + step), number=12)
 
     with pytest.warns(UserWarning, match="numbers among the arguments are ever new"):
-        found, svi = program(SVI)
+        found, svi = program(CompiledSVI)
     assert found == program(pyro.infer.SVI)[0]
     assert len(svi._loss.ready) < 12
 
@@ -431,7 +431,7 @@ def test_an_object_as_an_argument_is_left_to_pyro():
         pyro.clear_param_store()
         return steps(kind, lambda box: model(box.x), args=args)
 
-    found, svi = program(SVI)
+    found, svi = program(CompiledSVI)
     assert found == program(pyro.infer.SVI)[0]
     assert svi._loss.compiled.reason == "an argument is a SimpleNamespace, which may change"
 
@@ -441,4 +441,4 @@ def test_a_parameter_that_is_not_a_number_fails_as_with_pyro():
         pyro.param("loc").data.fill_(float("nan"))
 
     with pytest.raises(ValueError, match="Expected parameter loc"):
-        steps(SVI, of(lambda: 1.0), once(change))
+        steps(CompiledSVI, of(lambda: 1.0), once(change))

@@ -1,5 +1,8 @@
 """The evidence lower bound: the right number by every estimator, and what is no bound refused."""
 
+import math
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,12 +15,17 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     config_enumerate,
 )
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+)
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 
 from guides import ExactPosterior
-from ppl_models import FactorAnalysis, data_plate, elbo
+from ppl_models import FactorAnalysis, data_plate, elbo, fit, log_evidence
 from ppl_models.infer.objectives.estimators import DirectELBO
 from tests.support.programs import modules
 from tests.support.refusals import vae
@@ -159,3 +167,59 @@ def test_subsampling_inside_the_program():
 def test_estimators_that_are_none(estimator):
     with pytest.raises(TypeError, match=r"estimator: expected an ELBO of Pyro.*Trace_ELBO\(num"):
         elbo(*vae(), estimator)
+
+
+# --- a class of autoguide -------------------------------------------------------------------------
+
+
+def counts_of_two_kinds(x=None, size=None):
+    """A rate of each kind, and the kinds of the rows, which are summed over."""
+    rate = pyro.sample("rate", dist.Gamma(torch.tensor([2.0, 60.0]), 1.0).to_event(1))
+    with data_plate(x, size):
+        kind = pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}).long()
+        return pyro.sample("x", dist.Poisson(rate[kind]), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        (AutoNormal, AutoNormal),
+        (partial(AutoDiagonalNormal, init_scale=0.05), AutoDiagonalNormal),
+        (AutoLowRankMultivariateNormal, AutoLowRankMultivariateNormal),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_a_class_of_autoguide_is_made_for_the_model(kind, made, batch_size):
+    x = torch.tensor([1.0, 3.0, 2.0, 2.0] * 5 + [60.0, 55.0, 66.0, 59.0] * 5)
+    objective = elbo(counts_of_two_kinds, kind)
+    assert type(objective.guide) is made
+    assert objective.model is counts_of_two_kinds
+    settings = {"lr": 0.02, "seed": 0, "progress": False}
+    fit(objective, x, steps=800, batch_size=batch_size, **settings)
+    # The kinds are plain from the counts: each rate has the posterior of its own rows.
+    shape = torch.tensor([2.0, 60.0]) + torch.stack([x[:20].sum(), x[20:].sum()])
+    torch.testing.assert_close(objective.guide.median()["rate"], shape / 21, rtol=0.06, atol=0)
+    evidence = log_evidence(counts_of_two_kinds, objective.guide, x, num_samples=200, seed=0)
+    exact = -torch.lgamma(x + 1).sum() - 40 * math.log(2)
+    first = torch.tensor([2.0, 60.0])
+    exact = exact + (torch.lgamma(shape) - torch.lgamma(first) - shape * math.log(21)).sum()
+    assert evidence.mean == pytest.approx(exact.item() / 40, abs=0.02)
+
+
+@pytest.mark.parametrize("annotated", [config_enumerate, lambda model: model])
+def test_a_class_on_a_model_in_handlers_or_a_module(annotated):
+    class Model(nn.Module):
+        def forward(self, x=None, size=None):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            with data_plate(x, size):
+                return pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    x = torch.full((15,), 2.0)
+    objective = elbo(annotated(Model()), AutoNormal)
+    fit(objective, x, steps=400, lr=0.05, batch_size=6, seed=0, progress=False)
+    assert objective.guide.median()["loc"].item() == pytest.approx(30 / 16, abs=0.15)
+    assert objective.guide(x, size=15).keys() == {"loc"}
+
+
+def test_without_a_guide_there_is_none():
+    assert elbo(counts_of_two_kinds).guide is None

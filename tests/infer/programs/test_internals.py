@@ -13,8 +13,10 @@ from packaging.requirements import Requirement
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
 from pyro.ops import packed
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_models import data_plate
 from ppl_models.infer.programs import pyro_internals as ours
@@ -48,6 +50,42 @@ def enumerated():
 
 
 # --- Pyro -----------------------------------------------------------------------------------------
+
+
+def test_a_module_and_those_within_enter_one_context():
+    class Root(PyroModule):
+        def __init__(self):
+            super().__init__("root")
+            self.child = PyroModule[torch.nn.Linear](1, 1)
+            self.net = torch.nn.Linear(1, 2)
+            self.scale = PyroParam(torch.tensor(2.0), constraint=constraints.positive)
+
+        def forward(self):
+            return self.child(torch.ones(1)), self.net(torch.ones(1)), self.scale
+
+    root = Root()
+    assert type(ours.context_of(root)) is ours.Context
+    assert ours.context_of(root.child) is ours.context_of(root)
+    found = ours.registered_parameters(root)
+    root()
+    assert found.keys() == dict(pyro.get_param_store().named_parameters()).keys()
+    for name, entry in found.items():
+        assert ours.stored(name) is entry.tensor is entry.holder._parameters[entry.key]
+        assert pyro.get_param_store()._constraints[name] is entry.constraint
+    ours.forget_in_store("root.scale")
+    assert "root.scale" not in pyro.get_param_store()
+
+
+def test_parameters_stand_in_the_store_for_a_while():
+    mine = pyro.param("a", torch.tensor(1.0))
+    entries = {n: ours.Stored(torch.zeros(()), constraints.real, None, n) for n in "ab"}
+    with ours.in_store(lambda: entries):
+        assert (pyro.param("a"), pyro.param("b")) == (0.0, 0.0)
+        other = pyro.param("c", torch.tensor(3.0))
+    assert pyro.param("a") is mine
+    assert pyro.get_param_store().param_name(mine) == "a"
+    assert pyro.param("c") is other
+    assert set(pyro.get_param_store().keys()) == {"a", "c"}
 
 
 def test_active_handlers_are_those_around_a_program_from_outside_in():

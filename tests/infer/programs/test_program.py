@@ -195,8 +195,8 @@ def test_programs_that_are_none(model, message):
 
 
 def test_a_guide_that_is_a_class():
-    with pytest.raises(TypeError, match=r"guide: expected .* got the class AutoNormal"):
-        elbo(vae()[0], pyro.infer.autoguide.AutoNormal)
+    with pytest.raises(TypeError, match=r"guide: expected .* got the class AmortizedNormal"):
+        elbo(vae()[0], AmortizedNormal)
 
 
 def indirect():

@@ -1,6 +1,7 @@
 """Rows keep their identity: parameters of a row meet it in every minibatch, or are refused."""
 
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_models import FactorAnalysis, data_plate, elbo, fit, from_pyro_svi, log_evidence
-from ppl_models.infer.programs.program import own_parameters
+from ppl_models.infer.programs.own import own_parameters
 from tests.support.oracles import linear_gaussian
 from tests.support.programs import OWNED
 from tests.support.runs import quiet
@@ -237,3 +238,60 @@ def test_as_many_numbers_as_rows_that_are_not_known(make):
     x = torch.arange(10.0)
     run = fit(elbo(model), DataLoader(TensorDataset(x), batch_size=5), epochs=1, progress=False)
     assert math.isfinite(run.history["loss"][0])
+
+
+def test_an_autoguide_is_as_pyro_made_it_outside_of_a_fit():
+    """By itself it does not look at its arguments."""
+    model, x = frozen()
+    guide = AutoNormal(model)
+    quiet(elbo(model, guide), x, epochs=1, batch_size=5, seed=0)
+    assert guide.create_plates is None
+    for other in (x[:5], torch.zeros(30, 5)):
+        assert guide(other)["z"].shape == (22, 2)
+    again = pickle.loads(pickle.dumps(guide))
+    assert torch.equal(again.locs.z, guide.locs.z)
+
+
+def test_plates_that_its_owner_makes_are_kept():
+    model, x = frozen(6)
+    own = lambda x, size=None: [pyro.plate("data", 6)]  # noqa: E731
+    guide = AutoNormal(model, create_plates=own)
+    quiet(elbo(model, guide), x, epochs=1, seed=0)
+    assert guide.create_plates is own
+
+
+GROUP = torch.arange(10) % 3
+
+
+def of_groups(x):
+    """A plate of that name that is not one of rows."""
+    with pyro.plate("data", 3):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Poisson(rate[GROUP[: len(x)]]), obs=x)
+
+
+@pytest.mark.parametrize("rows", [10, 2])
+def test_a_plate_of_another_meaning(rows):
+    x = torch.tensor([40.0, 3.0, 9.0, 44.0, 5.0, 12.0, 38.0, 4.0, 10.0, 41.0])[:rows]
+    guide = AutoNormal(of_groups, init_scale=0.1)
+    quiet(elbo(of_groups, guide), x, steps=1500, lr=0.02, seed=0)
+    shape = 2 + torch.zeros(3).index_add(0, GROUP[:rows], x)
+    rate = 1 + torch.zeros(3).index_add(0, GROUP[:rows], torch.ones(rows))
+    # The normal nearest to the logarithm of a Gamma variable has its mean at log a - 1 / 2a.
+    torch.testing.assert_close(
+        guide.locs.rate, (shape / rate).log() - 0.5 / shape, rtol=0, atol=0.1
+    )
+
+
+def test_other_rows_are_refused_also_where_the_model_takes_no_size():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = AutoNormal(model)
+    quiet(elbo(model, guide), torch.randn(10), steps=2, seed=0)
+    for rows in (12, 8):
+        with pytest.raises(ValueError, match=f"each of 10 rows, but there are {rows} in all"):
+            quiet(elbo(model, guide), torch.randn(rows), steps=2, seed=0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, data_plate, elbo, load, save
-from ppl_models.infer.programs.program import own_parameters
+from ppl_models.infer.programs.own import own_parameters
 from ppl_models.infer.training import files
 from tests.support.oracles import binary, same, state
 from tests.support.runs import dropout_vae, quiet

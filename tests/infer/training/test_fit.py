@@ -356,3 +356,48 @@ def test_a_validation_loss_that_turns_bad(value):
     message = r"elbo: the loss is \S+ on the validation data after step 3; .* is 'y' of the model"
     with pytest.raises(FloatingPointError, match=message):
         quiet(elbo(Model()), torch.ones(9), epochs=6, lr=0.1, validation=torch.ones(9))
+
+
+def test_a_program_and_its_guide_without_an_objective():
+    model, guide = vae()
+    with pytest.raises(
+        TypeError, match=r"got 3 arguments. Try fit\(elbo\(model, guide\), x, epochs"
+    ):
+        fit(model, guide, torch.ones(9, 4), epochs=1)
+    with pytest.raises(TypeError, match=r"an objective, got VAE. Try elbo\(model, guide\)"):
+        fit(model, torch.ones(9, 4), epochs=1)
+    with pytest.raises(TypeError, match=r"got 3 arguments.*data=\(x, y\) for rows with labels"):
+        fit(elbo(model, guide), torch.ones(9, 4), torch.ones(9), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (pyro.optim.Adam({"lr": 0.02}), r"got Pyro's Adam.*optimizer=torch.optim.Adam, lr=0.02"),
+        (pyro.optim.Adam, r"got Pyro's Adam, which is for SVI. Try optimizer=torch.optim.Adam"),
+        (pyro.optim.ClippedAdam({"lr": 0.01}), r"got Pyro's ClippedAdam.*lr=0.01.*clip="),
+        (pyro.optim.Adam(lambda name: {"lr": 0.1}), r"got Pyro's Adam.*lr=0.001"),
+        (
+            pyro.optim.ExponentialLR(
+                {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}, "gamma": 0.9}
+            ),
+            r"got Pyro's ExponentialLR.*rates that fall by schedule=",
+        ),
+        (functools.partial(pyro.optim.SGD, {"lr": 0.1}), r"got Pyro's SGD"),
+        (
+            torch.optim.Adam([torch.zeros(1)]),
+            r"got Adam\(\.\.\.\), which has its parameters already",
+        ),
+        ("adam", r"got 'adam'. Try torch.optim.Adam"),
+    ],
+)
+def test_optimisers_that_are_none_of_torchs(optimizer, message):
+    objective = elbo(*vae())
+    with pytest.raises(TypeError, match=message):
+        fit(objective, torch.ones(9, 4), epochs=1, optimizer=optimizer)
+
+
+def test_an_optimiser_of_torchs_kind_that_pyro_has():
+    kind = pyro.optim.clipped_adam.ClippedAdam
+    objective = elbo(*vae())
+    assert fit(objective, torch.ones(9, 4), epochs=2, optimizer=kind, progress=False).steps == 2
