@@ -16,6 +16,7 @@ from ppl_models.infer.programs.sites import (
     base,
     enumerated_sites,
     in_data_plate,
+    is_derived,
     is_discrete,
     kind,
     latent_sites,
@@ -49,7 +50,7 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
 
 def check_observed(model: poutine.Trace) -> None:
     """Raises where a model has no observed site: its evidence would be that of nothing."""
-    if not any(site["is_observed"] for site in random_sites(model)):
+    if not any(site["is_observed"] and not is_derived(site) for site in random_sites(model)):
         raise ValueError(
             "model: it observes nothing, so that there is no evidence. Try "
             "pyro.sample('x', ..., obs=x) in a program model(x=None, size=None)."

@@ -24,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_models.infer.programs.pyro_internals import unhandled
+from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
 from ppl_models.infer.programs.rows import follow_rows
 
 # What `pyro.param` statements inside a module's `forward` created, one store a module.
@@ -153,7 +153,10 @@ class Program:
 
 
 class _Scope(Messenger):
-    """Runs a program with its owner's store in place, and notes the parameters it uses."""
+    """Runs a program with its owner's store in place, and notes the parameters it uses.
+
+    It marks what `poutine.reparam` may have made of sites, as long as that can be told.
+    """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -192,6 +195,10 @@ class _Scope(Messenger):
                 _stores[owner] = {"params": kept, "constraints": constraints}
         store.clear()
         store.set_state(self.suspended.pop())
+
+    def _pyro_sample(self, message: dict) -> None:
+        if message["is_observed"]:
+            mark_reparameterised(message)
 
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()
