@@ -152,7 +152,8 @@ class _Variables:
         except NotImplementedError:  # an improper prior
             return poutine.Trace()
         # Draws that a change of variables must still weigh are none of the prior.
-        return poutine.Trace() if sites.reweighted_sites(prior) else prior
+        weighed = map(sites.has_density, sites.reparameterised_sites(prior).values())
+        return poutine.Trace() if any(weighed) else prior
 
     def _log_likelihood(self, draws: Draws, results: Results) -> None:
         """Adds the log-likelihood of each row, whose enumerated sites are summed over."""

@@ -18,10 +18,12 @@ from ppl_models.infer.programs.sites import (
     in_data_plate,
     is_derived,
     is_discrete,
+    is_masked,
     kind,
     latent_sites,
     observed_sites,
     random_sites,
+    reparameterised_sites,
 )
 
 
@@ -74,6 +76,7 @@ def check_support(
 
     A site that observes a tensor of the batch is checked on all of its rows.
     """
+    _check_own_variable(model, batch)
     for name, site in observed_sites(model).items():
         value = site["value"]
         if not isinstance(value, Tensor):
@@ -97,6 +100,18 @@ def check_support(
                 else "Try other data, or another likelihood."
             )
         )
+
+
+def _check_own_variable(model: poutine.Trace, batch: tuple[Tensor, ...]) -> None:
+    """Raises where `poutine.reparam` gives data the density of another variable."""
+    for name in reparameterised_sites(model):
+        site = model.nodes[name]
+        if is_masked(site) and any(site["value"] is x for x in batch):
+            raise ValueError(
+                f"site {name!r}: poutine.reparam changes its variable, and the log-density would "
+                f"be that of another than the data, without the change of volume. Expected "
+                f"latents, got data. Try a config without {name!r}."
+            )
 
 
 def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:

@@ -116,16 +116,16 @@ def _any(mask: Tensor | bool, dims: int) -> Tensor | bool:
     return mask.flatten(-dims).any(-1) if isinstance(mask, Tensor) and dims else mask
 
 
-def reweighted_sites(trace: poutine.Trace) -> list[str]:
-    """What `poutine.reparam` draws from another distribution, and weighs."""
-    return [
-        name
+def reparameterised_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """What `poutine.reparam` makes of sites, as functions of others."""
+    return {
+        name: site
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and is_reparameterised(site)
+        and not is_deterministic(site)
         and is_derived(site)
-        and has_density(site)
-    ]
+    }
 
 
 def is_discrete(site: dict) -> bool:

@@ -19,7 +19,7 @@ from pyro.infer.reparam import (
 )
 from torch import Tensor
 
-from ppl_models import data_plate, elbo, from_pyro_mcmc, from_pyro_svi, log_evidence
+from ppl_models import data_plate, elbo, fit, from_pyro_mcmc, from_pyro_svi, log_evidence
 
 X = torch.tensor([1.2, 2.5, 0.3, 4.0, 2.2])
 
@@ -187,3 +187,31 @@ def test_a_fit_goes_on():
     program = poutine.reparam(model, {"z": LocScaleReparam()})
     loss = elbo(program, AutoNormal(program)).loss(X, size=len(X))
     assert loss.isfinite()
+
+
+def test_data_in_another_variable_are_refused():
+    """Their log-density would lack the Jacobian: -log s for each row here."""
+
+    def program(x=None, size=None):
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(0.0, 3.0), obs=x)
+
+    changed = poutine.reparam(program, {"x": LocScaleReparam(0.0)})
+    with pytest.raises(ValueError, match=r"site 'x': poutine\.reparam changes its variable"):
+        log_evidence(changed, None, X)
+    with pytest.raises(ValueError, match=r"site 'x': poutine\.reparam changes its variable"):
+        fit(elbo(changed), X, epochs=1)
+
+
+def test_data_in_a_variable_of_the_same_volume_are_taken():
+    """Wavelet coefficients of a row: a rotation."""
+
+    def program(x=None, size=None):
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(torch.zeros(4), 3.0).to_event(1), obs=x)
+
+    x = torch.randn(3, 4)
+    rotated = poutine.reparam(program, {"x": HaarReparam(dim=-1)})
+    exact = dist.Normal(0.0, 3.0).log_prob(x).sum(1)
+    got = log_evidence(rotated, None, x)
+    torch.testing.assert_close(got.value, exact.double(), rtol=1e-5, atol=0)
