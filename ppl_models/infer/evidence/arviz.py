@@ -91,7 +91,7 @@ def collect(
     joint: Joint, dims: Names | None, num_samples: int, batch_size: int, chains: int = 1
 ) -> Groups:
     """The variables of all groups, with dimensions `chain` and `draw` in front."""
-    variables = _Variables(joint, dims or {})
+    variables = Variables(joint, dims or {})
     for rows, results in joint.evaluate(variables.of, num_samples, batch_size):
         variables.add(rows, results)
     for caveat in variables.caveats.values():
@@ -99,7 +99,7 @@ def collect(
     return variables.arrays(chains)
 
 
-class _Variables:
+class Variables:
     """Gathers the variables of all groups, from one batch of draws after the other."""
 
     def __init__(self, joint: Joint, names: Names) -> None:
@@ -257,22 +257,28 @@ def _event_dim(site: dict) -> int:
     return event_dim
 
 
-def to_arviz(groups: Groups, arguments: dict[str, Any], coords: Mapping[str, Sequence[Any]]) -> Any:
+def to_arviz(
+    groups: Groups,
+    arguments: dict[str, Any],
+    coords: Mapping[str, Sequence[Any]],
+    constant: str = "constant_data",
+) -> Any:
     """Returns what the installed ArviZ reads, with the arguments that were not observed."""
     import arviz  # slow to import, and not needed to fit
     import xarray
 
     observed = groups.get("observed_data", {})
-    rows = {len(x) for dims, x in observed.values() if "data" in dims}
-    constant: Arrays = {}
+    named = [variable for arrays in groups.values() for variable in arrays.values()]
+    rows = {x.shape[dims.index("data")] for dims, x in named if "data" in dims}
+    given: Arrays = {}
     for name, x in arguments.items():
         if isinstance(x, Tensor) and x.dim() > 0:
             array = x.detach().cpu().numpy()
             if not any(np.array_equal(array, seen) for _, seen in observed.values()):
                 first = "data" if len(x) in rows else f"{name}_dim_0"
-                constant[name] = [first, *(f"{name}_dim_{i}" for i in range(1, x.dim()))], array
-    if constant:
-        groups["constant_data"] = constant
+                given[name] = [first, *(f"{name}_dim_{i}" for i in range(1, x.dim()))], array
+    if given:
+        groups[constant] = given
     datasets = {group: _dataset(arrays, coords) for group, arrays in groups.items()}
     if "InferenceData" in vars(arviz):  # ArviZ 0.x; 1.x warns of the name
         return arviz.InferenceData(**datasets)

@@ -38,7 +38,8 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
             f"guide: the model's latent site(s) {_names(missing)} are neither in the guide nor "
             f"enumerated; the guide has {_names(sorted(given)) or 'none'}. Try "
             f"pyro.sample({missing[0]!r}, ...) in the guide, or, for a discrete site, "
-            f"infer={{'enumerate': 'parallel'}} in the model."
+            f"infer={{'enumerate': 'parallel'}} in the model. If {missing[0]!r} is what is to be "
+            f"predicted, try predict(model, guide, *new)."
         )
     if extra := sorted(given - set(latent_sites(model))):
         observed = [name for name in extra if name in observed_sites(model)]
