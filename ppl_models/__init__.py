@@ -30,6 +30,7 @@ from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
 from ppl_models.infer.evidence.mcmc import from_pyro_mcmc
+from ppl_models.infer.evidence.predict import predict
 from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective
@@ -111,6 +112,7 @@ __all__ = [
     "load",
     "log_evidence",
     "num_active",
+    "predict",
     "probability_flow",
     "reconstruction",
     "relabel",

@@ -1,1 +1,1 @@
-"""Draws of the latents, and both densities there: evidence, imputation, the bridge to ArviZ."""
+"""Draws of the latents, and both densities there: evidence, predictions, the bridge to ArviZ."""

@@ -17,14 +17,17 @@ from torch import Tensor
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.likelihood import Likelihood, likelihoods
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
+from ppl_models.user_line import warn
 
 if TYPE_CHECKING:
     import xarray
 
 Names = Mapping[str, Sequence[str]]
+MASK = "mask"  # no group: which entries of a log-likelihood are of data
 BATCH = 4096  # draws of a row that are made at once
 Arrays = dict[str, tuple[list[str], np.ndarray]]  # for each variable its dimensions and values
 Groups = dict[str, Arrays]
@@ -42,12 +45,16 @@ def from_pyro_svi(
 ) -> Any:
     r"""Returns the posterior of a guide as ArviZ reads it.
 
-    Groups: `posterior` (the latents, and `pyro.deterministic` sites), `posterior_predictive`,
-    `log_likelihood` (nats; enumerated sites summed over), `prior`, `prior_predictive` (not where
-    a prior cannot be sampled),
-    `observed_data`, `constant_data` (what the model is given and does not observe) and
-    `sample_stats`: `log_p` and `log_q`, the joint log-densities of model and guide over all
-    latents and rows.
+    Groups: `posterior` (the latents, `pyro.deterministic` sites and what `poutine.reparam` makes
+    of latents), `posterior_predictive`, `log_likelihood` (nats), `prior`, `prior_predictive` (not
+    where a prior cannot be sampled), `observed_data`, `constant_data` (what the model is given and
+    does not observe) and `sample_stats`: `log_p` and `log_q`, the joint log-densities of model and
+    guide over all latents and rows.
+
+    `log_likelihood` is one number for each row, over which enumerated sites are summed: those of
+    observed sites that share one are named together (`"x+y"`), and sites whose rows an enumerated
+    site ties together are left out, with a warning. Where data are masked, it holds the others,
+    along `"x_entry"`.
 
     `az.loo` is meant for latents shared by all rows. With latents of a row (a VAE), leaving that
     row out changes its posterior altogether: use `log_evidence` there.
@@ -84,13 +91,15 @@ def collect(
     joint: Joint, dims: Names | None, num_samples: int, batch_size: int, chains: int = 1
 ) -> Groups:
     """The variables of all groups, with dimensions `chain` and `draw` in front."""
-    variables = _Variables(joint, dims or {})
+    variables = Variables(joint, dims or {})
     for rows, results in joint.evaluate(variables.of, num_samples, batch_size):
         variables.add(rows, results)
+    for caveat in variables.caveats.values():
+        warn(caveat)
     return variables.arrays(chains)
 
 
-class _Variables:
+class Variables:
     """Gathers the variables of all groups, from one batch of draws after the other."""
 
     def __init__(self, joint: Joint, names: Names) -> None:
@@ -98,6 +107,7 @@ class _Variables:
         self.event_dims: dict[str, Sequence[str]] = {}
         self.dims: dict[tuple[str, str], list[str]] = {}
         self.discrete: set[tuple[str, str]] = set()
+        self.caveats: dict[tuple[str, ...], str] = {}  # what there is no log-likelihood of, and why
         # For each variable of a group and each part of the rows, its batches of draws.
         self.parts: dict[tuple[str, str], dict[int, list[np.ndarray]]] = {}
 
@@ -105,10 +115,7 @@ class _Variables:
         """The variables of each group, of some draws of some rows, with the draws in front."""
         latents = self.joint.latents(draws)
         predictive = self.joint.predictive(draws, given=latents)
-        try:
-            prior = self.joint.predictive(draws, given=None)
-        except NotImplementedError:  # an improper prior, which cannot be sampled
-            prior = poutine.Trace()
+        prior = self._prior(draws)
         observed = sites.observed_sites(draws.model)
         named = prior if len(prior) else predictive
         for name, site in named.nodes.items():  # in others replaced by those of the guide's sites
@@ -121,9 +128,7 @@ class _Variables:
         for name, site in sites.reported_sites(prior).items():
             group = "prior_predictive" if name in observed else "prior"
             results[group, name] = self._values(group, name, draws, site)
-        for name, value in self._log_likelihood(draws, latents, observed).items():
-            key = "log_likelihood", name
-            results[key] = self._values(*key, draws, observed[name], value, event_dim=0)
+        self._log_likelihood(draws, results)
         for name, site in observed.items():
             results["observed_data", name] = self._values("observed_data", name, draws, site)
         for name, value in (("log_p", draws.log_p), ("log_q", draws.log_q)):
@@ -140,21 +145,29 @@ class _Variables:
             elif not batches:  # the same for all draws
                 batches.append(value[:1].detach().cpu().numpy())
 
-    def _log_likelihood(
-        self, draws: Draws, latents: poutine.Trace, observed: dict[str, dict]
-    ) -> dict[str, Tensor]:
-        summed_out = draws.summed_out
-        if summed_out is None:
-            return {name: site["log_prob"] for name, site in observed.items()}
-        inside = summed_out.names - self.joint.enumeration.names
-        if len(inside) == len(summed_out.terms) == 1 and inside <= set(observed):
-            return {next(iter(inside)): summed_out.terms[0]} | {
-                name: site["log_prob"] for name, site in observed.items() if name not in inside
-            }
-        # Latents besides the enumerated ones depend on these: the likelihood is given their draws.
-        trace = draws.call(poutine.trace(poutine.replay(self.joint.model, trace=latents)).get_trace)
-        trace.compute_log_prob()
-        return {name: trace.nodes[name]["log_prob"] for name in observed}
+    def _prior(self, draws: Draws) -> poutine.Trace:
+        """The model without data or guide; no sites where a prior cannot be sampled."""
+        try:
+            prior = self.joint.predictive(draws, given=None)
+        except NotImplementedError:  # an improper prior
+            return poutine.Trace()
+        # Draws that a change of variables must still weigh are none of the prior.
+        weighed = map(sites.has_density, sites.reparameterised_sites(prior).values())
+        return poutine.Trace() if any(weighed) else prior
+
+    def _log_likelihood(self, draws: Draws, results: Results) -> None:
+        """Adds the log-likelihood of each row, whose enumerated sites are summed over."""
+        for part in likelihoods(draws):
+            if part.value is None:
+                self.caveats[part.names] = _not_of_rows(part)
+                continue
+            name = "+".join(
+                part.names if len(part.names) < 4 else [part.names[0], "...", part.names[-1]]
+            )
+            site = {**draws.model.nodes[part.names[0]], "cond_indep_stack": part.frames}
+            for group, value in (("log_likelihood", part.value), (MASK, part.mask)):
+                if value is not None:
+                    results[group, name] = self._values(group, name, draws, site, value, 0)
 
     def _values(
         self,
@@ -200,7 +213,36 @@ class _Variables:
             else:
                 whole = whole.reshape(chains, -1, *whole.shape[1:])
                 groups.setdefault(group, {})[name] = ["chain", "draw", *dims], whole
+        for name, (_, mask) in groups.pop(MASK, {}).items():
+            _leave_out(groups["log_likelihood"], name, np.asarray(mask.any((0, 1))))
+        if not groups.get("log_likelihood", True):
+            del groups["log_likelihood"]
         return groups
+
+
+def _leave_out(arrays: Arrays, name: str, counts: np.ndarray) -> None:
+    """Leaves out what is masked, which `az.loo` would count as data that fit perfectly."""
+    if counts.all():
+        return
+    dims, whole = arrays.pop(name)
+    if counts.any():
+        entry = f"{name}_entry"
+        arrays[name] = [*dims[:2], entry], whole[:, :, counts]
+        arrays[entry] = [entry], np.flatnonzero(counts)
+
+
+def _not_of_rows(part: Likelihood) -> str:
+    names, enumerated = _some(part.names), _some(part.enumerated)
+    return (
+        f"log_likelihood: it does not hold the site(s) {names}. Expected rows that are independent "
+        f"given the draws, got rows that depend on each other through {enumerated}, summed over. "
+        f"Try log_evidence, or, where a row is a whole sequence, "
+        f"`with data_plate(sequences):` around its states and its observations."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(repr, names[:3]), *(["..."] if len(names) > 3 else [])])
 
 
 def _event_dim(site: dict) -> int:
@@ -215,22 +257,28 @@ def _event_dim(site: dict) -> int:
     return event_dim
 
 
-def to_arviz(groups: Groups, arguments: dict[str, Any], coords: Mapping[str, Sequence[Any]]) -> Any:
+def to_arviz(
+    groups: Groups,
+    arguments: dict[str, Any],
+    coords: Mapping[str, Sequence[Any]],
+    constant: str = "constant_data",
+) -> Any:
     """Returns what the installed ArviZ reads, with the arguments that were not observed."""
     import arviz  # slow to import, and not needed to fit
     import xarray
 
     observed = groups.get("observed_data", {})
-    rows = {len(x) for dims, x in observed.values() if "data" in dims}
-    constant: Arrays = {}
+    named = [variable for arrays in groups.values() for variable in arrays.values()]
+    rows = {x.shape[dims.index("data")] for dims, x in named if "data" in dims}
+    given: Arrays = {}
     for name, x in arguments.items():
         if isinstance(x, Tensor) and x.dim() > 0:
             array = x.detach().cpu().numpy()
             if not any(np.array_equal(array, seen) for _, seen in observed.values()):
                 first = "data" if len(x) in rows else f"{name}_dim_0"
-                constant[name] = [first, *(f"{name}_dim_{i}" for i in range(1, x.dim()))], array
-    if constant:
-        groups["constant_data"] = constant
+                given[name] = [first, *(f"{name}_dim_{i}" for i in range(1, x.dim()))], array
+    if given:
+        groups[constant] = given
     datasets = {group: _dataset(arrays, coords) for group, arrays in groups.items()}
     if "InferenceData" in vars(arviz):  # ArviZ 0.x; 1.x warns of the name
         return arviz.InferenceData(**datasets)
@@ -246,9 +294,11 @@ def _dataset(arrays: Arrays, coords: Mapping[str, Sequence[Any]]) -> "xarray.Dat
     for dim, size in sizes.items():
         if dim in coords and len(coords[dim]) != size:
             raise ValueError(f"coords: {dim!r} has {size} entries, got {len(coords[dim])} labels.")
+    labels = {name: array for name, (dims, array) in arrays.items() if dims == [name]}
+    labels = {dim: np.arange(size) for dim, size in sizes.items()} | labels
     return xarray.Dataset(
-        arrays,
-        coords={dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()},
+        {name: array for name, array in arrays.items() if name not in labels},
+        coords=labels | {dim: coords[dim] for dim in sizes if dim in coords},
         attrs={
             "created_at": datetime.now(UTC).isoformat(),
             "inference_library": "pyro",

@@ -45,7 +45,7 @@ def from_pyro_mcmc(
     values = next(iter(samples.values()))
     chains, number = values.shape[:2]
     first = torch.zeros(1, dtype=torch.long, device=values.device)
-    with sampling(program, _replayed(samples), (first,), seed, numbered=True) as joint:
+    with sampling(program, replayed(samples), (first,), seed, numbered=True) as joint:
         groups = collect(joint, dims, chains * number, BATCH, chains)
     groups["sample_stats"].pop("log_q")  # of points, which have none
     groups["sample_stats"]["diverging"] = ["chain", "draw"], _diverging(mcmc, chains, number)
@@ -53,7 +53,7 @@ def from_pyro_mcmc(
     return to_arviz(groups, arguments, coords or {})
 
 
-def _replayed(samples: dict[str, Tensor]) -> Callable[..., None]:
+def replayed(samples: dict[str, Tensor]) -> Callable[..., None]:
     """The draws of all chains as a guide, a program of the number of a draw."""
     flat = {name: values.flatten(0, 1) for name, values in samples.items()}
 

@@ -16,11 +16,14 @@ from ppl_models.infer.programs.sites import (
     base,
     enumerated_sites,
     in_data_plate,
+    is_derived,
     is_discrete,
+    is_masked,
     kind,
     latent_sites,
     observed_sites,
     random_sites,
+    reparameterised_sites,
 )
 
 
@@ -35,7 +38,8 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
             f"guide: the model's latent site(s) {_names(missing)} are neither in the guide nor "
             f"enumerated; the guide has {_names(sorted(given)) or 'none'}. Try "
             f"pyro.sample({missing[0]!r}, ...) in the guide, or, for a discrete site, "
-            f"infer={{'enumerate': 'parallel'}} in the model."
+            f"infer={{'enumerate': 'parallel'}} in the model. If {missing[0]!r} is what is to be "
+            f"predicted, try predict(model, guide, *new)."
         )
     if extra := sorted(given - set(latent_sites(model))):
         observed = [name for name in extra if name in observed_sites(model)]
@@ -49,7 +53,7 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
 
 def check_observed(model: poutine.Trace) -> None:
     """Raises where a model has no observed site: its evidence would be that of nothing."""
-    if not any(site["is_observed"] for site in random_sites(model)):
+    if not any(site["is_observed"] and not is_derived(site) for site in random_sites(model)):
         raise ValueError(
             "model: it observes nothing, so that there is no evidence. Try "
             "pyro.sample('x', ..., obs=x) in a program model(x=None, size=None)."
@@ -73,6 +77,7 @@ def check_support(
 
     A site that observes a tensor of the batch is checked on all of its rows.
     """
+    _check_own_variable(model, batch)
     for name, site in observed_sites(model).items():
         value = site["value"]
         if not isinstance(value, Tensor):
@@ -96,6 +101,18 @@ def check_support(
                 else "Try other data, or another likelihood."
             )
         )
+
+
+def _check_own_variable(model: poutine.Trace, batch: tuple[Tensor, ...]) -> None:
+    """Raises where `poutine.reparam` gives data the density of another variable."""
+    for name in reparameterised_sites(model):
+        site = model.nodes[name]
+        if is_masked(site) and any(site["value"] is x for x in batch):
+            raise ValueError(
+                f"site {name!r}: poutine.reparam changes its variable, and the log-density would "
+                f"be that of another than the data, without the change of volume. Expected "
+                f"latents, got data. Try a config without {name!r}."
+            )
 
 
 def _inside(fn: TorchDistributionMixin, values: Tensor) -> Tensor | None:

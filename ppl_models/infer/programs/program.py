@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
-from ppl_models.infer.programs.pyro_internals import unhandled
+from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
 from ppl_models.infer.programs.rows import following_rows
 
 
@@ -159,7 +159,10 @@ class Program:
 
 
 class _Scope(Messenger):
-    """Runs a program with its owner's store in place, and notes the parameters it uses."""
+    """Runs a program with its owner's store in place, and notes the parameters it uses.
+
+    It marks what `poutine.reparam` may have made of sites, as long as that can be told.
+    """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -197,6 +200,10 @@ class _Scope(Messenger):
         store.clear()
         store.set_state(running[-1].suspended)
         running.pop()
+
+    def _pyro_sample(self, message: dict) -> None:
+        if message["is_observed"]:
+            mark_reparameterised(message)
 
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()

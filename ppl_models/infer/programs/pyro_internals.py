@@ -20,6 +20,7 @@ from pyro.nn.module import _Context
 from pyro.params import param_with_module_name
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -84,6 +85,21 @@ def traces(
 def is_deterministic(site: dict) -> bool:
     """Whether a site is a `pyro.deterministic`, which else looks like an observed `Delta`."""
     return bool(site["infer"].get("_deterministic"))
+
+
+def mark_reparameterised(message: dict) -> None:
+    """Marks a site that `poutine.reparam`, in force, may have made a function of others.
+
+    Such a site looks observed, its distribution a `Delta` at its own value, whose density is what
+    the reparameteriser says. Nothing else in a trace tells it from a likelihood written as one.
+    """
+    if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
+        message["infer"] = {**(message["infer"] or {}), "_reparameterised": True}
+
+
+def is_reparameterised(site: dict) -> bool:
+    """Whether a site was marked by `mark_reparameterised`."""
+    return bool(site["infer"].get("_reparameterised"))
 
 
 def is_enumerated(site: dict) -> bool:

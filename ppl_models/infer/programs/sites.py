@@ -3,16 +3,20 @@
 A site is a dict of Pyro's: its name, its distribution `fn`, its `value`, its plates.
 """
 
+import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import (
     ExpandedDistribution,
     MaskedDistribution,
     TorchDistributionMixin,
 )
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.distributions import Independent
 
-from ppl_models.infer.programs.pyro_internals import is_deterministic
+from ppl_models.infer.programs.pyro_internals import is_deterministic, is_reparameterised
 
 
 def latent_sites(trace: poutine.Trace) -> dict[str, dict]:
@@ -34,7 +38,7 @@ def reported_sites(trace: poutine.Trace) -> dict[str, dict]:
 
 
 def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
-    """The sites with data, `pyro.deterministic` and `pyro.factor` left out."""
+    """The sites with data: what is a function of other sites, and `pyro.factor`, left out."""
     return {
         name: site
         for name, site in reported_sites(trace).items()
@@ -43,8 +47,37 @@ def observed_sites(trace: poutine.Trace) -> dict[str, dict]:
 
 
 def is_datum(site: dict) -> bool:
-    """Whether a site, if observed, holds data: not `pyro.deterministic` or `pyro.factor`."""
-    return not is_deterministic(site) and kind(site["fn"]) != "Unit"
+    """Whether a site, if observed, holds data: no function of other sites, and no `pyro.factor`."""
+    return not is_derived(site) and kind(site["fn"]) != "Unit"
+
+
+def is_derived(site: dict) -> bool:
+    """Whether a site is a function of other sites, which says nothing of its own.
+
+    That is a `pyro.deterministic`, or what `poutine.reparam` leaves of a site, or one that is
+    written as these are: a `Delta` that "observes" its own value.
+    """
+    if is_deterministic(site):
+        return True
+    point = base(site["fn"])
+    if not site["is_observed"] or not isinstance(point, Delta) or not _is(point.v, site["value"]):
+        return False
+    return is_reparameterised(site) or not has_density(site)
+
+
+def has_density(site: dict) -> bool:
+    """Whether a `Delta` brings a log-density, as of a likelihood or a change of variables."""
+    if getattr(site["fn"], "_mask", None) is False:
+        return False
+    log_density = base(site["fn"]).log_density
+    # Of draws side by side it may not be looked at; of them all, only what was computed is.
+    return is_batchedtensor(log_density) or bool((log_density != 0).any())
+
+
+def _is(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same one, but for an `expand`."""
+    first, second = (x if x._base is None else x._base for x in (one, other))
+    return one is other or first is second
 
 
 def is_factor(site: dict) -> bool:
@@ -59,6 +92,40 @@ def is_masked(site: dict) -> bool:
         fn = fn.base_dist
     mask = site.get("mask")
     return not (mask is None or mask is True) or isinstance(fn, MaskedDistribution)
+
+
+def mask_of(site: dict) -> Tensor | None:
+    """Which entries of a site count, with the shape of its log-density; None where all do."""
+    masks, fn = [site.get("mask")], site["fn"]
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            inside = site["fn"].event_dim - fn.event_dim  # dimensions of an event since then
+            masks.append(_any(fn._mask, inside))
+        fn = fn.base_dist
+    given = [mask for mask in masks if mask is not None and mask is not True]
+    if not given:
+        return None
+    whole = torch.ones_like(site["log_prob"], dtype=torch.bool)
+    for mask in given:
+        whole = whole & mask
+    return whole
+
+
+def _any(mask: Tensor | bool, dims: int) -> Tensor | bool:
+    """Whether anything counts over the last dimensions of a mask."""
+    return mask.flatten(-dims).any(-1) if isinstance(mask, Tensor) and dims else mask
+
+
+def reparameterised_sites(trace: poutine.Trace) -> dict[str, dict]:
+    """What `poutine.reparam` makes of sites, as functions of others."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and is_reparameterised(site)
+        and not is_deterministic(site)
+        and is_derived(site)
+    }
 
 
 def is_discrete(site: dict) -> bool:
@@ -89,7 +156,9 @@ def random_sites(trace: poutine.Trace) -> list[dict]:
     return [
         site
         for site in trace.nodes.values()
-        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and (not is_derived(site) or (is_reparameterised(site) and has_density(site)))
     ]
 
 

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops import packed
 from torch import Tensor
@@ -86,6 +87,27 @@ def test_parameters_stand_in_the_store_for_a_while():
     assert pyro.get_param_store().param_name(mine) == "a"
     assert pyro.param("c") is other
     assert set(pyro.get_param_store().keys()) == {"a", "c"}
+
+
+def test_what_is_reparameterised_looks_observed_until_it_is_marked():
+    def model(x):
+        pyro.sample("z", dist.Normal(1.0, 2.0))
+        pyro.sample("x", dist.Delta(x), obs=x)
+
+    class Mark(poutine.messenger.Messenger):
+        def _pyro_sample(self, message):
+            ours.mark_reparameterised(message)
+
+    changed = poutine.reparam(model, {"z": LocScaleReparam(0.0)})
+    for program, marked in ((model, False), (changed, True)):
+        with poutine.trace() as trace, Mark():
+            program(X)
+        assert ours.is_reparameterised(trace.trace.nodes["x"]) is marked
+    site = trace.trace.nodes["z"]
+    assert site["is_observed"]
+    assert not ours.is_deterministic(site)
+    assert site["fn"]._mask is False
+    assert site["fn"].base_dist.v is site["value"]
 
 
 def test_active_handlers_are_those_around_a_program_from_outside_in():
