@@ -11,6 +11,9 @@ r"""Bayesian Gaussian mixtures: a finite prior, or a Dirichlet process, over the
 
 The component `z` of a row is summed over exactly, so that a guide needs only the latents that all
 rows share. Were the components known, the posterior of these would be of the family of their prior.
+It is the same for all :math:`K!` orders of the components (with stick-breaking nearly so). A guide
+stays with one: of components well apart its evidence lacks :math:`\log K!` nats, of the whole data;
+where `E` components are empty, their own order is in the guide: :math:`\log(K! / E!)` are missing.
 
 Shapes: `B` rows, `D` features, `K` components.
 

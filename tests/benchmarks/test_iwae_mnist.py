@@ -12,6 +12,9 @@ import torch
 from ppl_models import Transformed, log_evidence
 from ppl_models.scoped import mix
 
+# Its fits are of a few steps, and so are their guides.
+pytestmark = pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
+
 ROWS, TEST = 60, 12
 
 

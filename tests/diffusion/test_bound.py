@@ -53,6 +53,7 @@ def test_bound_rises_with_the_steps_to_the_evidence():
     assert bounds[-1] == pytest.approx(entropy, abs=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_step_of_the_bound_is_jensens_not_the_evidence():
     """log_evidence of the program weights its draws, and lies between the bound and the truth."""
     model, variances = gaussian(3)

@@ -72,6 +72,7 @@ def test_elbo_is_that_of_the_vae_with_the_bound_of_the_prior():
     assert {f"z_{t}" for t in range(4)} | {"z"} <= set(drawn.nodes)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_evidence_of_a_gaussian_is_a_bound_that_closes():
     gaps = []
     for steps, draws in ((5, 20), (60, 20), (60, 400)):

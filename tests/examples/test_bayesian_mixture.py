@@ -11,6 +11,7 @@ from tests.support.examples import check_pictures, load, numbers
 TINY = ["--components", "5", "--steps", "30", "--samples", "40"]
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_bayesian_mixture(tmp_path, capsys):
     load("bayesian_mixture").main([*TINY, "--outdir", str(tmp_path)])
     printed = capsys.readouterr().out

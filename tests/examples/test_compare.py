@@ -2,11 +2,14 @@
 
 import re
 
+import pytest
+
 from tests.support.examples import check_pictures, load
 
 FAMILIES = ("VAE", "VAE, mixture prior", "MADE", "PixelCNN", "Diffusion", "GAN")
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_compare(tmp_path, capsys):
     load("compare").main(["--rows", "60", "--effort", "0.01", "--outdir", str(tmp_path)])
     printed = capsys.readouterr().out

@@ -109,6 +109,7 @@ def test_own_model(tmp_path, capsys):
     assert exact == pytest.approx(integral.item(), abs=2e-3)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_own_model_unfitted_is_found_out(tmp_path, capsys):
     """With a single step the printed difference says that the posterior is wrong."""
     load("own_model").main(["--outdir", str(tmp_path), "--samples", "100", "--epochs", "1"])

@@ -11,6 +11,7 @@ from tests.support.examples import check_pictures, load, numbers
 TINY = ["--steps", "150", "--samples", "60", "--outdir"]
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_three_abilities_are_found_behind_the_tests(tmp_path, capsys):
     load("factor_analysis_ard").main(["--data", "tests", *TINY, str(tmp_path)])
     printed = capsys.readouterr().out
@@ -46,6 +47,7 @@ def test_three_abilities_are_found_behind_the_tests(tmp_path, capsys):
     check_pictures(printed, tmp_path, count=4)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_wine(tmp_path, capsys):
     arguments = ["--data", "wine", "--factors", "6", "--seed", "1", *TINY, str(tmp_path)]
     load("factor_analysis_ard").main(arguments)

@@ -140,6 +140,7 @@ def test_autoguides_take_the_program(kind, covariance):
 # The posterior of the components of rows
 
 
+@pytest.mark.filterwarnings("ignore:guide. its site .* is a point")  # on purpose
 def test_drawn_components_have_their_exact_probabilities():
     torch.manual_seed(3)
     model, x = build(3), clusters(0.4, rows=40)

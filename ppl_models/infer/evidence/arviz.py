@@ -19,7 +19,7 @@ from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.likelihood import Likelihood, likelihoods
 from ppl_models.infer.evidence.weights import Draws
-from ppl_models.infer.programs import sites
+from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
 from ppl_models.user_line import warn
 
@@ -83,6 +83,7 @@ def from_pyro_svi(
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
+        joint.check_points(checks.check_meant)
         groups = collect(joint, dims, num_samples, batch_size)
     return to_arviz(groups, joint.arguments(), coords or {})
 

@@ -43,10 +43,16 @@ class HasImpute(Protocol):
 
 
 def is_of_its_program(model: Any, name: str) -> bool:
-    """Whether a method is of the program that runs, not of a `forward` that a subclass replaced."""
-    classes = type(model).__mro__
-    order = {n: i for i, kind in reversed([*enumerate(classes)]) for n in vars(kind)}
-    return order[name] <= order.get("forward", len(classes))
+    """Whether a method is of the program that runs, not of a `forward` that was replaced.
+
+    A subclass may replace it, or the object itself, by an attribute of that name.
+    """
+    places = [getattr(model, "__dict__", {}), *map(vars, type(model).__mro__)]
+
+    def place(name: str) -> int:
+        return next((i for i, names in enumerate(places) if name in names), len(places))
+
+    return place(name) <= min(place("forward"), place("__call__")) < len(places)
 
 
 def posterior_guide(model: Program, data: tuple[Tensor, ...]) -> Callable[..., Any] | None:

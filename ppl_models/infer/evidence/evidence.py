@@ -21,12 +21,16 @@ from torch import Tensor
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
+from ppl_models.infer.evidence.agreement import is_exact
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program
 from ppl_models.scoped import modes, own_rng
+from ppl_models.user_line import warn
+
+CARRYING = 50  # draws that must carry the weight of a row, for its Monte Carlo error to hold
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,26 @@ class Evidence:
         return self.row_variance.sum().sqrt().item() / self.num_rows
 
     @property
+    def effective_draws(self) -> Tensor:
+        r"""How many draws carry each value: :math:`(\sum_s w_s)^2 / \sum_s w_s^2`, of 1 to `S`."""
+        if not self.weighted or self.num_samples < 2:
+            return torch.full_like(self.row_variance, self.num_samples)
+        return self.num_samples / (1 + self.row_variance * (self.num_samples - 1))
+
+    @property
+    def is_unreliable(self) -> bool:
+        """Whether the draws that carry a value are too few for `monte_carlo_error` to hold.
+
+        Fewer than `CARRYING`, or than a fifth of those drawn, where these are few; in the harmonic
+        mean over rows, since what few draws leave out of the logarithm of a mean weight is about
+        one over twice their number, and is the mean of this over rows in their evidence.
+        """
+        return self._carrying() < min(CARRYING, self.num_samples / 5)
+
+    def _carrying(self) -> float:
+        return 1 / (1 / self.effective_draws).mean().item()
+
+    @property
     def bits_per_dim(self) -> float:
         """Minus the mean in bits per feature, for discrete data."""
         if self.num_features is None:
@@ -87,8 +111,12 @@ class Evidence:
         return -self.mean / (self.num_features * math.log(2))
 
     def __str__(self) -> str:
-        if len(self.value) == self.num_rows:
-            text = f"log evidence {self.mean:.3f} ± {self.standard_error:.3f} nats per row"
+        if len(self.value) == self.num_rows > 1:
+            error = self.standard_error
+            spread = "" if math.isnan(error) else f" ± {error:.3f}"
+            text = f"log evidence {self.mean:.3f}{spread} nats per row"
+        elif self.num_rows == 1:
+            text = f"log evidence {self.mean:.3f} nats of one row"
         else:
             text = (
                 f"log evidence {self.value.item():.3f} nats of all {self.num_rows} rows "
@@ -96,14 +124,20 @@ class Evidence:
             )
         text += f", {self.kind}"
         if self.kind != "exact":
-            scale = self.num_rows / len(self.value)  # 1, or that of the number before
-            error = self.monte_carlo_error * scale
-            draws = "importance samples" if self.weighted else "draws"
-            draws = f"{self.num_samples} {draws}" if self.num_samples > 1 else "1 draw"
-            known = "unknown" if math.isnan(error) else f"{error:.3f}"
-            text += f" ({draws}, Monte Carlo error {known})"
+            text += f" ({self._of_the_draws()}"
+            text += "; ± is over rows)" if " ± " in text else ")"
         if self.num_features is not None:
             text += f", {self.bits_per_dim:.4f} bits/dim"
+        return text
+
+    def _of_the_draws(self) -> str:
+        scale = self.num_rows / len(self.value)  # 1, or that of the number before
+        error = self.monte_carlo_error * scale
+        draws = "importance samples" if self.weighted else "draws"
+        draws = f"{self.num_samples} {draws}" if self.num_samples > 1 else "1 draw"
+        text = f"{draws}, Monte Carlo error {'unknown' if math.isnan(error) else f'{error:.3f}'}"
+        if self.is_unreliable:
+            text += f", unreliable: as good as {self._carrying():.1f} draws"
         return text
 
 
@@ -118,9 +152,15 @@ def log_evidence(
 ) -> Evidence:
     r"""Returns the log evidence of rows of data, in nats, and says which kind of number it is.
 
-    It is exact where the model has `evidence()`, or no latents but enumerated ones. Otherwise
-    it is the importance-weighted lower bound, which rises to the exact value as the number of
-    samples grows. Modules are in evaluation mode meanwhile.
+    It is exact where the model has `evidence()`, which is compared with the program on a few rows,
+    or no latents but enumerated ones. Otherwise it is the importance-weighted lower bound, which
+    rises to the exact value as the number of samples grows. Modules are in evaluation mode
+    meanwhile.
+
+    A guide that leaves out a part of the posterior leaves out its evidence, and no error tells:
+    the components of a mixture have :math:`K!` labelings, all alike, and with a guide of one of
+    them, well apart from the others, :math:`\log K!` nats of the whole data are missing. Where few
+    draws carry the weight, it says "unreliable" (`Evidence.is_unreliable`), and warns.
 
     Arguments:
         model: A Pyro program.
@@ -150,7 +190,9 @@ def log_evidence(
     check_count(num_samples=num_samples, batch_size=batch_size)
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
-        return _closed_form(model, data, batch_size)
+        known = _closed_form(model, guide is not None, data, batch_size)
+        if known is not None:
+            return known
 
     with sampling(model, guide, data, seed) as joint:
         checks.check_observed(joint.first.model)
@@ -161,10 +203,10 @@ def log_evidence(
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
         if not exact:
-            checks.check_no_point(joint.first.model, joint.first.guide)
+            joint.check_points(checks.check_no_point)
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
-    return Evidence(
+    evidence = Evidence(
         value,
         kind="exact" if exact else "lower bound",
         num_rows=joint.num_rows,
@@ -172,20 +214,34 @@ def log_evidence(
         num_features=_num_discrete(joint),
         row_variance=torch.zeros_like(variance) if exact else variance,
     )
+    if evidence.is_unreliable:
+        warn(
+            f"log_evidence: {num_samples} draws are as good as {evidence._carrying():.1f} "
+            f"(Evidence.effective_draws), as a few carry most of the weight. The bound may be far "
+            f"too low, by more than its Monte Carlo error says. Try more of them (num_samples), "
+            f"or a guide that is nearer to the posterior; one that is too wide loses less than one "
+            f"that is too narrow."
+        )
+    return evidence
 
 
 @torch.no_grad()
-def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evidence:
-    """The evidence of a model that knows it as a distribution over rows."""
-    check_devices(Program(model, "model").modules(), data)
+def _closed_form(
+    model: Any, with_guide: bool, data: tuple[Tensor, ...], batch_size: int
+) -> Evidence | None:
+    """The evidence that a model knows as a distribution over rows, if it is of its program."""
+    modules = Program(model, "model").modules()
+    check_devices(modules, data)
     check_tensors(data, allows_missing([model]))
-    with own_rng(0, data[0].device), modes([model], training=False):
+    with own_rng(0, data[0].device), modes(modules.values(), training=False):
         batch = (data[0][:2],)
         with pyro.validation_enabled(False):
             trace = poutine.trace(model).get_trace(*batch)  # for its checks
         density = model.evidence()
         if density.support.is_discrete:  # what is no outcome would be rounded, or worse
             checks.check_support(trace, batch, data)
+        if not is_exact(model, data[0], with_guide):
+            return None
         value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(
         value,

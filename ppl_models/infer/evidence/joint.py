@@ -201,6 +201,16 @@ class Joint:
         device = self.data[0].device
         return draw(call, self.model, self.guide, self.enumeration, count, num_rows, device)
 
+    def check_points(self, check: Callable[..., None]) -> None:
+        """Applies a check of points to the guide, with draws of its own."""
+        call, _ = self._call_on(slice(0, 8) if self.tiled else self.all_rows, 1)
+
+        def again(given: poutine.Trace) -> poutine.Trace:
+            return call(poutine.trace(poutine.replay(self.guide, trace=given)).get_trace)
+
+        with kept_rng(self.data[0].device):
+            check(self.first.model, self.first.guide, again)
+
     def latents(self, draws: Draws) -> poutine.Trace:
         """The trace of the latents, with draws of the enumerated ones given the others."""
         if not self.enumeration.names:

@@ -99,7 +99,7 @@ class EvidenceLowerBound(Objective):
             program.check_arguments(len(batch))
         with torch.no_grad(), pyro.validation_enabled(False):
             traces = self._traces(batch, size)
-        checks.check_sites(*traces)
+        checks.check_sites(*traces, self.estimator)
         checks.check_support(traces[0], batch, data or batch)
         rows, scaled = len(batch[0]), self._model.takes_size
         checks.check_scaling(traces[0], rows, size, scaled)
@@ -140,7 +140,7 @@ class EvidenceLowerBound(Objective):
         with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
         checks.check_sites(model, guide)
-        enumerated = sites.enumerated_sites(model) or sites.enumerated_sites(guide)
+        enumerated = sites.enumerated_sites(model) or sites.marked_sites(guide)
         depth = sites.plate_depth(model, guide)
         kind = DirectEnumELBO if enumerated else DirectELBO
         self.estimator = kind(max_plate_nesting=depth)

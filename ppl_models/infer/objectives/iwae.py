@@ -115,8 +115,13 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             Rows(None, rows, rows),
         ):
             model, guide = self._traces(batch, rows)
-        checks.check_sites(model, guide)
-        checks.check_no_point(model, guide)
+            checks.check_sites(model, guide)
+
+            def again(given: poutine.Trace) -> poutine.Trace:
+                guide = poutine.replay(self.guide, trace=given)
+                return poutine.trace(guide).get_trace(*batch, size=rows)
+
+            checks.check_no_point(model, guide, again)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
         return Enumeration.of(model, guide)

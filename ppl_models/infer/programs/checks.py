@@ -1,16 +1,17 @@
 """What a first run of a model and a guide must show: checks that come before any work is lost."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 from ppl_models.infer.programs.sites import (
     base,
@@ -21,19 +22,41 @@ from ppl_models.infer.programs.sites import (
     is_masked,
     kind,
     latent_sites,
+    marked_sites,
     observed_sites,
     random_sites,
     reparameterised_sites,
 )
+from ppl_models.user_line import warn
+
+Draw = Callable[[poutine.Trace], poutine.Trace]  # a trace of the guide, with some sites given
 
 
-def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
-    """Raises unless the guide samples the latents of the model that are not enumerated."""
-    wanted = set(latent_sites(model)) - enumerated_sites(model)
+def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | None = None) -> None:
+    """Raises unless the guide samples the latents of the model that are not summed out."""
+    if observed := sorted(observed_sites(guide)):
+        raise ValueError(
+            f"guide: its site(s) {_names(observed)} are observed, and would count against those of "
+            f"the model. Try a guide of latents alone; for a guide that runs the model "
+            f"(AutoNormalMessenger), AutoNormal."
+        )
+    by_draws = isinstance(estimator, TraceTMC_ELBO)  # it weighs draws of what is marked
+    summed_out = marked_sites(model) if by_draws else enumerated_sites(model)
+    wanted = set(latent_sites(model)) - summed_out
     given = {
         name for name, site in latent_sites(guide).items() if not site["infer"].get("is_auxiliary")
     }
-    if missing := sorted(wanted - given):
+    missing = sorted(wanted - given)
+    if other := [name for name in missing if name in marked_sites(model)]:
+        infer = latent_sites(model)[other[0]]["infer"]
+        mark = {key: infer[key] for key in ("enumerate", "num_samples") if infer.get(key)}
+        raise ValueError(
+            f"model: its site(s) {_names(other)} are marked for an enumeration that sums over "
+            f"nothing in a model, infer={mark}, and would be drawn from the prior. Expected "
+            f"infer={{'enumerate': 'parallel'}}, or config_enumerate(model) with its defaults: "
+            f"try these, in a program without Python's `if` on the value, or the site in the guide."
+        )
+    if missing:
         raise ValueError(
             f"guide: the model's latent site(s) {_names(missing)} are neither in the guide nor "
             f"enumerated; the guide has {_names(sorted(given)) or 'none'}. Try "
@@ -184,18 +207,91 @@ def check_unscaled(*traces: poutine.Trace) -> None:
                 )
 
 
-def check_no_point(model: poutine.Trace, guide: poutine.Trace) -> None:
+def check_no_point(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> None:
     """Raises where the guide is a point, such as that of `AutoDelta`, which has no density."""
-    auxiliary = {n for n, s in latent_sites(guide).items() if s["infer"].get("is_auxiliary")}
-    if any(not name.endswith("_unconstrained") for name in auxiliary):
-        return  # one vector behind several sites: their points are its functions
+    for name in point_sites(model, guide, draw):
+        raise ValueError(
+            f"guide: its site {name!r} is a point, or a function of others, which has no density, "
+            f"so that there is no bound on the evidence. Try AutoNormal, or another guide that "
+            f"spreads.{_of_laplace(guide)}"
+        )
+
+
+def check_meant(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> None:
+    """Warns of points, and raises where a guide is one that was meant to spread."""
+    for name in point_sites(model, guide, draw):
+        text = (
+            f"guide: its site {name!r} is a point, or a function of others, and its draws have no "
+            f"spread of their own."
+        )
+        if before := _of_laplace(guide):
+            raise ValueError(text + before)
+        warn(f"{text} Try AutoNormal, or another guide that spreads.")
+        return
+
+
+def point_sites(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> list[str]:
+    """The continuous latents of which a guide says no more than a point.
+
+    Two draws are the same there. Or it is a `Delta` that moves, and that no density is of: it is no
+    function of the sites of the guide, or there are more such numbers than auxiliary sites have.
+
+    Arguments:
+        model: A trace of the model.
+        guide: One of the guide.
+        draw: Draws another of the guide, with some sites given.
+    """
+    latent = latent_sites(guide)
+    names = [n for n in latent if n in model.nodes and not is_discrete(model.nodes[n])]
+    if not names:
+        return []
+    first, sources = draw(poutine.Trace()), poutine.Trace()
+    for name, site in latent_sites(first).items():
+        if kind(site["fn"]) != "Delta":
+            sources.add_node(name, **site)
+    points = [n for n in names if n in sources.nodes and _is_narrow(sources.nodes[n])]
+    deltas = [n for n in names if n not in sources.nodes]
+    if not deltas:
+        return points
+    same, again = draw(sources), draw(poutine.Trace())
+
+    def moved(trace: poutine.Trace, name: str) -> Tensor:
+        return (trace.nodes[name]["value"] - first.nodes[name]["value"]).abs()
+
+    points += [n for n in deltas if not moved(again, n).any()]
+    deltas = [n for n in deltas if n not in points]
+    of_sources = [n for n in deltas if (moved(same, n) <= 1e-3 * moved(again, n).amax()).all()]
+    bare = [n for n in deltas if not torch.as_tensor(base(first.nodes[n]["fn"]).log_density).any()]
+    points += [n for n in bare if n not in of_sources]
+    room = sum(_freedom(s, s) for s in sources.nodes.values() if s["infer"].get("is_auxiliary"))
+    if room < sum(_freedom(first.nodes[n], model.nodes[n]) for n in of_sources):
+        points += [n for n in bare if n in of_sources] or of_sources
+    return points
+
+
+def _is_narrow(site: dict) -> bool:
+    """Whether the draws of a distribution are the same, as numbers of this precision."""
+    return site["value"].numel() > 0 and torch.equal(site["fn"].sample(), site["value"])
+
+
+def _freedom(drawn: dict, site: dict) -> int:
+    """How many numbers are free in the value of a site, whose support is that of another."""
+    shape = drawn["value"].shape
+    try:
+        return math.prod(biject_to(site["fn"].support).inverse_shape(shape))
+    except NotImplementedError:
+        return math.prod(shape)
+
+
+def _of_laplace(guide: poutine.Trace) -> str:
+    """What to do about a guide that is a point behind an auxiliary site, before it spreads."""
     for name, site in latent_sites(guide).items():
-        point = kind(site["fn"]) == "Delta" and f"{name}_unconstrained" not in auxiliary
-        if point and name in model.nodes and not is_discrete(model.nodes[name]):
-            raise ValueError(
-                f"guide: its site {name!r} is a point, which has no density, so that there is no "
-                f"bound on the evidence. Try AutoNormal, or another guide that spreads."
+        if site["infer"].get("is_auxiliary") and kind(site["fn"]) == "Delta":
+            return (
+                f" It comes from {name!r}. Where that is of AutoLaplaceApproximation, try "
+                f"guide = guide.laplace_approximation(*data) after the fit."
             )
+    return ""
 
 
 def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:

@@ -137,7 +137,19 @@ def is_discrete(site: dict) -> bool:
 
 
 def enumerated_sites(trace: poutine.Trace) -> set[str]:
-    """The names of the latent sites marked for enumeration."""
+    """The names of the latent sites that are enumerated in parallel: those that are summed out.
+
+    A handler sums over no others: `"sequential"` is for guides, and `num_samples` draws values.
+    """
+    return {
+        name
+        for name, site in latent_sites(trace).items()
+        if site["infer"].get("enumerate") == "parallel" and not site["infer"].get("num_samples")
+    }
+
+
+def marked_sites(trace: poutine.Trace) -> set[str]:
+    """The names of the latent sites that are marked for enumeration, of whatever kind."""
     return {name for name, site in latent_sites(trace).items() if site["infer"].get("enumerate")}
 
 

@@ -176,7 +176,8 @@ def test_enumerated_sites_beside_latents_of_all_rows():
 
     x = torch.tensor([-3.1, -2.7, 2.5, 3.3, 3.0])
     guide = AutoDelta(poutine.block(model, hide=["component"]))
-    data = draw(model, guide, x)
+    with pytest.warns(UserWarning, match="'locs' is a point"):
+        data = draw(model, guide, x)
     assert data["posterior"]["component"].dims == ("chain", "draw", "data")
     locs = torch.from_numpy(data["posterior"]["locs"].values)
     expected = dist.Normal(locs[:, :, None], 1.0).log_prob(x[:, None]).logsumexp(-1) - np.log(2)

@@ -165,6 +165,7 @@ def test_densities_are_those_of_each_draw(name, num_samples, batches):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")  # far from it
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_evidence_is_the_mean_of_these_weights(name, batches):
     model, guide, *data = PROGRAMS[name]
@@ -290,6 +291,7 @@ def test_all_groups_are_as_draw_by_draw(name, batches):
             assert (gap <= most + 1e-9).all(), (group, variable)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")  # far from it
 def test_a_blocked_draw_inside_of_a_guide(batches):
     """Random numbers that no site shows are repeated too."""
     x = torch.cat([X, X + 6])
@@ -400,6 +402,7 @@ def test_mcmc_keeps_its_draws_in_order(batches):
     assert list(data["sample_stats"].data_vars) == ["log_p", "diverging"]
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")  # far from it
 def test_a_seed_repeats_and_the_generator_stays():
     options = {"num_samples": 50, "seed": 4}
     state = torch.get_rng_state()
