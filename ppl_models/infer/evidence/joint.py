@@ -27,6 +27,7 @@ from ppl_models.checks import allows_missing, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
+from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.independence import Trial
@@ -203,13 +204,23 @@ class Joint:
                 as make no tensor larger than `ROOM` numbers for each of these.
         """
         if self.tiled:
+            checked: set[int] = set()
             for rows, count in self._batches(num_samples, batch_size):
-                yield rows, statistics(self.draw(rows, count))
+                draws = self.draw(rows, count)
+                if rows.start not in checked:
+                    check_precision(draws.model, draws.guide)
+                    checked.add(rows.start)
+                yield rows, statistics(draws)
             return
 
         def of_one(number: Tensor) -> Results:
             data = (number[None],) if self.numbered else None
             return statistics(self.draw(self.all_rows, 1, data))
+
+        with kept_rng(self.data[0].device):
+            one = (torch.zeros(1, dtype=torch.int64, device=self.data[0].device),)
+            draws = self.draw(self.all_rows, 1, one if self.numbered else None)
+        check_precision(draws.model, draws.guide)
 
         watch = None
         if num_samples > FEW:
