@@ -23,6 +23,7 @@ from ppl_models.checks import allows_missing, check_count, check_devices, check_
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.precision import check_density
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program
@@ -186,6 +187,8 @@ def _closed_form(model: Any, data: tuple[Tensor, ...], batch_size: int) -> Evide
         density = model.evidence()
         if density.support.is_discrete:  # what is no outcome would be rounded, or worse
             checks.check_support(trace, batch, data)
+            for x in data[0].split(batch_size):
+                check_density(density, x)
         value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(
         value,

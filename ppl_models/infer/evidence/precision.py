@@ -37,15 +37,26 @@ def check_precision(*traces: poutine.Trace) -> None:
             if isinstance(site["mask"], Tensor):
                 far = far & site["mask"]
             if far.any():
-                raise ValueError(_message(site, found[far][0].item(), better[far][0].item()))
+                where = f"site {site['name']!r}: the log-density of its {sites.kind(site['fn'])}"
+                raise ValueError(_message(where, found[far][0].item(), better[far][0].item()))
 
 
-def _message(site: dict, found: float, better: float) -> str:
+def check_density(fn: Any, value: Tensor) -> None:
+    """Raises where a density of rows is rounded away in float32."""
+    found, better = fn.log_prob(value), in_float64(fn, value)
+    if found.dtype != torch.float32 or better is None:
+        return
+    far = (found - better).abs() > FAR * (1 + better.abs())
+    if far.any():
+        where = f"evidence: the log-density of its {sites.kind(fn)}"
+        raise ValueError(_message(where, found[far][0].item(), better[far][0].item()))
+
+
+def _message(where: str, found: float, better: float) -> str:
     return (
-        f"site {site['name']!r}: the log-density of its {sites.kind(site['fn'])} is {found:.3f} in "
-        f"float32 and {better:.3f} in float64, at the same parameters and value: large numbers "
-        f"cancel in it. Expected no more than rounding between them. Try model.double(), "
-        f"guide.double() and x.double()."
+        f"{where} is {found:.3f} in float32 and {better:.3f} in float64, at the same parameters "
+        f"and value: large numbers cancel in it. Expected no more than rounding between them. Try "
+        f"model.double(), guide.double() and x.double()."
     )
 
 

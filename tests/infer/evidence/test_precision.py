@@ -115,5 +115,10 @@ def test_counts_of_a_mixture():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.log(COUNT))
-    with pytest.raises(ValueError, match=r"Poisson"):
-        log_evidence(model, None, torch.full((5, 1), COUNT), method="importance")
+    x = torch.full((5, 1), COUNT)
+    for method in ("auto", "importance"):
+        with pytest.raises(ValueError, match=r"is -?\d.* in float32 and .*\.double\(\)"):
+            log_evidence(model, None, x, method=method)
+    found = log_evidence(model.double(), None, x.double())
+    expected = torch.full((5,), stats.poisson(COUNT).logpmf(COUNT), dtype=torch.float64)
+    torch.testing.assert_close(found.value, expected, atol=1e-3, rtol=0.0)
