@@ -24,6 +24,7 @@ from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.agreement import is_exact
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.precision import check_density
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program
@@ -240,6 +241,8 @@ def _closed_form(
         density = model.evidence()
         if density.support.is_discrete:  # what is no outcome would be rounded, or worse
             checks.check_support(trace, batch, data)
+            for x in data[0].split(batch_size):
+                check_density(density, x)
         if not is_exact(model, data[0], with_guide):
             return None
         value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()

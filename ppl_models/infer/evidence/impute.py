@@ -75,8 +75,8 @@ def impute(
     with sampling(model, guide, (x,), seed) as joint:
         if not joint.tiled:
             raise ValueError(
-                "impute: expected latents of rows, and a guide that takes any rows (an amortised "
-                "one), so that each row has weights of its own."
+                "impute: expected latents of rows that are independent of each other, and a guide "
+                "that takes any rows (an amortised one), so that each row has weights of its own."
             )
         size = max(1, 100_000 // num_particles)
         parts = [

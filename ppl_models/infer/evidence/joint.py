@@ -5,6 +5,9 @@ as `K * R` rows, which every program and every network takes; a plate of draws t
 rows would break convolutions and normalisation layers. Elsewhere, and where the guide has
 parameters for each row, a draw is one of the whole data, and draws go side by side.
 
+That rows are independent is tried. A program that looks at the whole batch has draws of the whole
+data, too: with a weight for each row, unless rows depend on the latents of others.
+
 Shapes: `S` draws, `N` rows.
 """
 
@@ -24,10 +27,13 @@ from ppl_models.checks import allows_missing, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
+from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
+from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
@@ -70,6 +76,7 @@ class FirstRun(NamedTuple):
     model: poutine.Trace
     guide: poutine.Trace
     num_rows: int
+    batch: tuple[Tensor, ...]
 
 
 class Joint:
@@ -104,16 +111,20 @@ class Joint:
         traces = self.first.model, self.first.guide
         checks.check_sites(*traces)
         checks.check_unscaled(*traces)
+        for trace, program in zip(traces, ("model", "guide"), strict=True):
+            check_rows(trace, program, self.first.batch)
         self.latent = sites.latent_sites(traces[0])
         self.observed = sites.observed_sites(traces[0])
         self.enumeration = Enumeration.of(*traces)
         random = [site for trace in traces for site in sites.random_sites(trace)]
         by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
         self.numbered, self.by_row = numbered, by_row and not numbered
-        self.tiled = self.by_row and amortised
+        self.tiled = self.by_row and amortised and self._has_independent_rows()
         if known:
             with kept_rng(data[0].device):
                 check_posterior(self.draw(slice(0, 8), 2), model)
+        if self.by_row and not self.tiled:
+            self.by_row = self._has_own_latents()
 
     def _first_run(self) -> tuple[FirstRun, bool]:
         """Runs both once, and says whether the guide takes any rows."""
@@ -129,7 +140,31 @@ class Joint:
             guide = call(poutine.trace(self.guide).get_trace)
             model = call(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
         checks.check_support(model, batch, self.data)
-        return FirstRun(model, guide, len(batch[0]))
+        return FirstRun(model, guide, len(batch[0]), batch)
+
+    def _trial(self, size: int | None) -> Trial:
+        rows = torch.arange(self.num_rows, device=self.data[0].device)
+        return Trial(self.model, self.guide, self.data, rows, size)
+
+    def _has_independent_rows(self) -> bool:
+        """Whether a row is the same whatever rows are beside it, so that draws can be."""
+        try:
+            return self._trial(None).of_parts() is None
+        except Exception:  # whatever a program does that takes no other number of rows
+            return False
+
+    def _has_own_latents(self) -> bool:
+        """Whether no row depends on the latents of another, so that each has its own weight."""
+        found = self._trial(self.num_rows).of_latents()
+        if found and self.enumeration.names:
+            names = ", ".join(map(repr, sorted(self.enumeration.names)))
+            raise ValueError(
+                f"{found}: the log-density of a row depends on the latents of other rows, which "
+                f"the plate 'data' promises are independent, and the sum over the enumerated "
+                f"site(s) {names} goes over each row by itself. Try pyro.markov instead of the "
+                f"plate."
+            )
+        return not found
 
     def _call_on(
         self, rows: slice, count: int, data: tuple[Tensor, ...] | None = None
@@ -169,13 +204,23 @@ class Joint:
                 as make no tensor larger than `ROOM` numbers for each of these.
         """
         if self.tiled:
+            checked: set[int] = set()
             for rows, count in self._batches(num_samples, batch_size):
-                yield rows, statistics(self.draw(rows, count))
+                draws = self.draw(rows, count)
+                if rows.start not in checked:
+                    check_precision(draws.model, draws.guide)
+                    checked.add(rows.start)
+                yield rows, statistics(draws)
             return
 
         def of_one(number: Tensor) -> Results:
             data = (number[None],) if self.numbered else None
             return statistics(self.draw(self.all_rows, 1, data))
+
+        with kept_rng(self.data[0].device):
+            one = (torch.zeros(1, dtype=torch.int64, device=self.data[0].device),)
+            draws = self.draw(self.all_rows, 1, one if self.numbered else None)
+        check_precision(draws.model, draws.guide)
 
         watch = None
         if num_samples > FEW:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.independence import check_minibatches, named_rows
 from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.scoped import kept_rng
 
 
@@ -104,9 +106,12 @@ class EvidenceLowerBound(Objective):
         rows, scaled = len(batch[0]), self._model.takes_size
         checks.check_scaling(traces[0], rows, size, scaled)
         for trace, name in zip(traces, ("model", "guide"), strict=True):
+            check_rows(trace, name, batch)
             checks.check_plates(trace, name, rows, size, scaled)
         if isinstance(self.estimator, Trace_ELBO):
             checks.check_not_enumerated(traces[0], self.estimator)
+        if rows < size and not named_rows(traces[0], traces[1], rows):
+            check_minibatches(self._model, self._guide, batch, size, data)
         with torch.no_grad():
             self.loss(*batch, size=size)
 
@@ -140,6 +145,8 @@ class EvidenceLowerBound(Objective):
         with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
         checks.check_sites(model, guide)
+        check_rows(model, "model", batch)
+        check_rows(guide, "guide", batch)
         enumerated = sites.enumerated_sites(model) or sites.marked_sites(guide)
         depth = sites.plate_depth(model, guide)
         kind = DirectEnumELBO if enumerated else DirectELBO

@@ -32,7 +32,9 @@ from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.rows import Rows
+from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.scoped import kept_rng
 
 
@@ -118,13 +120,28 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             checks.check_sites(model, guide)
 
             def again(given: poutine.Trace) -> poutine.Trace:
-                guide = poutine.replay(self.guide, trace=given)
+                guide = poutine.replay(self._guide, trace=given)
                 return poutine.trace(guide).get_trace(*batch, size=rows)
 
             checks.check_no_point(model, guide, again)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
+            check_rows(trace, program, batch)
+        self._check_independence(batch)
         return Enumeration.of(model, guide)
+
+    def _check_independence(self, batch: tuple[Tensor, ...]) -> None:
+        try:
+            found = Trial(self._model, self._guide, batch, None, None).of_parts()
+        except Exception:  # whatever it is, the tiled rows show it
+            return
+        if found:
+            raise ValueError(
+                f"iwae: {found}: the log-density of a row depends on the other rows of its batch, "
+                f"on how many there are or on their order, and the {self.num_particles} draws of "
+                f"each row are rows of one batch. Try elbo(model, guide) and the whole data as one "
+                f"batch, or what a row needs to know of the others as a tensor beside it."
+            )
 
     def _check_trace(self, trace: poutine.Trace, program: str) -> None:
         for site in sites.random_sites(trace):

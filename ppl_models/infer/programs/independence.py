@@ -1,0 +1,310 @@
+r"""Whether the rows are independent, as the plate `"data"` promises, tried on the program itself.
+
+.. math::
+    \log p(x_{1:B}, z_{1:B} \mid \theta) = \sum_{b=1}^{B} \log p(x_b, z_b \mid \theta)
+
+where no term depends on another row, on the place of its own, or on how many there are. Draws of
+rows are tiled and data are cut into minibatches on that promise, and a covariate
+`torch.arange(len(x))`, a scale `len(x) ** 0.5` or the mean of the batch break it. So some rows are
+run together, then split and in another order, with the latents that they had: the log-density of
+each row has to be what it was.
+
+Shapes: `B` rows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_models.infer.programs import sites
+from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.pyro_internals import active_handlers
+from ppl_models.infer.programs.rows import Rows
+from ppl_models.scoped import kept_rng, modes
+
+FEW = 16  # rows that are tried
+FEWEST = 4
+ROUNDING = 1e-3  # of a log-density in nats, and of that share of it where it is larger
+ROUNDING_64 = 1e-6
+NOISE = 30  # times what a change of the last digits does to a log-density: that is no rounding
+
+
+class Pair(NamedTuple):
+    """The traces of both programs on the same rows."""
+
+    model: poutine.Trace
+    guide: poutine.Trace
+
+
+class Trial:
+    """Both programs on rows of some data, again and again, in evaluation mode.
+
+    Arguments:
+        model: The model.
+        guide: Its guide.
+        data: Tensors with one entry for each row.
+        rows: Which rows these are, `(B,)`, or None where that is not known.
+        size: The number of rows in all. None for as many as a run has.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        data: tuple[Tensor, ...],
+        rows: Tensor | None,
+        size: int | None,
+    ) -> None:
+        self.model, self.guide = model, guide
+        self.data, self.rows, self.size = data, rows, size
+
+    def of_parts(self) -> str | None:
+        """The first site to which other rows make a difference, and how to call it, or None."""
+        count = len(self.data[0])
+        if count < FEWEST:  # all of them several times, and by themselves
+            places = torch.arange(count).repeat(-(-FEWEST // count))
+            return self._first_other(places, torch.arange(len(places)).flip(0).split(count))
+        places = torch.linspace(0, count - 1, min(count, FEW)).round().long()
+        order = torch.arange(len(places)).flip(0)
+        return self._first_other(places, (order[::2], order[1::2]))
+
+    def of_order(self) -> str | None:
+        """The same, where a program takes no other number of rows."""
+        count = len(self.data[0])
+        return self._first_other(torch.arange(count), (torch.arange(count).flip(0),))
+
+    def of_latents(self) -> str | None:
+        """The first site to which the latents of other rows make a difference, or None."""
+        count = len(self.data[0])
+        every = torch.arange(count)
+        with self._quietly():
+            one, other = self._run(every), self._run(every)
+            generator = torch.Generator().manual_seed(0)
+            ours = torch.zeros(count, dtype=torch.bool)
+            ours[torch.randperm(count, generator=generator)[: count // 2]] = True
+            latents = Pair(*(_mixed(*traces, ours) for traces in zip(one, other, strict=True)))
+            mixed = self._run(every, latents)
+            shown = [
+                difference
+                for before, mine in ((one, every[ours]), (other, every[~ours]))
+                for difference in _differences(before, mixed, mine, mine)
+            ]
+            return self._beyond_noise(shown, every, one)
+
+    def _first_other(self, places: Tensor, parts: Sequence[Tensor]) -> str | None:
+        with self._quietly():
+            whole = self._run(places)
+            shown = []
+            for part in parts:
+                latents = Pair(*(_taken(trace, part) for trace in whole))
+                split = self._run(places[part], latents)
+                shown += _differences(whole, split, part, torch.arange(len(part)))
+            return self._beyond_noise(shown, places, whole)
+
+    def _beyond_noise(self, shown: list["Difference"], places: Tensor, whole: Pair) -> str | None:
+        """The first difference that neither rounding nor a program's own chance explains."""
+        large = [d for d in shown if d.size > d.rounding]
+        if not large:
+            return None
+        again = self._run(places, Pair(*map(_jittered, whole)), jitter=True)
+        every = torch.arange(len(places))
+        noise = {d.where: d.size for d in _differences(whole, again, every, every)}
+        return next((d.where for d in large if d.size > NOISE * noise.get(d.where, 0.0)), None)
+
+    def _run(self, places: Tensor, latents: Pair | None = None, jitter: bool = False) -> Pair:
+        """Runs both on some rows; with latents that are given, or drawn by the guide."""
+        places = places.to(self.data[0].device)
+        batch = tuple(_moved(x[places]) if jitter else x[places] for x in self.data)
+        rows = None if self.rows is None else self.rows[places]
+        size = len(places) if self.size is None else self.size
+        model: Callable[..., Any] = self.model
+        guide: Callable[..., Any] = self.guide
+        if latents is not None:
+            model = poutine.replay(model, trace=latents.model)  # for those that are enumerated
+            guide = poutine.replay(guide, trace=latents.guide)
+        with _Only(rows, size, len(places)):
+            guided = poutine.trace(guide).get_trace(*batch, size=size)
+            model = poutine.replay(model, trace=guided)
+            joint = poutine.trace(model).get_trace(*batch, size=size)
+        for trace in (guided, joint):
+            trace.compute_log_prob(lambda _, site: not site_is_subsample(site))
+        return Pair(joint, guided)
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """A run that leaves nothing behind: no gradients, no training, no draws."""
+        modules = [m for p in (self.model, self.guide) for m in p.modules().values()]
+        with (
+            torch.no_grad(),
+            kept_rng(self.data[0].device),
+            modes(modules, training=False),
+            pyro.validation_enabled(False),
+        ):
+            yield
+
+
+class _Only(Rows):
+    """Says alone which rows these are, whatever a handler around it says."""
+
+    def _pyro_sample(self, message: dict) -> None:
+        super()._pyro_sample(message)
+        if message["name"] == "data" and site_is_subsample(message):
+            message["stop"] = True
+
+
+class Difference(NamedTuple):
+    """By how much the log-density of a site differs between two runs, relative to its size."""
+
+    where: str
+    size: float
+    rounding: float
+
+
+def _differences(before: Pair, after: Pair, rows: Tensor, now: Tensor) -> list[Difference]:
+    """Those of all sites, of some rows in a run and where these are in another."""
+    found = []
+    for old, new, program in zip(before, after, ("model", "guide"), strict=True):
+        for name in _compared(old):
+            a, b = _density(old.nodes[name], rows), _density(new.nodes[name], now)
+            if a.shape == b.shape:
+                found.append(_difference(f"site {name!r} of the {program}", a, b))
+    return found
+
+
+def _compared(trace: poutine.Trace) -> list[str]:
+    """The sites that must not know of other rows: those of rows, and latents that all share."""
+    return [
+        site["name"]
+        for site in sites.random_sites(trace)
+        if sites.in_data_plate(site) or not site["is_observed"]
+    ]
+
+
+def _density(site: dict, rows: Tensor) -> Tensor:
+    """The log-density of a site on some rows, without the scale of the plate."""
+    density = site["log_prob"] / site["scale"]
+    return _of_rows(density, _row_dim(site), rows)
+
+
+def _difference(where: str, a: Tensor, b: Tensor) -> Difference:
+    rounding = ROUNDING_64 if a.dtype == b.dtype == torch.float64 else ROUNDING
+    size = (a - b).abs() / (1 + a.abs())
+    size = size.masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0).nan_to_num(nan=torch.inf)
+    return Difference(where, size.max().item() if size.numel() else 0.0, rounding)
+
+
+def _row_dim(site: dict) -> int | None:
+    """The dimension of the rows, counted from the right of the batch shape."""
+    return next((f.dim for f in site["cond_indep_stack"] if f.name == "data"), None)
+
+
+def _of_rows(x: Tensor, dim: int | None, rows: Tensor) -> Tensor:
+    """Some rows of a tensor; all of one that has no rows, or is the same for all."""
+    if dim is None or x.dim() < -dim or x.shape[dim] == 1:
+        return x
+    return x.index_select(dim, rows.to(x.device))
+
+
+def _value_dim(site: dict) -> int | None:
+    dim = _row_dim(site)
+    return None if dim is None else dim - site["fn"].event_dim
+
+
+def _given(trace: poutine.Trace) -> dict[str, dict]:
+    """The latents to be given again. Points follow from the others, or are the guide's own."""
+    found = sites.latent_sites(trace).items()
+    return {name: site for name, site in found if sites.kind(site["fn"]) != "Delta"}
+
+
+def _with_values(trace: poutine.Trace, value: Callable[[dict], Tensor]) -> poutine.Trace:
+    given = poutine.Trace()
+    for name, site in _given(trace).items():
+        given.add_node(name, **{**site, "value": value(site)})
+    return given
+
+
+def _taken(trace: poutine.Trace, rows: Tensor) -> poutine.Trace:
+    """The latents of some rows."""
+    return _with_values(trace, lambda site: _of_rows(site["value"], _value_dim(site), rows))
+
+
+def _mixed(one: poutine.Trace, other: poutine.Trace, ours: Tensor) -> poutine.Trace:
+    """The latents of some rows from one trace, those of the others from another."""
+
+    def value(site: dict) -> Tensor:
+        mine, theirs, dim = site["value"], other.nodes[site["name"]]["value"], _value_dim(site)
+        if dim is None or mine.dim() < -dim or mine.shape[dim] == 1:
+            return mine
+        chosen = ours.to(mine.device).reshape(-1, *[1] * (-dim - 1))
+        return torch.where(chosen, mine, theirs)
+
+    return _with_values(one, value)
+
+
+def _jittered(trace: poutine.Trace) -> poutine.Trace:
+    """The latents, their last digits changed where they are continuous."""
+    return _with_values(
+        trace, lambda site: site["value"] if sites.is_discrete(site) else _moved(site["value"])
+    )
+
+
+def _moved(x: Tensor) -> Tensor:
+    """Numbers with their last digits changed, those that are equal alike."""
+    return x * (1 + 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else x
+
+
+def check_minibatches(
+    model: Program,
+    guide: Program,
+    batch: tuple[Tensor, ...],
+    size: int,
+    data: tuple[Tensor, ...] | None,
+) -> None:
+    """Raises where minibatches of a program are not parts of the whole, as their rows are not.
+
+    Arguments:
+        model: The model.
+        guide: Its guide.
+        batch: A minibatch, of rows that a handler `Rows` around this may know.
+        size: The number of rows in all.
+        data: All of them, where they are in memory.
+    """
+    handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
+    if handler is None:  # a batch by itself, which no other follows
+        return
+    rows = handler.rows
+    every = None if rows is None or data is None else torch.arange(size, device=rows.device)
+    try:
+        if data is not None:
+            found = Trial(model, guide, data, every, size).of_parts()
+        else:
+            found = Trial(model, guide, batch, rows, size).of_parts()
+    except Exception:  # whatever a program does that takes batches of one size only
+        found = None
+        with suppress(Exception):
+            found = Trial(model, guide, batch, rows, size).of_order()
+    if found:
+        raise ValueError(
+            f"{found}: the log-density of a row depends on the other rows of its batch, on how "
+            f"many there are or on their order, and the plate 'data' promises rows that are "
+            f"independent: batches of {len(batch[0])} of {size} rows would be no parts of the "
+            f"whole. Try batch_size=None, or what a row needs to know of the others as a tensor "
+            f"beside it, fit(objective, (x, covariate), ...)."
+        )
+
+
+def named_rows(model: poutine.Trace, guide: poutine.Trace, rows: int) -> bool:
+    """Whether a plate of another name may hold the rows, so that it is not known what is whose."""
+    frames = [
+        frame
+        for trace in (model, guide)
+        for site in sites.random_sites(trace)
+        for frame in site["cond_indep_stack"]
+    ]
+    return any(frame.name != "data" and frame.size == rows for frame in frames)

@@ -1,0 +1,126 @@
+"""A missing `.to_event(1)`, where there are as many features as rows and no error shows it."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+from ppl_models import data_plate, elbo, from_pyro_svi, iwae, log_evidence
+from tests.support.runs import quiet
+
+SIZE = 8
+X = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+REFUSED = (
+    r"site '{}' of the {}: the plate 'data' takes dimension -1 .* the \d rows.*\.to_event\(1\)"
+)
+
+
+def features(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size):
+        mean = pyro.param("mean", x.new_zeros(SIZE))
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def column(x: Tensor, size: int | None = None) -> None:
+    """Means `(B, 1)` for the first feature, `(B,)`: of each row with each."""
+    weights = pyro.param("weights", x.new_ones(SIZE, 1))
+    with data_plate(x, size):
+        pyro.sample("y", dist.Normal(x @ weights, 1.0), obs=x[:, 0])
+
+
+def factor(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size):
+        pyro.factor("x", -(x - pyro.param("at", x.new_zeros(()))).square())
+
+
+def plated(x: Tensor, size: int | None = None) -> None:
+    """A plate of features, for which the rows would have to be turned."""
+    with data_plate(x, size), pyro.plate("features", SIZE, dim=-2):
+        pyro.sample("x", dist.Normal(pyro.param("loc", x.new_zeros(SIZE, 1)), 1.0), obs=x)
+
+
+def latent(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(SIZE, SIZE), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def latent_rightly(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(SIZE), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def guide(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size):
+        pyro.sample("z", dist.Normal(pyro.param("slope", x.new_tensor(0.5)) * x, 0.5**0.5))
+
+
+def guide_rightly(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size):
+        scale = pyro.param("scale", x.new_tensor(0.5**0.5))
+        pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+
+MISSING = {
+    "features": (features, None, "x", "model"),
+    "column": (column, None, "y", "model"),
+    "factor": (factor, None, "x", "model"),
+    "plated": (plated, None, "x", "model"),
+    "latent": (latent, guide, "z", "model"),
+    "latent of the guide": (latent_rightly, guide, "z", "guide"),
+}
+
+
+@pytest.mark.parametrize(("model", "guide", "site", "program"), MISSING.values(), ids=MISSING)
+def test_as_many_features_as_rows(model, guide, site, program):
+    message = REFUSED.format(site, program)
+    with pytest.raises(ValueError, match=message):
+        log_evidence(model, guide, X, num_samples=4)
+    with pytest.raises(ValueError, match=message):
+        from_pyro_svi(model, guide, X, num_samples=4)
+    with pytest.raises(ValueError, match=message):
+        quiet(elbo(model, guide), X, steps=1)
+    with pytest.raises(ValueError, match=message):
+        elbo(model, guide).loss(X)
+    with pytest.raises(ValueError, match=message):
+        quiet(elbo(model, guide), X.repeat(3, 1), steps=1, batch_size=SIZE)
+
+
+def test_as_many_latents_as_rows_in_iwae():
+    with pytest.raises(ValueError, match=REFUSED.format("z", "model")):
+        iwae(latent, guide, 3).loss(X)
+
+
+def test_shared_latents_and_as_many_features_as_rows():
+    def model(x, size=None):
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(SIZE), 1.0).to_event(1))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=REFUSED.format("x", "model")):
+        log_evidence(model, AutoNormal(model), X, num_samples=4)
+
+
+def test_with_to_event_the_number_is_that_of_the_closed_form():
+    found = log_evidence(latent_rightly, guide_rightly, X, num_samples=4)
+    torch.testing.assert_close(found.value, dist.Normal(0.0, 2**0.5).log_prob(X).sum(1))
+
+
+def rows_on_the_left(x: Tensor) -> None:
+    """Rows that a plate places, features in a plate of their own."""
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("features", SIZE, dim=-1):
+        pyro.sample("x", dist.Normal(pyro.param("loc", x.new_zeros(SIZE)), 1.0), obs=x)
+
+
+def turned_rightly(x: Tensor, size: int | None = None) -> None:
+    with data_plate(x, size), pyro.plate("features", SIZE, dim=-2):
+        pyro.sample("x", dist.Normal(x.new_zeros(SIZE, 1), 1.0), obs=x.T)
+
+
+@pytest.mark.parametrize("model", [rows_on_the_left, turned_rightly])
+def test_plates_of_features_pass(model):
+    found = log_evidence(model, None, X)
+    torch.testing.assert_close(found.value, dist.Normal(0.0, 1.0).log_prob(X).sum(1))
