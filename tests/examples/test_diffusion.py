@@ -36,7 +36,7 @@ def test_diffusion(tmp_path, capsys):
     assert bits == pytest.approx(-value / (64 * math.log(2)), abs=1e-4)
     assert both == pytest.approx((math.log(10) - given) / (64 * math.log(2)), abs=1e-4)
     assert 0 < error < 20
-    estimate = r" {} steps: log evidence (\S+) ± .*, estimate \(1 draw, .* unknown\), (\S+) bits"
+    estimate = r" {} steps: log evidence (\S+) ± .*, estimate \(1 draw, .* unknown.*\), (\S+) bits"
     flows = [numbers(estimate.format(steps), printed)[0] for steps in (4, 8)]
     assert -200 < flows[1] < flows[0] < -80  # few steps flatter
     check_pictures(printed, tmp_path, count=3)

@@ -26,7 +26,7 @@ from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import active_handlers
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.scoped import kept_rng, modes
+from ppl_models.scoped import kept_rng, modes, own_rng
 
 FEW = 16  # rows that are tried
 FEWEST = 4
@@ -99,13 +99,18 @@ class Trial:
 
     def _first_other(self, places: Tensor, parts: Sequence[Tensor]) -> str | None:
         with self._quietly():
-            whole = self._run(places)
+            drawn, every = self._run(places), torch.arange(len(places))
+            whole = self._run_again(places, drawn, every)
             shown = []
             for part in parts:
-                latents = Pair(*(_taken(trace, part) for trace in whole))
-                split = self._run(places[part], latents)
+                split = self._run_again(places, drawn, part)
                 shown += _differences(whole, split, part, torch.arange(len(part)))
             return self._beyond_noise(shown, places, whole)
+
+    def _run_again(self, places: Tensor, drawn: Pair, part: Tensor) -> Pair:
+        """Runs both on a part of the rows, with the latents drawn, and the same chance beside."""
+        with own_rng(0, self.data[0].device):  # of what a program draws without a site
+            return self._run(places[part], Pair(*(_taken(trace, part) for trace in drawn)))
 
     def _beyond_noise(self, shown: list["Difference"], places: Tensor, whole: Pair) -> str | None:
         """The first difference that neither rounding nor a program's own chance explains."""

@@ -243,12 +243,12 @@ class Weighted(nn.Module):
 
 def number(step, descent):
     if step == 7:
-        descent.objectives[0].model.program.weight = 2.0
+        descent.objectives[0]._model.program.weight = 2.0
 
 
 def memory(step, descent, name="loc"):
     if step == 7:
-        getattr(descent.objectives[0].model.program, name).data = 2 * torch.ones(6)
+        getattr(descent.objectives[0]._model.program, name).data = 2 * torch.ones(6)
 
 
 def frozen(step, descent):

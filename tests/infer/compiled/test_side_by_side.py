@@ -391,6 +391,7 @@ def test_the_batch_size_bounds_the_memory(batch_size, batches):
     torch.testing.assert_close(evidence.value, whole.value, atol=1e-9, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 300 draws are as good as")  # the guide is poor
 @pytest.mark.parametrize(("steps", "most"), [(1, 1024 // 10), (2000, 1024 // (2000 // 64))])
 def test_many_small_tensors_count_too(steps, most, batches):
     """A chain of many steps keeps something of each."""

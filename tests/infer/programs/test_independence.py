@@ -267,3 +267,11 @@ def test_a_trial_leaves_nothing_behind():
     assert same(state(program), before)
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(module.training for module in program.modules())
+
+
+def test_what_a_guide_draws_beside_its_sites_is_no_alarm():
+    """Here the components without rows, of the mean field within, anew in each run."""
+    make, data, _ = ALL["BayesianGaussianMixture, MixturePosterior"]
+    for seed in range(5):
+        pyro.set_rng_seed(seed)
+        assert fit(make(), data, steps=1, batch_size=23, progress=False).steps == 1
