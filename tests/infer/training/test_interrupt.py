@@ -140,6 +140,7 @@ def test_an_interrupted_run_goes_on_as_if_there_was_none(tmp_path):
     assert again.history == whole.history
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.12
 def test_a_loader_with_processes():
     loader = DataLoader(TensorDataset(X), batch_size=4, num_workers=1)
 
