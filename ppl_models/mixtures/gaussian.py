@@ -52,6 +52,7 @@ from ppl_models.mixtures.expectation import (
 from ppl_models.mixtures.kmeans import kmeans
 from ppl_models.mixtures.maximisation import maximisation
 from ppl_models.plates import data_plate
+from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 MANY = 20_000  # rows that are enough to choose a start
@@ -229,7 +230,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         return model
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, sample_weight: Tensor | None = None) -> None:
         """Starts where a few steps of EM from clusters of k-means lead best.
 
         For each start that is wanted there are four candidates, two from k-means and two from
@@ -238,11 +239,19 @@ class GaussianMixture(nn.Module, InformationCriteria):
         | Choosing starting values for the EM algorithm (Biernacki et al., 2003)
         | https://doi.org/10.1016/S0167-9473(02)00163-9
 
+        Arguments:
+            x: Rows, with shape `(N, D)`.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
+
         Raises:
             ValueError: If `x` has fewer (distinct) rows than components, or a constant column.
         """
+        ((x, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
         self._check_fit(x)
-        rows = x if len(x) <= MANY else x[torch.randperm(len(x), device=x.device)[:MANY]]
+        rows = x
+        if len(x) > MANY:
+            some = torch.randperm(len(x), device=x.device)[:MANY]
+            rows, weight = x[some], None if weight is None else weight[some]
         rows = rows.double()
         rows = rows.where(~rows.isnan(), rows.nanmean(0))
         components, starts = self.locs.shape[-2], self.logits.shape[:-1].numel()  # K, R
@@ -250,11 +259,17 @@ class GaussianMixture(nn.Module, InformationCriteria):
             self.locs.shape[-1], components, self.covariance, self.min_scale
         ).to(rows)
         candidates = candidates.stack(CANDIDATES * starts)
-        labels = [kmeans(rows, components, CANDIDATES * starts // 2, n) for n in (0, 100)]
-        candidates._maximise(from_labels(rows, torch.cat(labels), components, self.covariance))
+        labels = [
+            kmeans(rows, components, CANDIDATES // 2, steps, weight)
+            for _ in range(starts)  # in turn, so that more starts begin as fewer do
+            for steps in (0, 100)
+        ]
+        sums = from_labels(rows, torch.cat(labels), components, self.covariance, weight)
+        candidates._maximise(sums)
         for _ in range(SHORT):
-            candidates.em_step(rows)
-        best = candidates.em_step(rows).topk(starts).indices
+            candidates.em_step(rows, weight)
+        values = candidates.em_step(rows, weight).view(starts, CANDIDATES)
+        best = values.argmax(1) + CANDIDATES * torch.arange(starts, device=values.device)
         for own, parameter in zip(self.parameters(), candidates.parameters(), strict=True):
             own.copy_(parameter[best].view_as(own))
 
@@ -276,11 +291,12 @@ class GaussianMixture(nn.Module, InformationCriteria):
             )
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+    def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         """Takes one step of EM; returns the mean log evidence before it, in nats per row.
 
         Arguments:
             x: Rows, with shape `(N, D)`, or batches of them.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, "GaussianMixture")
         stacked = self.logits.ndim == 2
@@ -290,7 +306,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         if not stacked:
             logits, locs, scale = logits[None], locs[None], scale[None]
         log_weights = logits.log_softmax(1)
-        batches = (x,) if isinstance(x, Tensor) else x
+        batches = weighted_batches(x, sample_weight, "GaussianMixture")
         step = expectation if self.missing == "error" else expectation_of_missing
         sums = step(batches, log_weights, locs, scale, self.covariance)
         self._maximise(sums)
