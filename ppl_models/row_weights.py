@@ -27,7 +27,7 @@ def check_sample_weight(weight: Tensor, num_rows: int | None, where: str) -> Non
         )
     bad = ~((weight >= 0) & weight.isfinite())
     if bad.any() or not (weight > 0).any():
-        found = f"such as {weight[bad][0].item():g}" if bad.any() else "all of them 0"
+        found = f"such as {weight[bad][0].item():g}" if bad.any() else "all of them zero"
         raise ValueError(
             f"{where}: sample_weight: expected finite numbers, 0 or more, and one above 0, got "
             f"{int(bad.sum()) or len(weight)} of {len(weight)} others, {found}. "

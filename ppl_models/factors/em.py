@@ -65,7 +65,8 @@ def expectation(
     products = loc.new_zeros(features, width * width)
     cross, squares = loc.new_zeros(features, width), torch.zeros_like(loc)
     total, counts = loc.new_zeros(width, width), torch.zeros_like(loc)
-    rows, used = 0.0, loc.new_zeros(())
+    used = loc.new_zeros(())
+    rows: float | Tensor = 0
     size = max(1, MAX_NUMBERS // max(features, width * width))
     for batch, weight in batches:
         rows += weight_of(batch, weight)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.factors.checks import check_batches, check_columns
+from ppl_models.missing import observed_mean
 from ppl_models.row_weights import weighted_batches
 
 INF = math.inf
@@ -118,6 +119,8 @@ def _moments(
             # Counted from a point amid the rows, squares keep their digits.
             some = batch if whole else batch.nanmean(0, keepdim=True).nan_to_num()
             center = some.mean(0, dtype=torch.float64)
+            if weight is not None:
+                center = observed_mean(batch.double(), weight).nan_to_num()
             first, counts = torch.zeros_like(center), torch.zeros_like(center)
             second = center.new_zeros(len(center), len(center))
             lowest, highest = center + INF, center - INF

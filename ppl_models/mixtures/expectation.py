@@ -70,7 +70,7 @@ def expectation(
     sums = torch.zeros_like(flat)
     evidence = flat.new_zeros(restarts)
     scatter = flat.new_zeros(len(center), len(center)) if covariance == "tied" else None
-    rows = 0
+    rows: float | Tensor = 0
     size = max(1024, CHUNK // products)
     buffers = flat.new_empty(products, size), flat.new_empty(len(flat), size)
     for chunk, weight in _chunks(batches, size):
@@ -105,7 +105,8 @@ def _from_each_center(
     theta = _coefficients(torch.zeros_like(locs), scale, kind)  # (R, K, P)
     theta[..., -1] += log_weights
     sums = torch.zeros_like(theta)
-    evidence, rows = theta.new_zeros(len(theta)), 0
+    evidence = theta.new_zeros(len(theta))
+    rows: float | Tensor = 0
     each = [(r, k) for r in range(locs.shape[0]) for k in range(locs.shape[1])]
     for chunk, weight in _chunks(batches, max(1024, CHUNK // theta.shape[2])):
         joint = theta.new_empty(*theta.shape[:2], len(chunk))  # (R, K, C)
@@ -148,7 +149,7 @@ def expectation_of_missing(
     means = locs.flatten(0, 1)  # (R K, D)
     evidence, counts = means.new_zeros(restarts), means.new_zeros(len(means))
     first, second = torch.zeros_like(means), torch.zeros_like(factors)
-    rows = 0
+    rows: float | Tensor = 0
     for chunk, weight, most in _with_most_missing(batches):
         x = chunk.to(locs.dtype)  # (C, D)
         given = complete(x, means, factors, most)

@@ -42,6 +42,7 @@ from ppl_models.missing import (
     MarginalNormal,
     check_missing,
     complete,
+    observed_mean,
 )
 from ppl_models.mixtures.expectation import (
     Statistics,
@@ -253,7 +254,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
             some = torch.randperm(len(x), device=x.device)[:MANY]
             rows, weight = x[some], None if weight is None else weight[some]
         rows = rows.double()
-        rows = rows.where(~rows.isnan(), rows.nanmean(0))
+        rows = rows.where(~rows.isnan(), observed_mean(rows, weight))
         components, starts = self.locs.shape[-2], self.logits.shape[:-1].numel()  # K, R
         candidates = GaussianMixture(
             self.locs.shape[-1], components, self.covariance, self.min_scale
