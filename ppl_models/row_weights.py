@@ -17,7 +17,7 @@ def check_sample_weight(weight: Tensor, num_rows: int | None, where: str) -> Non
     """Raises a ValueError unless there is a weight for each row, none of them negative.
 
     Example:
-        >>> check_sample_weight(torch.tensor([1.0, 0.0, 2.0]), num_rows=3, where="model")
+        >>> check_sample_weight(Tensor([1.0, 0.0, 2.0]), num_rows=3, where="model")
     """
     if weight.ndim != 1 or num_rows not in (None, len(weight)):
         raise ValueError(
@@ -48,9 +48,9 @@ def weighted_batches(
         where: The name of the model, for errors.
 
     Example:
-        >>> x, weight = torch.eye(3), torch.tensor([1.0, 0.0, 3.0])
+        >>> x, weight = Tensor([[5.0], [6.0], [7.0]]), Tensor([1.0, 0.0, 3.0])
         >>> [(rows.shape, own) for rows, own in weighted_batches(x, weight, "model")]
-        [(torch.Size([2, 3]), tensor([0.7500, 2.2500], dtype=torch.float64))]
+        [(torch.Size([2, 1]), tensor([0.5000, 1.5000], dtype=torch.float64))]
     """
     batches = (x,) if isinstance(x, Tensor) else x
     if weight is None:
@@ -79,8 +79,8 @@ def weight_of(rows: Tensor, weight: Tensor | None) -> float | Tensor:
     """How many rows these count as.
 
     Example:
-        >>> rows = torch.zeros(2, 5)
-        >>> weight_of(rows, None), weight_of(rows, torch.tensor([1.0, 3.0]))
+        >>> rows = Tensor([[5.0], [6.0]])
+        >>> weight_of(rows, None), weight_of(rows, Tensor([1.0, 3.0]))
         (2, tensor(4.))
     """
     return len(rows) if weight is None else weight.sum()
