@@ -196,10 +196,9 @@ class GaussianMixture(DensityMixin, Adapter):
 
 def _check_alike(before: Any, now: Any) -> None:
     """Raises where a fit cannot go on from the one before."""
-    was, is_now = ((m.covariance, *m.locs.shape, m.missing) for m in (before, now))
+    was, is_now = ((m.covariance, *m.locs.shape, m.missing, m.min_scale) for m in (before, now))
     if was != is_now:
         raise ValueError(
-            f"warm_start: expected the covariance_type, n_components, features and missing of the "
-            f"fit before, {was}, got {is_now}. Try warm_start=False."
+            f"warm_start: expected the covariance_type, n_components, features, missing and root "
+            f"of reg_covar of the fit before, {was}, got {is_now}. Try warm_start=False."
         )
-    before.min_scale = now.min_scale
