@@ -127,10 +127,7 @@ NAMES = {
     "samplers": "Denoiser Noise ancestral ddim guided heun langevin",
     "schedules": "Cosine Learned Linear LogLinear Schedule alpha_sigma log_snrs step_back",
     "semi_supervised_vae": "SemiSupervisedVAE UNKNOWN WHERE",
-    "sklearn": (
-        "FactorAnalysis GaussianMixture LinearDiscriminantAnalysis PCA ProbabilisticPCA "
-        "QuadraticDiscriminantAnalysis"
-    ),
+    "sklearn": "FactorAnalysis GaussianMixture ProbabilisticPCA",
     "toys": "Toy grid ring",
     "vae": "VAE",
 }
