@@ -107,10 +107,14 @@ def _entries(owner: nn.Module) -> dict[str, Stored]:
     return {**(registered_parameters(owner) if isinstance(owner, PyroModule) else {}), **found}
 
 
+_AS_IT_IS = nullcontext()
+
+
 def _taken_along(owners: list[nn.Module]) -> AbstractContextManager[None]:
     """A context in which the parameters of some modules stand in Pyro's store."""
-    if any(owner is each.module for each in running for owner in owners):
-        return nullcontext()
+    for each in running:
+        if each.module in owners:  # a program here, whose store is its own already
+            return _AS_IT_IS
     return in_store(lambda: {n: e for owner in owners for n, e in _entries(owner).items()})
 
 

@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
 from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
-from ppl_models.infer.programs.rows import following_rows
+from ppl_models.infer.programs.rows import FollowingRows
 
 
 class Program:
@@ -53,12 +53,15 @@ class Program:
         self.owner = _owner(self.inner)
         self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
         self.noticed: list[nn.Module] = []  # that a function reaches on the way
+        self._own: dict[int, Tensor] = {}  # those that its module holds itself, by `id`
         self.running = False
         self._scope = _Scope(self)
+        self._following: AbstractContextManager[None] = nullcontext()
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
             self.takes_size = _takes_size(_signature(self.inner.model))
+            self._following = FollowingRows(self.inner, self.takes_size)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -86,17 +89,12 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope, self._following_rows():
+            with self._scope, self._following:
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
         finally:
             self.running = False
-
-    def _following_rows(self) -> AbstractContextManager[None]:
-        if isinstance(self.inner, AutoGuide):
-            return following_rows(self.inner, self.takes_size)
-        return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that the program runs: its owner, or those that a function refers to."""
@@ -157,6 +155,18 @@ class Program:
                 seen.add(id(tensor))
                 yield name, tensor
 
+    def created(self, owner: nn.Module, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of what a call left in the owner's store, what `pyro.param` statements made.
+
+        That is neither the module's own, which it holds itself, nor what an autoguide's model
+        created while the guide looked at it (hidden from the handler that notes the others).
+        """
+        known = self.found.keys() | own_parameters(owner).keys()
+        strange = {n: p for n, p in params.items() if n in known and id(p) not in self._own}
+        if strange:  # or the module's are others now; to go through them at each call is slow
+            self._own = {id(p): p for p in owner.parameters()}
+        return {n: p for n, p in strange.items() if id(p) not in self._own}
+
 
 class _Scope(Messenger):
     """Runs a program with its owner's store in place, and notes the parameters it uses.
@@ -174,7 +184,8 @@ class _Scope(Messenger):
             store = pyro.get_param_store()
             running.append(Running(owner, store.get_state()))
             store.clear()
-            store.set_state(kept(owner))
+            if own_parameters(owner):
+                store.set_state(kept(owner))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -185,15 +196,7 @@ class _Scope(Messenger):
         store = pyro.get_param_store()
         if len(store):
             state = store.get_state()
-            # Not kept: the module's own, which it holds itself, and what an autoguide's model
-            # created while the guide looked at it (hidden from this handler).
-            own = {id(parameter) for parameter in owner.parameters()}
-            known = self.program.found.keys() | own_parameters(owner).keys()
-            created = {
-                name: parameter
-                for name, parameter in state["params"].items()
-                if id(parameter) not in own and name in known
-            }
+            created = self.program.created(owner, state["params"])
             if created:
                 constraints = {name: state["constraints"][name] for name in created}
                 keep(owner, {"params": created, "constraints": constraints})

@@ -93,8 +93,9 @@ def mark_reparameterised(message: dict) -> None:
     Such a site looks observed, its distribution a `Delta` at its own value, whose density is what
     the reparameteriser says. Nothing else in a trace tells it from a likelihood written as one.
     """
-    if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
-        message["infer"] = {**(message["infer"] or {}), "_reparameterised": True}
+    for handler in _PYRO_STACK:
+        if isinstance(handler, ReparamMessenger):
+            message["infer"] = {**(message["infer"] or {}), "_reparameterised": True}
 
 
 def is_reparameterised(site: dict) -> bool:

@@ -5,8 +5,6 @@ for each row to the wrong rows, without any error; so the true indices are suppl
 to the plate named `"data"`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -93,8 +91,7 @@ class _Unknown(Tensor):
         raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
 
 
-@contextmanager
-def following_rows(guide: AutoGuide, takes_size: bool) -> Iterator[None]:
+class FollowingRows:
     """A context in which the plate `"data"` of an autoguide follows the batch it is called with.
 
     By itself an autoguide keeps the number of rows of the first batch, which the last, uneven one
@@ -105,17 +102,22 @@ def following_rows(guide: AutoGuide, takes_size: bool) -> Iterator[None]:
         guide: The autoguide.
         takes_size: Whether its model has an argument `size`. One without may draw rows of its own.
     """
-    if guide.master is not None or guide.create_plates is not None:
-        yield
-        return
-    fresh = guide.prototype_trace is None
-    guide.create_plates = partial(_plates_of_batch, guide, takes_size)
-    try:
-        yield
-    finally:
-        guide.create_plates = None
-        if fresh and takes_size:
-            _stand_for_all(guide)
+
+    def __init__(self, guide: AutoGuide, takes_size: bool) -> None:
+        self.guide, self.takes_size = guide, takes_size
+        self.plates = partial(_plates_of_batch, guide, takes_size)
+
+    def __enter__(self) -> None:
+        guide = self.guide
+        if guide.master is None and guide.create_plates is None:
+            vars(guide)["create_plates"] = self.plates  # a module's own way to set it is slow
+            self.fresh = guide.prototype_trace is None
+
+    def __exit__(self, *error: Any) -> None:
+        if self.guide.create_plates is self.plates:
+            vars(self.guide)["create_plates"] = None
+            if self.fresh and self.takes_size:
+                _stand_for_all(self.guide)
 
 
 def _plates_of_batch(
