@@ -218,8 +218,8 @@ def log_evidence(
     if evidence.is_unreliable:
         warn(
             f"log_evidence: {num_samples} draws are as good as {evidence._carrying():.1f} "
-            f"(Evidence.effective_draws), as a few carry most of the weight. The bound may be far "
-            f"too low, by more than its Monte Carlo error says. Try more of them (num_samples), "
+            f"(Evidence.effective_draws), as a few carry most of the weight. The bound may be too "
+            f"low by more than its Monte Carlo error says. Try more of them (num_samples), "
             f"or a guide that is nearer to the posterior; one that is too wide loses less than one "
             f"that is too narrow."
         )
