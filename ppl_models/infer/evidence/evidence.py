@@ -205,6 +205,7 @@ def log_evidence(
             )
         if not exact:
             joint.check_points(checks.check_no_point)
+            joint.check_known()
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
     evidence = Evidence(
