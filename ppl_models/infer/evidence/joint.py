@@ -54,7 +54,7 @@ def sampling(
     a generator of their own. The arguments are those of `Joint`.
     """
     programs = [Program(model, "model")]
-    programs += [] if guide is None else [Program(guide, "guide")]
+    programs += [] if guide is None else [Program(guide, "guide", programs[0])]
 
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]

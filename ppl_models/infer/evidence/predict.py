@@ -276,7 +276,7 @@ def _sampler(rows: NewRows, given: set[str], guide: Callable[..., Any]) -> Sampl
 def _amortised(guide: Any, rows: NewRows) -> Sampler:
     """The model and its guide at new rows, whose latents the guide infers."""
     if guide is not None:
-        program = Program(guide, "guide")
+        program = Program(guide, "guide", rows.program)
         parts = program.owner.modules() if program.owner is not None else []
         if any(isinstance(p, AutoGuide) and "data" in plate_frames(p) for p in parts):
             raise ValueError(
@@ -294,7 +294,7 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
     if guide is None or rows.latents.keys() == rows.of_rows:
         rows.check({}, "guide")
         return _sampler(rows, set(), no_latents)
-    program = Program(guide, "guide")
+    program = Program(guide, "guide", rows.program)
     inner: Any = program.inner
     if isinstance(inner, AutoMessenger):
         raise ValueError(

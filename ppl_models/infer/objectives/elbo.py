@@ -78,7 +78,7 @@ class EvidenceLowerBound(Objective):
     ) -> None:
         self._model = Program(model, "model")
         self.model, self.guide = model, _made(guide, model)
-        self._guide = Program(no_latents if guide is None else self.guide, "guide")
+        self._guide = Program(no_latents if guide is None else self.guide, "guide", self._model)
         gives_loss = hasattr(estimator, "differentiable_loss") and not isinstance(estimator, type)
         if estimator is not None and not gives_loss:
             raise TypeError(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
-from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
+from ppl_models.infer.programs.pyro_internals import mark_reparameterised, model_of, unhandled
 from ppl_models.infer.programs.rows import following_rows
 
 
@@ -35,12 +35,16 @@ class Program:
     Arguments:
         program: A callable with Pyro primitives.
         name: What to call it in errors: `"model"` or `"guide"`.
+        model: Of a guide, the model: Pyro takes that of an autoguide away when it is pickled.
 
     Raises:
         TypeError: If `program` cannot be called, or is a class.
+        ValueError: If it is an autoguide that lost its model before its first call.
     """
 
-    def __init__(self, program: Callable[..., Any], name: str) -> None:
+    def __init__(
+        self, program: Callable[..., Any], name: str, model: "Program | None" = None
+    ) -> None:
         if isinstance(program, type) or not callable(program):
             kind = f"the class {program.__name__}" if isinstance(program, type) else repr(program)
             raise TypeError(
@@ -57,8 +61,12 @@ class Program:
         self._scope = _Scope(self)
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
+        self._model: Callable[..., Any] | None = None
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
-            self.takes_size = _takes_size(_signature(self.inner.model))
+            self._model = model_of(self.inner) or (model and model.program)
+            if self._model is not None:
+                self.takes_size = _takes_size(_signature(self._model))
+            _check_whole(self.inner)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -95,7 +103,7 @@ class Program:
 
     def _following_rows(self) -> AbstractContextManager[None]:
         if isinstance(self.inner, AutoGuide):
-            return following_rows(self.inner, self.takes_size)
+            return following_rows(self.inner, self.takes_size, self._model)
         return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:
@@ -236,6 +244,17 @@ def _signature(program: Callable[..., Any]) -> inspect.Signature:
         bound = functools.partial(program.func.forward, *program.args, **program.keywords)
         return _signature(bound)
     return inspect.signature(program)
+
+
+def _check_whole(guide: AutoGuide) -> None:
+    """Raises where a guide cannot be made any more, as it was pickled before its first call."""
+    if model_of(guide) is None and guide.prototype_trace is None:
+        kind = type(guide).__name__
+        raise ValueError(
+            f"guide: {kind} was pickled before its first call, which made it lose its model, and "
+            f"it has no parameters yet. Expected one that was called or fitted before. Try "
+            f"{kind}(model), made anew."
+        )
 
 
 def _takes_size(signature: inspect.Signature) -> bool:

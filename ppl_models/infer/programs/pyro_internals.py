@@ -64,6 +64,14 @@ def unhandled(program: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
+def model_of(guide: AutoGuide) -> Callable[..., Any] | None:
+    """The model of an autoguide; None where it was taken away, as it is when the guide is pickled.
+
+    The public `model` fails then, of the guide that was pickled and of what comes of the pickle.
+    """
+    return guide._model[0] if guide._model else None
+
+
 def plate_frames(guide: AutoGuide) -> dict[str, CondIndepStackFrame]:
     """The plates that an autoguide found in its model, by name; empty before its first call.
 

@@ -20,7 +20,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_models import data_plate, elbo, fit, load, log_evidence, save
+from ppl_models import data_plate, elbo, fit, from_pyro_svi, load, log_evidence, predict, save
 
 MANY, FEW = torch.full((40,), 30.0), torch.tensor([3.0, 2.0, 4.0, 3.0])
 
@@ -148,6 +148,47 @@ def test_copies_and_pickles(name):
     for parameter in other.parameters():
         parameter.data.zero_()
     check(guide, MANY)
+
+
+@pytest.mark.filterwarnings("ignore:guide. its site 'rate' is a point")
+@pytest.mark.parametrize("name", GUIDES)
+def test_pickling_takes_nothing_away(name):
+    """Pyro's autoguides lose their model, those that were pickled, too."""
+    guide = fitted(GUIDES[name], FEW)
+    posteriors = [from_pyro_svi(counts, guide, FEW, num_samples=4, seed=0)]
+    again = pickle.loads(pickle.dumps(guide))
+    posteriors += [from_pyro_svi(counts, g, FEW, num_samples=4, seed=0) for g in (guide, again)]
+    first, *others = [p["posterior"]["rate"].values for p in posteriors]
+    assert all((other == first).all() for other in others)
+    for g in (guide, again):
+        assert predict(counts, g, size=3, num_samples=2)["predictions"]["x"].shape == (1, 2, 3)
+        assert fit(elbo(counts, g), FEW, steps=2, progress=False).steps == 2
+
+
+def test_a_pickle_with_parameters_of_rows():
+    """Which rows a batch holds is told to it as before; too many are refused as before."""
+
+    def rows(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x, guide = torch.linspace(-3.0, 3.0, 12), AutoNormal(rows)
+    fit(elbo(rows, guide), x, epochs=200, batch_size=5, lr=0.05, seed=0, progress=False)
+    before = log_evidence(rows, guide, x, num_samples=10, seed=0).value
+    again = pickle.loads(pickle.dumps(guide))
+    assert torch.equal(log_evidence(rows, again, x, num_samples=10, seed=0).value, before)
+    run = fit(elbo(rows, again), x, epochs=2, batch_size=5, lr=1e-4, seed=0, progress=False)
+    assert run.steps == 6
+    with pytest.raises(ValueError, match="parameters for each of 12 rows"):
+        log_evidence(rows, again, x[:5], num_samples=10)
+
+
+def test_a_pickle_of_what_was_never_called():
+    again = pickle.loads(pickle.dumps(AutoNormal(counts)))
+    for call in (log_evidence, from_pyro_svi, elbo):
+        with pytest.raises(ValueError, match=r"lose its model.*Try AutoNormal\(model\)"):
+            call(counts, again, *([] if call is elbo else [FEW]))
 
 
 @pytest.mark.parametrize("name", GUIDES)
