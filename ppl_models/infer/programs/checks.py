@@ -85,6 +85,16 @@ def check_observed(model: poutine.Trace) -> None:
         )
 
 
+def check_program(model: poutine.Trace) -> None:
+    """Raises where a model has no random site at all: there is no posterior, and nothing else."""
+    if not random_sites(model):
+        raise ValueError(
+            "model: it has no pyro.sample, so that there is neither a posterior nor a likelihood. "
+            "Expected a Pyro program, got a function without chance, such as a network. Of an "
+            "AutoEncoder, try model.encode(x), the codes of rows, or a VAE, which has a posterior."
+        )
+
+
 def check_not_enumerated(model: poutine.Trace, estimator: ELBO) -> None:
     """Raises where an estimator would silently sample sites marked for enumeration."""
     missing = sorted(enumerated_sites(model))
