@@ -55,6 +55,8 @@ def sampling(
     """
     programs = [Program(model, "model")]
     programs += [] if guide is None else [Program(guide, "guide", programs[0])]
+    for program in programs:
+        program.is_evaluated = True
 
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]

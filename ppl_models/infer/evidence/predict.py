@@ -90,6 +90,7 @@ def predict(
     """
     check_count(num_samples=DRAWS if num_samples is None else num_samples, batch_size=batch_size)
     program, count = Program(model, "model"), _num_rows(new, size)
+    program.is_evaluated = True
     with _evaluating(program, new):
         rows = NewRows(program, new, count)
         shape = 1, num_samples or DRAWS
@@ -277,6 +278,7 @@ def _amortised(guide: Any, rows: NewRows) -> Sampler:
     """The model and its guide at new rows, whose latents the guide infers."""
     if guide is not None:
         program = Program(guide, "guide", rows.program)
+        program.is_evaluated = True
         parts = program.owner.modules() if program.owner is not None else []
         if any(isinstance(p, AutoGuide) and "data" in plate_frames(p) for p in parts):
             raise ValueError(
@@ -295,6 +297,7 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
         rows.check({}, "guide")
         return _sampler(rows, set(), no_latents)
     program = Program(guide, "guide", rows.program)
+    program.is_evaluated = True
     inner: Any = program.inner
     if isinstance(inner, AutoMessenger):
         raise ValueError(

@@ -24,8 +24,23 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
-from ppl_models.infer.programs.pyro_internals import mark_reparameterised, model_of, unhandled
+from ppl_models.infer.programs.own import (
+    Method,
+    Running,
+    keep,
+    kept,
+    make_own,
+    note_method,
+    own_parameters,
+    running,
+)
+from ppl_models.infer.programs.pyro_internals import (
+    is_made,
+    mark_reparameterised,
+    model_of,
+    put_from,
+    unhandled,
+)
 from ppl_models.infer.programs.rows import following_rows
 
 
@@ -58,6 +73,7 @@ class Program:
         self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
         self.noticed: list[nn.Module] = []  # that a function reaches on the way
         self.running = False
+        self.is_evaluated = False
         self._scope = _Scope(self)
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
@@ -169,7 +185,9 @@ class Program:
 class _Scope(Messenger):
     """Runs a program with its owner's store in place, and notes the parameters it uses.
 
-    It marks what `poutine.reparam` may have made of sites, as long as that can be told.
+    Where it is evaluated and not trained, it finds what its statements made in Pyro's own training,
+    or by MCMC, as in any other call. It marks what `poutine.reparam` may have made of sites, as
+    long as that can be told.
     """
 
     def __init__(self, program: Program) -> None:
@@ -195,7 +213,8 @@ class _Scope(Messenger):
             state = store.get_state()
             # Not kept: the module's own, which it holds itself, and what an autoguide's model
             # created while the guide looked at it (hidden from this handler).
-            own = {id(parameter) for parameter in owner.parameters()}
+            theirs = running[-1].suspended["params"].values()
+            own = {id(parameter) for parameter in [*owner.parameters(), *theirs]}
             known = self.program.found.keys() | own_parameters(owner).keys()
             created = {
                 name: parameter
@@ -205,6 +224,8 @@ class _Scope(Messenger):
             if created:
                 constraints = {name: state["constraints"][name] for name in created}
                 keep(owner, {"params": created, "constraints": constraints})
+                if isinstance(self.program.inner, types.MethodType):
+                    note_method(self.program.inner)
         store.clear()
         store.set_state(running[-1].suspended)
         running.pop()
@@ -213,6 +234,10 @@ class _Scope(Messenger):
         if message["is_observed"]:
             mark_reparameterised(message)
 
+    def _pyro_param(self, message: dict) -> None:
+        if self.program.is_evaluated and self.program.owner is not None and is_made(message):
+            put_from(running[-1].suspended, message["name"])
+
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()
 
@@ -220,6 +245,8 @@ class _Scope(Messenger):
 def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function, method or module inside of handlers, partials and decorators."""
     program = unhandled(program)
+    if isinstance(program, Method):
+        program = program.plain
     if isinstance(program, functools.partial):
         first = next(iter(program.args), None)
         method = getattr(type(first), getattr(program.func, "__name__", ""), None)
@@ -238,6 +265,8 @@ def _owner(inner: Callable[..., Any]) -> nn.Module | None:
 
 def _signature(program: Callable[..., Any]) -> inspect.Signature:
     program = unhandled(program)
+    if isinstance(program, Method):
+        return _signature(program.plain)
     if isinstance(program, nn.Module):
         return _signature(program.forward)
     if isinstance(program, functools.partial) and isinstance(program.func, nn.Module):

@@ -217,6 +217,21 @@ def _put(name: str, tensor: Tensor, constraint: constraints.Constraint) -> None:
     store._param_to_name[tensor] = name
 
 
+def is_made(message: dict) -> bool:
+    """Whether a `pyro.param` statement, about to run, makes a parameter that is in no store.
+
+    Those of modules, which `pyro.module` registers, are made before.
+    """
+    init = message["args"][1] if len(message["args"]) > 1 else message["kwargs"].get("init_tensor")
+    return message["name"] not in pyro.get_param_store() and not isinstance(init, nn.Parameter)
+
+
+def put_from(state: Any, name: str) -> None:
+    """Puts a parameter of some state of Pyro's store into it, if that has one of the name."""
+    if name in state["params"]:
+        _put(name, state["params"][name], state["constraints"][name])
+
+
 class Run(NamedTuple):
     """What `MCMC` keeps of a run: its draws by site, `(chains, draws, *)`, and its arguments."""
 
