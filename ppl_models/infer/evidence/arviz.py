@@ -83,8 +83,13 @@ def from_pyro_svi(
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
+        checks.check_program(joint.first.model)
         joint.check_points(checks.check_meant)
+        unknown = joint.why_unknown()
         groups = collect(joint, dims, num_samples, batch_size)
+    if unknown:
+        warn(f"{unknown} The draws are of the guide; sample_stats has no 'log_q'.")
+        groups["sample_stats"].pop("log_q")
     return to_arviz(groups, joint.arguments(), coords or {})
 
 

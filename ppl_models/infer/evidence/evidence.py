@@ -32,6 +32,8 @@ from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
 CARRYING = 50  # draws that must carry the weight of a row, for its Monte Carlo error to hold
+RUNS = 4  # of a program that may draw by itself, by which that shows
+ROUNDING = 1e-5  # of its number, relative to its size
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,9 @@ def log_evidence(
     r"""Returns the log evidence of rows of data, in nats, and says which kind of number it is.
 
     It is exact where the model has `evidence()`, which is compared with the program on a few rows,
-    or no latents but enumerated ones. Otherwise it is the importance-weighted lower bound, which
-    rises to the exact value as the number of samples grows. Modules are in evaluation mode
-    meanwhile.
+    or no latents but enumerated ones, and draws nothing by itself. Otherwise it is the
+    importance-weighted lower bound, which rises to the exact value as the number of samples grows.
+    Modules are in evaluation mode meanwhile.
 
     A guide that leaves out a part of the posterior leaves out its evidence, and no error tells:
     the components of a mixture have :math:`K!` labelings, all alike, and with a guide of one of
@@ -197,7 +199,14 @@ def log_evidence(
 
     with sampling(model, guide, data, seed) as joint:
         checks.check_observed(joint.first.model)
-        exact = set(joint.latent) == joint.enumeration.names
+        enumerated = set(joint.latent) == joint.enumeration.names
+        exact = enumerated and _is_certain(joint)
+        if method == "exact" and enumerated and not exact:
+            raise ValueError(
+                f"method: no exact value is known for {type(model).__name__}, which draws what is "
+                f"no latent site of it, such as by ConjugateReparam, and another number each time. "
+                f"Try method='importance', the bound over such draws."
+            )
         if method == "exact" and not exact:
             raise ValueError(
                 f"method: no closed form is known for {type(model).__name__} with latent site(s) "
@@ -205,6 +214,7 @@ def log_evidence(
             )
         if not exact:
             joint.check_points(checks.check_no_point)
+            joint.check_known()
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
     evidence = Evidence(
@@ -254,6 +264,23 @@ def _closed_form(
         num_features=data[0][0].numel() if density.support.is_discrete else None,
         row_variance=torch.zeros_like(value),
     )
+
+
+def _is_certain(joint: Joint) -> bool:
+    """Whether a program without latents to draw has the same number each time that it runs.
+
+    It has not where it draws by itself, as `poutine.reparam` makes it do: the weight of such a
+    draw is an estimate, and exact if all have the same.
+    """
+    rows = slice(0, 8) if joint.tiled else joint.all_rows
+    weights = []
+    for seed in range(RUNS):
+        with own_rng(seed, joint.data[0].device):
+            draws = joint.draw(rows, 1)
+        weights.append(draws.log_weight)
+    error = (torch.stack(weights) - weights[0]).abs()
+    same = torch.stack([weight == weights[0] for weight in weights])
+    return bool((same | (error <= ROUNDING * (1 + draws.log_p.abs()))).all())
 
 
 def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,7 @@ def impute(
                 "impute: expected latents of rows that are independent of each other, and a guide "
                 "that takes any rows (an amortised one), so that each row has weights of its own."
             )
+        joint.check_known()
         size = max(1, 100_000 // num_particles)
         parts = [
             _weighted(joint, rows, num_samples, num_particles) for rows in _slices(len(x), size)

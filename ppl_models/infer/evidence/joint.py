@@ -30,6 +30,7 @@ from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_gu
 from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.auxiliary import Draw, is_of_pyro, why_unknown
 from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
@@ -53,7 +54,9 @@ def sampling(
     a generator of their own. The arguments are those of `Joint`.
     """
     programs = [Program(model, "model")]
-    programs += [] if guide is None else [Program(guide, "guide")]
+    programs += [] if guide is None else [Program(guide, "guide", programs[0])]
+    for program in programs:
+        program.is_evaluated = True
 
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]
@@ -248,13 +251,30 @@ class Joint:
 
     def check_points(self, check: Callable[..., None]) -> None:
         """Applies a check of points to the guide, with draws of its own."""
-        call, _ = self._call_on(slice(0, 8) if self.tiled else self.all_rows, 1)
+        with kept_rng(self.data[0].device):
+            check(self.first.model, self.first.guide, self._draws(slice(0, 8)))
+
+    def why_unknown(self) -> str | None:
+        """Why the density of the latents that the guide draws cannot be told, or None."""
+        if is_of_pyro(self.guide.inner):
+            return None
+        traces, rows = (self.first.model, self.first.guide), slice(0, self.first.num_rows)
+        with kept_rng(self.data[0].device):
+            return why_unknown(*traces, self._draws(rows), self.by_row)
+
+    def check_known(self) -> None:
+        """Raises where the density of the latents that the guide draws cannot be told."""
+        if reason := self.why_unknown():
+            raise ValueError(reason)
+
+    def _draws(self, some: slice) -> Draw:
+        """Draws from the guide, of some rows, if these are as good as any."""
+        call, _ = self._call_on(some if self.tiled else self.all_rows, 1)
 
         def again(given: poutine.Trace) -> poutine.Trace:
             return call(poutine.trace(poutine.replay(self.guide, trace=given)).get_trace)
 
-        with kept_rng(self.data[0].device):
-            check(self.first.model, self.first.guide, again)
+        return again
 
     def latents(self, draws: Draws) -> poutine.Trace:
         """The trace of the latents, with draws of the enumerated ones given the others."""

@@ -90,6 +90,7 @@ def predict(
     """
     check_count(num_samples=DRAWS if num_samples is None else num_samples, batch_size=batch_size)
     program, count = Program(model, "model"), _num_rows(new, size)
+    program.is_evaluated = True
     with _evaluating(program, new):
         rows = NewRows(program, new, count)
         shape = 1, num_samples or DRAWS
@@ -276,7 +277,8 @@ def _sampler(rows: NewRows, given: set[str], guide: Callable[..., Any]) -> Sampl
 def _amortised(guide: Any, rows: NewRows) -> Sampler:
     """The model and its guide at new rows, whose latents the guide infers."""
     if guide is not None:
-        program = Program(guide, "guide")
+        program = Program(guide, "guide", rows.program)
+        program.is_evaluated = True
         parts = program.owner.modules() if program.owner is not None else []
         if any(isinstance(p, AutoGuide) and "data" in plate_frames(p) for p in parts):
             raise ValueError(
@@ -294,7 +296,8 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
     if guide is None or rows.latents.keys() == rows.of_rows:
         rows.check({}, "guide")
         return _sampler(rows, set(), no_latents)
-    program = Program(guide, "guide")
+    program = Program(guide, "guide", rows.program)
+    program.is_evaluated = True
     inner: Any = program.inner
     if isinstance(inner, AutoMessenger):
         raise ValueError(

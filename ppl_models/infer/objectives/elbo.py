@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.auxiliary import auxiliary_sites, check_told, is_of_pyro
 from ppl_models.infer.programs.independence import check_minibatches, named_rows
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.shapes import check_rows
@@ -77,7 +78,7 @@ class EvidenceLowerBound(Objective):
     ) -> None:
         self._model = Program(model, "model")
         self.model, self.guide = model, _made(guide, model)
-        self._guide = Program(no_latents if guide is None else self.guide, "guide")
+        self._guide = Program(no_latents if guide is None else self.guide, "guide", self._model)
         gives_loss = hasattr(estimator, "differentiable_loss") and not isinstance(estimator, type)
         if estimator is not None and not gives_loss:
             raise TypeError(
@@ -108,6 +109,8 @@ class EvidenceLowerBound(Objective):
         for trace, name in zip(traces, ("model", "guide"), strict=True):
             check_rows(trace, name, batch)
             checks.check_plates(trace, name, rows, size, scaled)
+        if self.estimator is not None:
+            self._check_auxiliary(traces, batch, size)
         if isinstance(self.estimator, Trace_ELBO):
             checks.check_not_enumerated(traces[0], self.estimator)
         if rows < size and not named_rows(traces[0], traces[1], rows):
@@ -141,12 +144,27 @@ class EvidenceLowerBound(Objective):
             model = poutine.trace(poutine.replay(self._model, guide)).get_trace(*batch, size=size)
         return model, guide
 
+    def _check_auxiliary(
+        self, traces: tuple[poutine.Trace, poutine.Trace], batch: tuple[Tensor, ...], size: int
+    ) -> None:
+        """Raises where the guide draws what its latents do not tell: the loss would be no bound."""
+        if is_of_pyro(self._guide.inner) or not auxiliary_sites(*traces):
+            return
+
+        def again(given: poutine.Trace) -> poutine.Trace:
+            guide = poutine.replay(self._guide, trace=given)
+            return poutine.trace(guide).get_trace(*batch, size=size)
+
+        with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
+            check_told(*traces, again)
+
     def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
         with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
         checks.check_sites(model, guide)
         check_rows(model, "model", batch)
         check_rows(guide, "guide", batch)
+        self._check_auxiliary((model, guide), batch, size)
         enumerated = sites.enumerated_sites(model) or sites.marked_sites(guide)
         depth = sites.plate_depth(model, guide)
         kind = DirectEnumELBO if enumerated else DirectELBO

@@ -32,6 +32,7 @@ from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.auxiliary import check_told
 from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.shapes import check_rows
@@ -124,6 +125,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
                 return poutine.trace(guide).get_trace(*batch, size=rows)
 
             checks.check_no_point(model, guide, again)
+            check_told(model, guide, again)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
             check_rows(trace, program, batch)

@@ -1,7 +1,7 @@
 """What a first run of a model and a guide must show: checks that come before any work is lost."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from ppl_models.infer.programs.auxiliary import Draw, auxiliary_sites
 from ppl_models.infer.programs.sites import (
     base,
     enumerated_sites,
@@ -29,8 +30,6 @@ from ppl_models.infer.programs.sites import (
 )
 from ppl_models.user_line import warn
 
-Draw = Callable[[poutine.Trace], poutine.Trace]  # a trace of the guide, with some sites given
-
 
 def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | None = None) -> None:
     """Raises unless the guide samples the latents of the model that are not summed out."""
@@ -44,7 +43,9 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
     summed_out = marked_sites(model) if by_draws else enumerated_sites(model)
     wanted = set(latent_sites(model)) - summed_out
     given = {
-        name for name, site in latent_sites(guide).items() if not site["infer"].get("is_auxiliary")
+        name
+        for name, site in latent_sites(guide).items()
+        if not site["infer"].get("is_auxiliary") or name in wanted
     }
     missing = sorted(wanted - given)
     if other := [name for name in missing if name in marked_sites(model)]:
@@ -70,7 +71,8 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
             f"guide: its site(s) {_names(extra)} are not latent in the model, which has "
             f"{_names(sorted(wanted)) or 'none'}."
             + (f" The model observes {_names(observed)}." if observed else "")
-            + " Try the model's names, or infer={'is_auxiliary': True}."
+            + f" Try the model's names, or pyro.sample({extra[0]!r}, ...) in the model, too, after "
+            f"the other latents and given these, as its reverse model."
         )
 
 
@@ -80,6 +82,16 @@ def check_observed(model: poutine.Trace) -> None:
         raise ValueError(
             "model: it observes nothing, so that there is no evidence. Try "
             "pyro.sample('x', ..., obs=x) in a program model(x=None, size=None)."
+        )
+
+
+def check_program(model: poutine.Trace) -> None:
+    """Raises where a model has no random site at all: there is no posterior, and nothing else."""
+    if not random_sites(model):
+        raise ValueError(
+            "model: it has no pyro.sample, so that there is neither a posterior nor a likelihood. "
+            "Expected a Pyro program, got a function without chance, such as a network. Of an "
+            "AutoEncoder, try model.encode(x), the codes of rows, or a VAE, which has a posterior."
         )
 
 
@@ -263,7 +275,8 @@ def point_sites(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> list[
     of_sources = [n for n in deltas if (moved(same, n) <= 1e-3 * moved(again, n).amax()).all()]
     bare = [n for n in deltas if not torch.as_tensor(base(first.nodes[n]["fn"]).log_density).any()]
     points += [n for n in bare if n not in of_sources]
-    room = sum(_freedom(s, s) for s in sources.nodes.values() if s["infer"].get("is_auxiliary"))
+    auxiliary = auxiliary_sites(model, sources).values()
+    room = sum(_freedom(site, site) for site in auxiliary if not is_discrete(site))
     if room < sum(_freedom(first.nodes[n], model.nodes[n]) for n in of_sources):
         points += [n for n in bare if n in of_sources] or of_sources
     return points

@@ -24,8 +24,23 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
-from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
+from ppl_models.infer.programs.own import (
+    Method,
+    Running,
+    keep,
+    kept,
+    make_own,
+    note_method,
+    own_parameters,
+    running,
+)
+from ppl_models.infer.programs.pyro_internals import (
+    is_made,
+    mark_reparameterised,
+    model_of,
+    put_from,
+    unhandled,
+)
 from ppl_models.infer.programs.rows import FollowingRows
 
 
@@ -35,12 +50,16 @@ class Program:
     Arguments:
         program: A callable with Pyro primitives.
         name: What to call it in errors: `"model"` or `"guide"`.
+        model: Of a guide, the model: Pyro takes that of an autoguide away when it is pickled.
 
     Raises:
         TypeError: If `program` cannot be called, or is a class.
+        ValueError: If it is an autoguide that lost its model before its first call.
     """
 
-    def __init__(self, program: Callable[..., Any], name: str) -> None:
+    def __init__(
+        self, program: Callable[..., Any], name: str, model: "Program | None" = None
+    ) -> None:
         if isinstance(program, type) or not callable(program):
             kind = f"the class {program.__name__}" if isinstance(program, type) else repr(program)
             raise TypeError(
@@ -55,13 +74,18 @@ class Program:
         self.noticed: list[nn.Module] = []  # that a function reaches on the way
         self._own: dict[int, Tensor] = {}  # those that its module holds itself, by `id`
         self.running = False
+        self.is_evaluated = False
         self._scope = _Scope(self)
         self._following: AbstractContextManager[None] = nullcontext()
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
+        self._model: Callable[..., Any] | None = None
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
-            self.takes_size = _takes_size(_signature(self.inner.model))
-            self._following = FollowingRows(self.inner, self.takes_size)
+            self._model = model_of(self.inner) or (model and model.program)
+            if self._model is not None:
+                self.takes_size = _takes_size(_signature(self._model))
+            self._following = FollowingRows(self.inner, self.takes_size, self._model)
+            _check_whole(self.inner)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -155,23 +179,28 @@ class Program:
                 seen.add(id(tensor))
                 yield name, tensor
 
-    def created(self, owner: nn.Module, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    def created(
+        self, owner: nn.Module, params: dict[str, Tensor], outside: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Of what a call left in the owner's store, what `pyro.param` statements made.
 
-        That is neither the module's own, which it holds itself, nor what an autoguide's model
-        created while the guide looked at it (hidden from the handler that notes the others).
+        That is neither the module's own, which it holds itself, nor what stands in the store
+        outside, nor what an autoguide's model created while the guide looked at it (hidden from
+        the handler that notes the others).
         """
         known = self.found.keys() | own_parameters(owner).keys()
         strange = {n: p for n, p in params.items() if n in known and id(p) not in self._own}
         if strange:  # or the module's are others now; to go through them at each call is slow
-            self._own = {id(p): p for p in owner.parameters()}
+            self._own = {id(p): p for p in [*owner.parameters(), *outside.values()]}
         return {n: p for n, p in strange.items() if id(p) not in self._own}
 
 
 class _Scope(Messenger):
     """Runs a program with its owner's store in place, and notes the parameters it uses.
 
-    It marks what `poutine.reparam` may have made of sites, as long as that can be told.
+    Where it is evaluated and not trained, it finds what its statements made in Pyro's own training,
+    or by MCMC, as in any other call. It marks what `poutine.reparam` may have made of sites, as
+    long as that can be told.
     """
 
     def __init__(self, program: Program) -> None:
@@ -196,10 +225,13 @@ class _Scope(Messenger):
         store = pyro.get_param_store()
         if len(store):
             state = store.get_state()
-            created = self.program.created(owner, state["params"])
+            theirs = running[-1].suspended["params"]
+            created = self.program.created(owner, state["params"], theirs)
             if created:
                 constraints = {name: state["constraints"][name] for name in created}
                 keep(owner, {"params": created, "constraints": constraints})
+                if isinstance(self.program.inner, types.MethodType):
+                    note_method(self.program.inner)
         store.clear()
         store.set_state(running[-1].suspended)
         running.pop()
@@ -208,6 +240,10 @@ class _Scope(Messenger):
         if message["is_observed"]:
             mark_reparameterised(message)
 
+    def _pyro_param(self, message: dict) -> None:
+        if self.program.is_evaluated and self.program.owner is not None and is_made(message):
+            put_from(running[-1].suspended, message["name"])
+
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()
 
@@ -215,6 +251,8 @@ class _Scope(Messenger):
 def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function, method or module inside of handlers, partials and decorators."""
     program = unhandled(program)
+    if isinstance(program, Method):
+        program = program.plain
     if isinstance(program, functools.partial):
         first = next(iter(program.args), None)
         method = getattr(type(first), getattr(program.func, "__name__", ""), None)
@@ -233,12 +271,25 @@ def _owner(inner: Callable[..., Any]) -> nn.Module | None:
 
 def _signature(program: Callable[..., Any]) -> inspect.Signature:
     program = unhandled(program)
+    if isinstance(program, Method):
+        return _signature(program.plain)
     if isinstance(program, nn.Module):
         return _signature(program.forward)
     if isinstance(program, functools.partial) and isinstance(program.func, nn.Module):
         bound = functools.partial(program.func.forward, *program.args, **program.keywords)
         return _signature(bound)
     return inspect.signature(program)
+
+
+def _check_whole(guide: AutoGuide) -> None:
+    """Raises where a guide cannot be made any more, as it was pickled before its first call."""
+    if model_of(guide) is None and guide.prototype_trace is None:
+        kind = type(guide).__name__
+        raise ValueError(
+            f"guide: {kind} was pickled before its first call, which made it lose its model, and "
+            f"it has no parameters yet. Expected one that was called or fitted before. Try "
+            f"{kind}(model), made anew."
+        )
 
 
 def _takes_size(signature: inspect.Signature) -> bool:

@@ -64,6 +64,14 @@ def unhandled(program: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
+def model_of(guide: AutoGuide) -> Callable[..., Any] | None:
+    """The model of an autoguide; None where it was taken away, as it is when the guide is pickled.
+
+    The public `model` fails then, of the guide that was pickled and of what comes of the pickle.
+    """
+    return guide._model[0] if guide._model else None
+
+
 def plate_frames(guide: AutoGuide) -> dict[str, CondIndepStackFrame]:
     """The plates that an autoguide found in its model, by name; empty before its first call.
 
@@ -208,6 +216,21 @@ def _put(name: str, tensor: Tensor, constraint: constraints.Constraint) -> None:
     store = pyro.get_param_store()
     store._params[name], store._constraints[name] = tensor, constraint
     store._param_to_name[tensor] = name
+
+
+def is_made(message: dict) -> bool:
+    """Whether a `pyro.param` statement, about to run, makes a parameter that is in no store.
+
+    Those of modules, which `pyro.module` registers, are made before.
+    """
+    init = message["args"][1] if len(message["args"]) > 1 else message["kwargs"].get("init_tensor")
+    return message["name"] not in pyro.get_param_store() and not isinstance(init, nn.Parameter)
+
+
+def put_from(state: Any, name: str) -> None:
+    """Puts a parameter of some state of Pyro's store into it, if that has one of the name."""
+    if name in state["params"]:
+        _put(name, state["params"][name], state["constraints"][name])
 
 
 class Run(NamedTuple):

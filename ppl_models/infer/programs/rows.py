@@ -5,6 +5,7 @@ for each row to the wrong rows, without any error; so the true indices are suppl
 to the plate named `"data"`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -101,11 +102,14 @@ class FollowingRows:
     Arguments:
         guide: The autoguide.
         takes_size: Whether its model has an argument `size`. One without may draw rows of its own.
+        model: Its model, where that is known.
     """
 
-    def __init__(self, guide: AutoGuide, takes_size: bool) -> None:
+    def __init__(
+        self, guide: AutoGuide, takes_size: bool, model: Callable[..., Any] | None
+    ) -> None:
         self.guide, self.takes_size = guide, takes_size
-        self.plates = partial(_plates_of_batch, guide, takes_size)
+        self.plates = partial(_plates_of_batch, guide, takes_size, model)
 
     def __enter__(self) -> None:
         guide = self.guide
@@ -121,7 +125,11 @@ class FollowingRows:
 
 
 def _plates_of_batch(
-    guide: AutoGuide, takes_size: bool, *batch: Tensor, **named: Any
+    guide: AutoGuide,
+    takes_size: bool,
+    model: Callable[..., Any] | None,
+    *batch: Tensor,
+    **named: Any,
 ) -> list[pyro.plate]:
     """The plate `"data"` for the rows of a batch, where the guide has one."""
     frame = plate_frames(guide).get("data")
@@ -131,7 +139,7 @@ def _plates_of_batch(
     kind = type(guide).__name__
     handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
     strange = handler.size != size if handler is not None else count != size
-    if strange and not takes_size and _plate_of_model(guide, *batch, **named) == frame:
+    if model and strange and not takes_size and _plate_of_model(model, *batch, **named) == frame:
         return []  # of something else than rows: it is alike for any number of them
     if handler is not None and handler.size != size:
         raise ValueError(
@@ -159,10 +167,10 @@ def _plates_of_batch(
     return [pyro.plate("data", size, subsample_size=count, dim=frame.dim)]
 
 
-def _plate_of_model(guide: AutoGuide, *batch: Tensor, **named: Any) -> Any:
+def _plate_of_model(model: Callable[..., Any], *batch: Tensor, **named: Any) -> Any:
     """The plate `"data"` that the model has for a batch."""
     with kept_rng(batch[0].device), torch.no_grad(), poutine.block():
-        trace = poutine.trace(guide.model).get_trace(*batch, **named)
+        trace = poutine.trace(model).get_trace(*batch, **named)
     frames = (f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"])
     return next((frame for frame in frames if frame.name == "data"), None)
 
