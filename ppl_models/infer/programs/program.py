@@ -54,6 +54,7 @@ class Program:
         self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
         self.noticed: list[nn.Module] = []  # that a function reaches on the way
         self.running = False
+        self.masking: AbstractContextManager[Any] = nullcontext()  # while it runs, see `masks`
         self._scope = _Scope(self)
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
@@ -86,7 +87,7 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope, self._following_rows():
+            with self._scope, self._following_rows(), self.masking:
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
