@@ -333,8 +333,8 @@ def _check_unread(one: poutine.Trace, other: poutine.Trace, program: str, names:
             raise ValueError(
                 f"guide: the density of its site {site['name']!r} depends on entries of {masked} "
                 f"that the model masks, and cannot leave them out. Expected entries that are drawn "
-                f"independently. Try AutoNormal, or distributions whose batch has the entries of "
-                f"the mask."
+                f"independently. Try AutoNormal, or, in both programs, a plate of entries instead "
+                f"of .to_event()."
             )
         raise ValueError(
             f"model: its site {site['name']!r} depends on entries of {masked} that a mask leaves "

@@ -538,6 +538,61 @@ def test_a_masked_latent_that_nothing_reads_says_nothing():
     assert evidence.value.item() == pytest.approx(TestObservedInPart.truth.item(), abs=0.02)
 
 
+PROBS = torch.tensor([0.1, 0.6, 0.3]).double()
+
+
+@pytest.mark.parametrize("enumerate_", [None, "parallel"])
+def test_discrete_latents_of_the_guide(enumerate_):
+    """Beside a latent that counts, in the same plates."""
+    locs = torch.tensor([-1.0, 0.0, 2.0])
+
+    def model(x=None, mask=None, size=None):
+        rows, time = plates(x, size)
+        with rows, time:
+            with poutine.mask(mask=mask):
+                k = pyro.sample("k", dist.Categorical(PROBS))
+                pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(w, 1.0), obs=torch.ones_like(x))
+
+    def guide(x=None, mask=None, size=None):
+        rows, time = plates(x, size)
+        logits = PROBS.log() + dist.Normal(locs, 1.0).log_prob(x[..., None])
+        with rows, time:
+            infer = {"enumerate": enumerate_} if enumerate_ else {}
+            pyro.sample("k", dist.Categorical(logits=logits * mask[..., None]), infer=infer)
+            pyro.sample("w", dist.Normal(torch.tensor(0.5), 0.5**0.5))
+
+    seen = (PROBS.log() + dist.Normal(locs, 1.0).log_prob(X[..., None])).logsumexp(-1)
+    truth = (seen * MASK).sum(1) + 3 * dist.Normal(0.0, 2.0**0.5).log_prob(torch.tensor(1.0))
+    close(elbo(model, guide).loss(X, MASK), -truth.mean())
+    close(log_evidence(model, guide, X, MASK, num_samples=2).value, truth)
+
+
+def test_a_simplex_has_fewer_unconstrained_numbers():
+    def model(x=None, mask=None, size=None):
+        with data_plate(x, size), poutine.mask(mask=mask):
+            w = pyro.sample("w", dist.Dirichlet(torch.tensor([1.0, 2.0, 5.0])))
+            pyro.sample("x", dist.Categorical(w), obs=x)
+
+    x, mask = torch.tensor([0, 1, 2, 2]), torch.tensor([True, True, False, True])
+    guide = AutoNormal(model)
+    fit(elbo(model, guide), (x, mask), epochs=500, lr=0.05, seed=0)
+    truth = torch.tensor([1 / 8, 2 / 8, 5 / 8]).log()[x[mask]].sum().item()
+    evidence = log_evidence(model, guide, x, mask, num_samples=4000, seed=0)
+    assert evidence.value.sum().item() == pytest.approx(truth, abs=0.05)
+
+
+def test_a_change_of_variables_of_a_whole_row_is_refused():
+    def model(x=None, mask=None, size=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(torch.zeros_like(x), 1.0).mask(mask).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(mask).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"(?s)guide: the density of its site 'z'.*a plate of ent"):
+        elbo(model, AutoNormal(model)).loss(X, MASK)
+
+
 def test_what_is_not_masked_is_not_tried(monkeypatch):
     def model(x=None, size=None):
         m = pyro.sample("m", dist.Normal(0.0, 3.0))
