@@ -128,7 +128,7 @@ class Variables:
             self.event_dims[name] = site.get("infer", {}).get("event_dims", ())
 
         results: Results = {}
-        for name, site in sites.reported_sites(predictive).items():
+        for name, site in self._posterior(draws, predictive).items():
             group = "posterior_predictive" if name in observed else "posterior"
             results[group, name] = self._values(group, name, draws, site)
         for name, site in sites.reported_sites(prior).items():
@@ -150,6 +150,14 @@ class Variables:
                 batches.append(value.detach().cpu().numpy())
             elif not batches:  # the same for all draws
                 batches.append(value[:1].detach().cpu().numpy())
+
+    def _posterior(self, draws: Draws, predictive: poutine.Trace) -> dict[str, dict]:
+        """The sites of a predictive trace, what is a function of data as it is of those given."""
+        found = sites.reported_sites(predictive)
+        if any(map(is_deterministic, found.values())):
+            given = self.joint.conditioned(draws, predictive)
+            found |= {n: given.nodes[n] for n, s in found.items() if is_deterministic(s)}
+        return found
 
     def _prior(self, draws: Draws) -> poutine.Trace:
         """The model without data or guide; no sites where a prior cannot be sampled."""

@@ -31,12 +31,14 @@ from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.auxiliary import Draw, is_of_pyro, why_unknown
-from ppl_models.infer.programs.independence import Trial
+from ppl_models.infer.programs.independence import Pair, Trial
+from ppl_models.infer.programs.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
+AT_ONCE = 4096  # rows of which masks are tried
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 
 
@@ -123,6 +125,7 @@ class Joint:
         by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
         self.numbered, self.by_row = numbered, by_row and not numbered
         self.tiled = self.by_row and amortised and self._has_independent_rows()
+        self.masked = [] if numbered else self._follow_masks()
         if known:
             with kept_rng(data[0].device):
                 check_posterior(self.draw(slice(0, 8), 2), model)
@@ -155,6 +158,13 @@ class Joint:
             return self._trial(None).of_parts() is None
         except Exception:  # whatever a program does that takes no other number of rows
             return False
+
+    def _follow_masks(self) -> list[str]:
+        """Which latents are masked, whose entries the guide is then to leave out, too."""
+        width = AT_ONCE if self.tiled else None
+        trial = self._trial(None if self.tiled else self.num_rows)
+        first = Pair(self.first.model, self.first.guide)
+        return follow_masks(self.model, self.guide, first, trial, width)
 
     def _has_own_latents(self) -> bool:
         """Whether no row depends on the latents of another, so that each has its own weight."""
@@ -293,7 +303,15 @@ class Joint:
         program: Callable[..., Any] = Unobserved()(self.model)
         if given is not None:
             program = poutine.replay(program, trace=given)
+        if self.masked:
+            program = OwnWhereMasked(self.masked)(program)
         return draws.call(poutine.trace(program).get_trace)
+
+    def conditioned(self, draws: Draws, predictive: poutine.Trace) -> poutine.Trace:
+        """A trace of the model with its data and the latents of a predictive trace."""
+        if not self.masked and not self.enumeration.names:
+            return draws.model  # which had them already
+        return draws.call(poutine.trace(poutine.replay(self.model, trace=predictive)).get_trace)
 
     def unstack(self, draws: Draws, site: dict, value: Tensor, event_dim: int) -> Tensor:
         """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""

@@ -21,7 +21,14 @@ from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, d
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.auxiliary import auxiliary_sites, check_told, is_of_pyro
-from ppl_models.infer.programs.independence import check_minibatches, named_rows
+from ppl_models.infer.programs.independence import (
+    Pair,
+    Trial,
+    check_minibatches,
+    known_rows,
+    named_rows,
+)
+from ppl_models.infer.programs.masks import follow_masks
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.scoped import kept_rng
@@ -86,10 +93,13 @@ class EvidenceLowerBound(Objective):
                 f"{estimator!r}. Try Trace_ELBO(num_particles=10) or TraceMeanField_ELBO()."
             )
         self.estimator = direct(estimator) or estimator
+        self._knows_masks = False
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         size = len(batch[0]) if size is None else size
         estimator = self.estimator or self._choose_estimator(batch, size)
+        if not self._knows_masks:
+            self._learn_masks(batch, size)
         if torch.is_grad_enabled() or isinstance(estimator, (DirectELBO, DirectEnumELBO)):
             total = estimator.differentiable_loss(self._model, self._guide, *batch, size=size)
         else:  # some of Pyro's own refuse to give a loss without a gradient
@@ -113,6 +123,7 @@ class EvidenceLowerBound(Objective):
             self._check_auxiliary(traces, batch, size)
         if isinstance(self.estimator, Trace_ELBO):
             checks.check_not_enumerated(traces[0], self.estimator)
+        self._learn_masks(batch, size, data, Pair(*traces))
         if rows < size and not named_rows(traces[0], traces[1], rows):
             check_minibatches(self._model, self._guide, batch, size, data)
         with torch.no_grad():
@@ -158,6 +169,24 @@ class EvidenceLowerBound(Objective):
         with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             check_told(*traces, again)
 
+    def _learn_masks(
+        self,
+        batch: tuple[Tensor, ...],
+        size: int,
+        data: tuple[Tensor, ...] | None = None,
+        traces: Pair | None = None,
+    ) -> None:
+        """Has the guide count what masks of the model leave of its latents, on all data at hand."""
+        if traces is None:
+            with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
+                traces = Pair(*self._traces(batch, size))
+        rows, every = known_rows(batch, size), data if data and len(data[0]) == size else batch
+        if rows is not None and every is not batch:
+            rows = torch.arange(size, device=rows.device)
+        trial = Trial(self._model, self._guide, every, rows, size)
+        follow_masks(self._model, self._guide, traces, trial, len(batch[0]))
+        self._knows_masks = True
+
     def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
         with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
@@ -165,6 +194,8 @@ class EvidenceLowerBound(Objective):
         check_rows(model, "model", batch)
         check_rows(guide, "guide", batch)
         self._check_auxiliary((model, guide), batch, size)
+        if not self._knows_masks:
+            self._learn_masks(batch, size, traces=Pair(model, guide))
         enumerated = sites.enumerated_sites(model) or sites.marked_sites(guide)
         depth = sites.plate_depth(model, guide)
         kind = DirectEnumELBO if enumerated else DirectELBO

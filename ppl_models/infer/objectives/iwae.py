@@ -33,7 +33,8 @@ from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.auxiliary import check_told
-from ppl_models.infer.programs.independence import Trial
+from ppl_models.infer.programs.independence import Pair, Trial
+from ppl_models.infer.programs.masks import follow_masks
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.scoped import kept_rng
@@ -129,6 +130,8 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
             check_rows(trace, program, batch)
+        trial = Trial(self._model, self._guide, batch, None, None)
+        follow_masks(self._model, self._guide, Pair(model, guide), trial)
         self._check_independence(batch)
         return Enumeration.of(model, guide)
 

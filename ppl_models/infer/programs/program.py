@@ -76,7 +76,7 @@ class Program:
         self.running = False
         self.is_evaluated = False
         self._scope = _Scope(self)
-        self._following: AbstractContextManager[None] = nullcontext()
+        self.around: AbstractContextManager[Any] = nullcontext()  # of a model, see `masks`
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
         self._model: Callable[..., Any] | None = None
@@ -84,7 +84,7 @@ class Program:
             self._model = model_of(self.inner) or (model and model.program)
             if self._model is not None:
                 self.takes_size = _takes_size(_signature(self._model))
-            self._following = FollowingRows(self.inner, self.takes_size, self._model)
+            self.around = FollowingRows(self.inner, self.takes_size, self._model)
             _check_whole(self.inner)
 
     def check_arguments(self, count: int) -> None:
@@ -113,7 +113,7 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope, self._following:
+            with self._scope, self.around:
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
