@@ -20,13 +20,17 @@ from typing import Any
 
 import pyro
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppl_models.infer.programs.messengers import Statements, guide_alone
 from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
-from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
+from ppl_models.infer.programs.pyro_internals import has_model, mark_reparameterised, unhandled
 from ppl_models.infer.programs.rows import following_rows
+
+_TAKES_SIZE = "_takes_size"  # in the `__dict__` of an autoguide, so that copies have it, too
 
 
 class Program:
@@ -58,7 +62,12 @@ class Program:
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
+            self.takes_size = _model_takes_size(self.inner)
+        if isinstance(self.inner, GuideMessenger):
             self.takes_size = _takes_size(_signature(self.inner.model))
+            self._statements = Statements(self.inner, self.takes_size)
+            self._replayed = Program(self._statements(self.inner.model), "model")
+            self._signature = self._replayed._signature
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -86,16 +95,20 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope, self._following_rows():
+            with self._scope, self._guiding():
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
         finally:
             self.running = False
 
-    def _following_rows(self) -> AbstractContextManager[None]:
+    def _guiding(self) -> AbstractContextManager[None]:
+        """A context in which an autoguide follows the rows, and shows what it says itself."""
         if isinstance(self.inner, AutoGuide):
             return following_rows(self.inner, self.takes_size)
+        if isinstance(self.inner, GuideMessenger):
+            has_store = self.owner is not None
+            return guide_alone(self.inner, self._replayed, self._statements, has_store)
         return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:
@@ -236,6 +249,23 @@ def _signature(program: Callable[..., Any]) -> inspect.Signature:
         bound = functools.partial(program.func.forward, *program.args, **program.keywords)
         return _signature(bound)
     return inspect.signature(program)
+
+
+def _model_takes_size(guide: AutoGuide) -> bool:
+    """Whether the model of an autoguide has an argument `size`.
+
+    One that was copied or pickled has lost its model, and so has its copy; it is noted for them.
+    """
+    noted = vars(guide)
+    if has_model(guide):
+        noted[_TAKES_SIZE] = _takes_size(_signature(guide.model))
+    elif guide.prototype_trace is None:
+        raise ValueError(
+            f"guide: {type(guide).__name__} was copied or pickled before its first call, by which "
+            f"Pyro's autoguides lose their model. Try {type(guide).__name__}(model), or a copy "
+            f"after guide(*data)."
+        )
+    return noted.get(_TAKES_SIZE, True)
 
 
 def _takes_size(signature: inspect.Signature) -> bool:
