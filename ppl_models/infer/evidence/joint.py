@@ -19,6 +19,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.infer.discrete import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -134,7 +135,7 @@ class Joint:
 
     def _first_run(self) -> tuple[FirstRun, bool]:
         """Runs both once, and says whether the guide takes any rows."""
-        if not isinstance(self.guide.inner, AutoGuide):
+        if not isinstance(self.guide.inner, (AutoGuide, AutoMessenger)):
             # A few rows, and not as many as there are: parameters for each row do not fit them.
             with suppress(RuntimeError, ValueError):
                 return self._run_both(slice(0, 2), 3 if self.num_rows == 4 else 2), True

@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.distributions import ImproperUniform
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
@@ -32,8 +33,10 @@ from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.mcmc import replayed
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.own import own_parameters
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.pyro_internals import plate_frames
+from ppl_models.infer.programs.rows import Rows, UnknownRowsError
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 DRAWS = 500  # of a guide
@@ -279,16 +282,34 @@ def _amortised(guide: Any, rows: NewRows) -> Sampler:
     if guide is not None:
         program = Program(guide, "guide", rows.program)
         program.is_evaluated = True
-        parts = program.owner.modules() if program.owner is not None else []
-        if any(isinstance(p, AutoGuide) and "data" in plate_frames(p) for p in parts):
-            raise ValueError(
-                f"guide: {type(guide).__name__} has the latents {_names(sorted(rows.inferred))} of "
-                f"the rows that it was fitted to, and new rows have others. Try an amortised "
-                f"guide, such as AmortizedNormal(num_features, num_latents)."
-            )
         program.check_arguments(len(rows.data))
+        _check_amortised(program, rows)
         _check_no_rows_read(program, rows)
     return Sampler(rows.program.program, guide, rows.data, numbered=False)
+
+
+def _check_amortised(guide: Program, rows: NewRows) -> None:
+    """Raises where a guide has parameters for each row that it was fitted to."""
+    parts = [] if guide.owner is None else [*guide.owner.modules()]
+    inner: Any = guide.inner
+    if isinstance(inner, AutoMessenger) and not [*inner.parameters(), *own_parameters(inner)]:
+        raise ValueError(_not_fitted(inner))
+    error = ValueError(
+        f"guide: {type(inner).__name__} has the latents {_names(sorted(rows.inferred))} of "
+        f"the rows that it was fitted to, and new rows have others. Try an amortised guide, such "
+        f"as AmortizedNormal(num_features, num_latents)."
+    )
+    if any(isinstance(part, AutoGuide) and "data" in plate_frames(part) for part in parts):
+        raise error
+    try:
+        with kept_rng(rows.device), Rows(None, rows.size, rows.size), guide.noticing():
+            guide(*rows.data, size=rows.size)
+    except UnknownRowsError as unknown:
+        raise error from unknown
+
+
+def _not_fitted(guide: Any) -> str:
+    return f"guide: {type(guide).__name__} has not been fitted. Try fit(elbo(model, guide), data)."
 
 
 def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
@@ -299,15 +320,13 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
     program = Program(guide, "guide", rows.program)
     program.is_evaluated = True
     inner: Any = program.inner
-    if isinstance(inner, AutoMessenger):
+    if isinstance(inner, GuideMessenger):
         raise ValueError(
             f"guide: {type(inner).__name__} would guide what is to be predicted. Try {POSTERIOR}."
         )
     automatic = isinstance(inner, AutoGuide)
     if automatic and inner.prototype_trace is None:
-        raise ValueError(
-            f"guide: {type(inner).__name__} has not been fitted. Try fit(elbo(model, guide), data)."
-        )
+        raise ValueError(_not_fitted(inner))
     data = () if automatic else rows.data
 
     def shared(*_: Tensor, size: int | None = None) -> None:

@@ -25,6 +25,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.effect import AutoMessenger
 from torch import Tensor
 
 from ppl_models.checks import check_count
@@ -84,6 +85,10 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         self.num_particles = num_particles
         self.enumeration: Enumeration | None = None  # known from the first batch on
 
+    def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
+        self._check_guide()  # before a first run gives it the shape of this batch
+        super().prepare(*batch, size=size, data=data)
+
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         if self.enumeration is None:
             self.enumeration = self._enumeration(batch)
@@ -106,12 +111,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
     def _enumeration(self, batch: tuple[Tensor, ...]) -> Enumeration:
         """What the model enumerates. Refuses programs that have no such bound."""
         rows = len(batch[0])
-        if isinstance(self._guide.inner, AutoGuide):
-            raise ValueError(
-                f"iwae: {type(self._guide.inner).__name__} has parameters for each row or draws "
-                f"all rows together, and each row needs {self.num_particles} draws of its own. "
-                f"Try an amortised guide, or elbo(model, guide)."
-            )
+        self._check_guide()
         with (
             torch.no_grad(),
             kept_rng(batch[0].device),
@@ -134,6 +134,14 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         follow_masks(self._model, self._guide, Pair(model, guide), trial)
         self._check_independence(batch)
         return Enumeration.of(model, guide)
+
+    def _check_guide(self) -> None:
+        if isinstance(self._guide.inner, (AutoGuide, AutoMessenger)):
+            raise ValueError(
+                f"iwae: {type(self._guide.inner).__name__} has parameters for each row or draws "
+                f"all rows together, and each row needs {self.num_particles} draws of its own. "
+                f"Try an amortised guide, or elbo(model, guide)."
+            )
 
     def _check_independence(self, batch: tuple[Tensor, ...]) -> None:
         try:

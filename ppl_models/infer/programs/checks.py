@@ -36,8 +36,8 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
     if observed := sorted(observed_sites(guide)):
         raise ValueError(
             f"guide: its site(s) {_names(observed)} are observed, and would count against those of "
-            f"the model. Try a guide of latents alone; for a guide that runs the model "
-            f"(AutoNormalMessenger), AutoNormal."
+            f"the model. Try a guide of latents alone; for one that runs the model inside of "
+            f"another (AutoNormalMessenger in an AutoGuideList), AutoNormal."
         )
     by_draws = isinstance(estimator, TraceTMC_ELBO)  # it weighs draws of what is marked
     summed_out = marked_sites(model) if by_draws else enumerated_sites(model)

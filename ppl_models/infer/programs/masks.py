@@ -127,7 +127,8 @@ def follow_masks(
         places = list(_places(len(trial.data[0]), width))
         masked = [name for name in masked if not _is_base(name, trial, places[0])]
         sources = _sources(trial, places[0], masked)
-        model.around = SameMasks(masked, sources)
+        masks = SameMasks(masked, sources)
+        model.around = lambda: masks
         for part in places:
             _try(trial, part, masked, sources)
     return masked

@@ -20,10 +20,12 @@ from typing import Any
 
 import pyro
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppl_models.infer.programs.messengers import Statements, guide_alone
 from ppl_models.infer.programs.own import (
     Method,
     Running,
@@ -76,16 +78,30 @@ class Program:
         self.running = False
         self.is_evaluated = False
         self._scope = _Scope(self)
-        self.around: AbstractContextManager[Any] = nullcontext()  # of a model, see `masks`
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext  # while it runs
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
-        self._model: Callable[..., Any] | None = None
-        if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
-            self._model = model_of(self.inner) or (model and model.program)
-            if self._model is not None:
-                self.takes_size = _takes_size(_signature(self._model))
-            self.around = FollowingRows(self.inner, self.takes_size, self._model)
-            _check_whole(self.inner)
+        if isinstance(self.inner, AutoGuide):
+            self._follow_rows(self.inner, model)
+        if isinstance(self.inner, GuideMessenger):
+            self._show_alone(self.inner)
+
+    def _follow_rows(self, guide: AutoGuide, model: "Program | None") -> None:
+        """Has an autoguide, which hands its arguments on to its model, follow the rows."""
+        its_model = model_of(guide) or (model and model.program)
+        if its_model is not None:
+            self.takes_size = _takes_size(_signature(its_model))
+        following = FollowingRows(guide, self.takes_size, its_model)
+        self.around = lambda: following
+        _check_whole(guide)
+
+    def _show_alone(self, guide: GuideMessenger) -> None:
+        """Has a guide that runs its model show no more than what it says itself."""
+        self.takes_size = _takes_size(_signature(guide.model))
+        statements = Statements(guide, self.takes_size)
+        replayed = Program(statements(guide.model), "model")
+        self._signature, has_store = replayed._signature, self.owner is not None
+        self.around = functools.partial(guide_alone, guide, replayed, statements, has_store)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -113,7 +129,7 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope, self.around:
+            with self._scope, self.around():
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)

@@ -18,6 +18,7 @@ from pyro.infer.elbo import ELBO
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context
 from pyro.params import param_with_module_name
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
@@ -78,6 +79,20 @@ def plate_frames(guide: AutoGuide) -> dict[str, CondIndepStackFrame]:
     Its public `plates` are those of the call that runs, made from these.
     """
     return guide._prototype_frames
+
+
+@contextmanager
+def run_model_as(guide: GuideMessenger, program: Callable[..., Any]) -> Iterator[None]:
+    """A context in which a messenger guide runs a program in place of its model.
+
+    Its public `model` can be read, and not be set.
+    """
+    before = guide._model
+    guide._model = (program,)
+    try:
+        yield
+    finally:
+        guide._model = before
 
 
 def traces(

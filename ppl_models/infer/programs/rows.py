@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoStructured
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -27,10 +27,16 @@ _UNKNOWN = (
     "amortised guide, which takes any."
 )
 
+_JOINT = (AutoContinuous, AutoStructured)  # one vector for all rows, of each site or of all
+
 _LIKE = {
     *(getattr(torch.ops.aten, f"{kind}_like").default for kind in ("zeros", "ones", "full")),
     *(getattr(torch.ops.aten, f"new_{kind}").default for kind in ("zeros", "ones", "full")),
 }
+
+
+class UnknownRowsError(ValueError):
+    """What belongs to single rows was asked for, and it is not known which these are."""
 
 
 class Rows(Messenger):
@@ -67,7 +73,7 @@ class Rows(Messenger):
         placed = message["kwargs"].get("event_dim") is not None
         plates = {frame.name: frame for frame in message["cond_indep_stack"]}
         if self.rows is None and placed and "data" in plates:
-            raise ValueError(f"parameter {message['name']!r}: {_UNKNOWN}")
+            raise UnknownRowsError(f"parameter {message['name']!r}: {_UNKNOWN}")
 
 
 class _Unknown(Tensor):
@@ -89,7 +95,7 @@ class _Unknown(Tensor):
         if func in _LIKE:  # which take no more than its shape
             plain = torch.empty(args[0].shape, dtype=torch.int64, device=args[0].device)
             return func(plain, *args[1:], **(kwargs or {}))
-        raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
+        raise UnknownRowsError(f"an index of the plate 'data': {_UNKNOWN}")
 
 
 class FollowingRows:
@@ -154,7 +160,7 @@ def _plates_of_batch(
             f"guide, which takes any."
         )
     for part in guide.modules():
-        joint = isinstance(part, AutoContinuous) and "data" in plate_frames(part)
+        joint = isinstance(part, _JOINT) and "data" in plate_frames(part)
         if joint and (count, size) != (frame.size, frame.size):
             raise ValueError(
                 f"{type(part).__name__}: it holds the latents of all rows in one vector, made "
@@ -181,7 +187,7 @@ def _stand_for_all(guide: AutoGuide) -> None:
     Not where one vector holds the latents of the rows of that batch, and of no others.
     """
     for part in guide.modules():
-        if isinstance(part, AutoGuide) and not isinstance(part, AutoContinuous):
+        if isinstance(part, AutoGuide) and not isinstance(part, _JOINT):
             frames = plate_frames(part)
             frame = frames.get("data")
             if frame is not None and frame.full_size and frame.size != frame.full_size:
