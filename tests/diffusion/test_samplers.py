@@ -45,12 +45,8 @@ def scales(sampler, schedule, num_steps, variances=VARIANCES, **options):
 
     if sampler in WITH_CHANCE:
         options["noise"] = noise
-    return (
-        sampler(denoiser(0.0, variances), units, schedule, num_steps, **options)
-        .square()
-        .sum(0)
-        .sqrt()
-    )
+    drawn_rows = sampler(denoiser(0.0, variances), units, schedule, num_steps, **options)
+    return drawn_rows.square().sum(0).sqrt()
 
 
 def frechet(sampler, schedule, num_steps, **options):
