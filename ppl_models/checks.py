@@ -69,7 +69,8 @@ def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
         return
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try torch.as_tensor(x)."
+            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try "
+            f"torch.tensor(numpy.asarray(x), dtype=torch.float32)."
         )
     if not x.is_floating_point():
         raise TypeError(
@@ -149,6 +150,29 @@ def check_float64(x: Tensor, where: str) -> None:
             f"{where}: this is computed in double precision, which the device {x.device} has not. "
             f"Try .cpu() of the model and of the rows."
         )
+
+
+def check_means_and_scales(outputs: Tensor, num_latents: int, where: str, network: str) -> Tensor:
+    """Returns the outputs of a network after a look at their shape, as any can be halved.
+
+    Arguments:
+        outputs: What it gave for a row each, `(*, 2 * K)` as it should be.
+        num_latents: The length of a latent vector, `K`.
+        where: What to call its owner in errors.
+        network: What to call the network.
+
+    Raises:
+        ValueError: If there is not a mean and a log-scale for each latent.
+    """
+    if outputs.ndim < 2 or outputs.shape[-1] != 2 * num_latents:
+        got = outputs.shape[-1] if outputs.ndim else 0
+        even = f", or num_latents={got // 2}" if got and got % 2 == 0 else ""
+        raise ValueError(
+            f"{where}: expected its {network} to give a mean and a log-scale for each of "
+            f"num_latents={num_latents}, with shape (B, {2 * num_latents}), got "
+            f"{tuple(outputs.shape)}. Try a network with {2 * num_latents} outputs{even}."
+        )
+    return outputs
 
 
 def check_labels(

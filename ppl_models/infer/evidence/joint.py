@@ -37,6 +37,7 @@ from ppl_models.infer.programs.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.programs.tables import as_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 AT_ONCE = 4096  # rows of which masks are tried
@@ -64,6 +65,7 @@ def sampling(
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]
 
+    data = as_rows(data, modules())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(modules(), training=False))
@@ -342,7 +344,10 @@ def _check_data(model: Program, guide: Program | None, data: tuple[Tensor, ...])
     """Raises unless the data are finite rows, as the programs take them and where they are."""
     for x in data:
         if not isinstance(x, Tensor):
-            raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
+            raise TypeError(
+                f"data: expected tensors, arrays or data frames of rows, got {type(x).__name__}. "
+                f"Try torch.as_tensor(x)."
+            )
     if not data:
         raise ValueError("data: expected at least one tensor of rows, got none.")
     for program in (model, guide):
