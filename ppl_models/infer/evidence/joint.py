@@ -32,6 +32,7 @@ from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.auxiliary import Draw, is_of_pyro, why_unknown
+from ppl_models.infer.programs.independence import FEW as TRIED
 from ppl_models.infer.programs.independence import Pair, Trial
 from ppl_models.infer.programs.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.programs.program import Program, no_latents
@@ -169,6 +170,22 @@ class Joint:
         first = Pair(self.first.model, self.first.guide)
         return follow_masks(self.model, self.guide, first, trial, width)
 
+    def _is_alike_tiled(self, num_samples: int, batch_size: int) -> bool:
+        """Whether as many rows as will be run at once are what they are by themselves."""
+        width = min(self.num_rows, batch_size)
+        count = width * min(num_samples, max(1, batch_size // width))
+        few = width if count > width else min(width, TRIED)
+        try:
+            found = self._trial(None).of_sizes(count, few)
+        except Exception:  # whatever a program does that takes no other number of rows
+            found = None
+        if found and not self._has_own_latents():
+            raise ValueError(
+                f"{found}: the log-density of a row is another among {count} rows than among "
+                f"{few}, and depends on the latents of others. Try batch_size={self.num_rows}."
+            )
+        return not found
+
     def _has_own_latents(self) -> bool:
         """Whether no row depends on the latents of another, so that each has its own weight."""
         found = self._trial(self.num_rows).of_latents()
@@ -219,6 +236,8 @@ class Joint:
             batch_size: How many draws of rows are made at once. Draws of the whole data are as many
                 as make no tensor larger than `ROOM` numbers for each of these.
         """
+        if self.tiled and not self._is_alike_tiled(num_samples, batch_size):
+            self.tiled = False
         if self.tiled:
             checked: set[int] = set()
             for rows, count in self._batches(num_samples, batch_size):

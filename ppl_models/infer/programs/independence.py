@@ -32,6 +32,7 @@ FEW = 16  # rows that are tried
 FEWEST = 4
 ROUNDING = 1e-3  # of a log-density in nats, and of that share of it where it is larger
 ROUNDING_64 = 1e-6
+ROOM = 2**18  # numbers of data that are tried at once, beside batches
 NOISE = 30  # times what a change of the last digits does to a log-density: that is no rounding
 
 
@@ -73,6 +74,14 @@ class Trial:
         places = torch.linspace(0, count - 1, min(count, FEW)).round().long()
         order = torch.arange(len(places)).flip(0)
         return self._first_other(places, (order[::2], order[1::2]))
+
+    def of_sizes(self, whole: int, *parts: int) -> str | None:
+        """The same, of so many rows, which are repeated if need be, and of the first so many.
+
+        A program may branch on how many there are, which no few rows show.
+        """
+        places = torch.arange(whole) % len(self.data[0])
+        return self._first_other(places, [torch.arange(part) for part in parts if part])
 
     def of_order(self) -> str | None:
         """The same, where a program takes no other number of rows."""
@@ -287,7 +296,10 @@ def check_minibatches(
     every = None if rows is None or data is None else torch.arange(size, device=rows.device)
     try:
         if data is not None:
-            found = Trial(model, guide, data, every, size).of_parts()
+            trial, count = Trial(model, guide, data, every, size), len(batch[0])
+            room = ROOM * size // max(1, sum(x.numel() for x in data))  # rows of so many numbers
+            whole = min(size, max(2 * count, room))
+            found = trial.of_parts() or trial.of_sizes(whole, count, size % count)
         else:
             found = Trial(model, guide, batch, rows, size).of_parts()
     except Exception:  # whatever a program does that takes batches of one size only

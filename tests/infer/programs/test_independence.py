@@ -275,3 +275,35 @@ def test_what_a_guide_draws_beside_its_sites_is_no_alarm():
     for seed in range(5):
         pyro.set_rng_seed(seed)
         assert fit(make(), data, steps=1, batch_size=23, progress=False).steps == 1
+
+
+def branching(limit):
+    """Other scales where there are more rows than a few show."""
+    return Looking(
+        lambda x: (torch.zeros_like(x), torch.full_like(x, 3.0 if len(x) > limit else 1))
+    )
+
+
+LONG = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("limit", [17, 40, 59, 60, 100, 500])
+def test_branches_on_how_many_rows_there_are(limit):
+    """Tiled, 60 rows are up to 1200 or 300: right is what the program says of 60."""
+    both = branching(limit)
+    for batch_size in (4096, 300):
+        found = log_evidence(both.model, both.guide, LONG, num_samples=20, batch_size=batch_size)
+        torch.testing.assert_close(found.value, both.evidence_of(LONG))
+    draws = from_pyro_svi(both.model, both.guide, LONG, num_samples=20)["sample_stats"]
+    weights = torch.tensor((draws["log_p"] - draws["log_q"]).values)
+    torch.testing.assert_close(weights, both.evidence_of(LONG).sum().expand(1, 20))
+
+
+@pytest.mark.parametrize(("limit", "batch_size"), [(40, 20), (20, 20), (59, 25), (20, 25)])
+def test_minibatches_of_branches_are_refused(limit, batch_size):
+    """Batches of 20, or of 25, 25 and 10, of 60 rows."""
+    both = branching(limit)
+    with pytest.raises(ValueError, match=r"depends on the other rows.*on how many there are"):
+        quiet(elbo(both.model, both.guide), LONG, steps=2, batch_size=batch_size)
+    alike = branching(200)  # more than there are
+    assert quiet(elbo(alike.model, alike.guide), LONG, steps=2, batch_size=batch_size).steps == 2
