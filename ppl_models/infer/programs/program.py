@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
@@ -28,7 +29,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ppl_models.infer.programs.messengers import Statements, guide_alone
 from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
 from ppl_models.infer.programs.pyro_internals import has_model, mark_reparameterised, unhandled
-from ppl_models.infer.programs.rows import following_rows
+from ppl_models.infer.programs.rows import following_rows, rejoin
 
 _TAKES_SIZE = "_takes_size"  # in the `__dict__` of an autoguide, so that copies have it, too
 
@@ -63,6 +64,10 @@ class Program:
         self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
             self.takes_size = _model_takes_size(self.inner)
+            rejoin(self.inner)
+        if isinstance(self.inner, EasyGuide):
+            self._signature = _signature(self.inner.guide)
+            self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, GuideMessenger):
             self.takes_size = _takes_size(_signature(self.inner.model))
             self._statements = Statements(self.inner, self.takes_size)
@@ -109,6 +114,8 @@ class Program:
         if isinstance(self.inner, GuideMessenger):
             has_store = self.owner is not None
             return guide_alone(self.inner, self._replayed, self._statements, has_store)
+        if isinstance(self.inner, EasyGuide):
+            self.inner.plates.clear()  # those of a call that ended in an error
         return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Messenger guides run their model: what they say is theirs alone, and of the rows that are meant."""
+"""Messenger guides run their model: what they say is theirs alone, of the rows that are meant."""
 
 import copy
 import math
