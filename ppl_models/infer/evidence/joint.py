@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.infer.discrete import infer_discrete
@@ -138,7 +139,7 @@ class Joint:
 
     def _first_run(self) -> tuple[FirstRun, bool]:
         """Runs both once, and says whether the guide takes any rows."""
-        if not isinstance(self.guide.inner, (AutoGuide, AutoMessenger)):
+        if not isinstance(self.guide.inner, (AutoGuide, AutoMessenger, EasyGuide)):
             # A few rows, and not as many as there are: parameters for each row do not fit them.
             with suppress(RuntimeError, ValueError):
                 return self._run_both(slice(0, 2), 3 if self.num_rows == 4 else 2), True

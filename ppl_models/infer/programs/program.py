@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
@@ -43,7 +44,7 @@ from ppl_models.infer.programs.pyro_internals import (
     put_from,
     unhandled,
 )
-from ppl_models.infer.programs.rows import FollowingRows
+from ppl_models.infer.programs.rows import FollowingRows, rejoin
 
 
 class Program:
@@ -83,6 +84,10 @@ class Program:
         self.takes_size = _takes_size(self._signature)
         if isinstance(self.inner, AutoGuide):
             self._follow_rows(self.inner, model)
+        if isinstance(self.inner, EasyGuide):
+            self._signature = _signature(self.inner.guide)
+            self.takes_size = _takes_size(self._signature)
+            self.around = functools.partial(_without_plates, self.inner)
         if isinstance(self.inner, GuideMessenger):
             self._show_alone(self.inner)
 
@@ -94,6 +99,7 @@ class Program:
         following = FollowingRows(guide, self.takes_size, its_model)
         self.around = lambda: following
         _check_whole(guide)
+        rejoin(guide)
 
     def _show_alone(self, guide: GuideMessenger) -> None:
         """Has a guide that runs its model show no more than what it says itself."""
@@ -312,6 +318,12 @@ def _check_whole(guide: AutoGuide) -> None:
             f"it has no parameters yet. Expected one that was called or fitted before. Try "
             f"{kind}(model), made anew."
         )
+
+
+def _without_plates(guide: EasyGuide) -> AbstractContextManager[None]:
+    """A context for a guide without the plates of a call that ended in an error."""
+    guide.plates.clear()
+    return nullcontext()
 
 
 def _takes_size(signature: inspect.Signature) -> bool:

@@ -5,6 +5,7 @@ for each row to the wrong rows, without any error; so the true indices are suppl
 to the plate named `"data"`.
 """
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoStructured
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoDiscreteParallel,
+    AutoGaussian,
+    AutoGuide,
+    AutoStructured,
+)
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -27,7 +34,8 @@ _UNKNOWN = (
     "amortised guide, which takes any."
 )
 
-_JOINT = (AutoContinuous, AutoStructured)  # one vector for all rows, of each site or of all
+# Made for the rows of a first batch, and no more: as one vector, or with no parameters for others.
+_WHOLE = (AutoContinuous, AutoStructured, AutoGaussian, AutoDiscreteParallel)
 
 _LIKE = {
     *(getattr(torch.ops.aten, f"{kind}_like").default for kind in ("zeros", "ones", "full")),
@@ -130,6 +138,14 @@ class FollowingRows:
                 _stand_for_all(self.guide)
 
 
+def rejoin(guide: AutoGuide) -> None:
+    """Puts the parts of an autoguide under it again, which Pyro takes apart where it is copied."""
+    if guide.master is None:
+        for part in guide.modules():
+            if part is not guide and isinstance(part, AutoGuide) and part.master is None:
+                part.master = weakref.ref(guide)
+
+
 def _plates_of_batch(
     guide: AutoGuide,
     takes_size: bool,
@@ -160,10 +176,11 @@ def _plates_of_batch(
             f"guide, which takes any."
         )
     for part in guide.modules():
-        joint = isinstance(part, _JOINT) and "data" in plate_frames(part)
-        if joint and (count, size) != (frame.size, frame.size):
+        whole = isinstance(part, _WHOLE) and "data" in plate_frames(part)
+        if whole and (count, size) != (frame.size, frame.size):
+            what = "probabilities" if isinstance(part, AutoDiscreteParallel) else "one vector"
             raise ValueError(
-                f"{type(part).__name__}: it holds the latents of all rows in one vector, made "
+                f"{type(part).__name__}: it holds the latents of all rows in {what}, made "
                 f"for the {frame.size} rows of its first batch, and cannot take {count} of "
                 f"{size}. Try batch_size=None (the whole data), AutoNormal, or an amortised "
                 f"guide."
@@ -187,7 +204,7 @@ def _stand_for_all(guide: AutoGuide) -> None:
     Not where one vector holds the latents of the rows of that batch, and of no others.
     """
     for part in guide.modules():
-        if isinstance(part, AutoGuide) and not isinstance(part, _JOINT):
+        if isinstance(part, AutoGuide) and not isinstance(part, _WHOLE):
             frames = plate_frames(part)
             frame = frames.get("data")
             if frame is not None and frame.full_size and frame.size != frame.full_size:
