@@ -403,6 +403,14 @@ def test_numbers_of_draws_names_and_seeds():
             call()
 
 
+def test_fewer_draws_are_taken_from_all_chains():
+    chains = np.array([[[9.0, 0.0]] * 10, [[-9.0, 0.0]] * 10])  # (chain, draw, feature)
+    weight = xarray.Dataset({"weight": (("chain", "draw", "weight_dim_0"), chains)})
+    posterior = xarray.DataTree.from_dict({"posterior": weight})
+    y = drawn(predict(regression, posterior, NEW, num_samples=4, seed=0), "y")
+    assert np.sign(y[:, 0]).tolist() == [1, 1, -1, -1]
+
+
 def test_a_posterior_of_either_generation_of_arviz():
     posterior = from_pyro_svi(regression, exact_weight, X, Y, num_samples=20)
     names = posterior.children if hasattr(posterior, "children") else posterior.groups()

@@ -123,6 +123,13 @@ def test_minibatches_of_them_are_refused_and_the_whole_is_not(of_batch):
     assert run.history["loss"][0] == pytest.approx(-both.evidence_of(X).mean().item())
 
 
+def test_a_little_of_the_batch_is_more_than_rounding_in_double_precision():
+    torch.manual_seed(0)
+    both = Looking(lambda x: (6e-6 * x.mean().expand(len(x)), x.new_ones(len(x))))
+    with pytest.raises(ValueError, match=r"site 'x' of the model.*depends on the other rows"):
+        quiet(elbo(both.model, both.guide), X, steps=1, batch_size=4)
+
+
 @pytest.mark.parametrize("of_batch", LOOKING.values(), ids=LOOKING)
 def test_iwae_refuses_them(of_batch):
     both = Looking(of_batch)
@@ -251,6 +258,19 @@ def test_statistics_of_each_batch_are_one():
     program = Net(nn.BatchNorm1d(8, track_running_stats=False))
     with pytest.raises(ValueError, match="site 'x' of the model: the log-density of a row depends"):
         fit(elbo(program.model, amortised), X.float(), steps=2, batch_size=5, progress=False)
+
+
+def test_numbers_far_from_zero_hide_no_batch():
+    """Rounding moves these log-densities, a thousandth as much as the place of a row does."""
+
+    def model(x, size=None):
+        with data_plate(x, size):
+            mean = pyro.param("mean", torch.tensor(1000.0)) + 0.1 * torch.arange(len(x))
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    x = X.float() + 1000
+    with pytest.raises(ValueError, match=r"site 'x' of the model.*depends on the other rows"):
+        quiet(elbo(model), x, steps=1, batch_size=4)
 
 
 def test_numbers_far_from_zero_are_no_alarm():

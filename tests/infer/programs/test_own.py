@@ -257,6 +257,20 @@ def test_a_model_that_was_fitted():
         assert drawn.mean().item() == pytest.approx(x.mean().item(), rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["attributes", "statements"])
+def test_one_that_another_program_calls(name):
+    inner, rates = fitted(GUIDES[name], MANY), []
+
+    class Outer(nn.Module):
+        def forward(self, x=None, size=None):
+            with poutine.block():
+                rates.append(inner(x)["rate"].item())
+            pyro.sample("rate", dist.Gamma(2 + x.sum(), 1.0 + len(x)))
+
+    log_evidence(counts, Outer(), FEW, num_samples=100, seed=0)
+    assert torch.tensor(rates).mean().item() == pytest.approx(posterior_mean(MANY), rel=0.05)
+
+
 def test_pyros_own_steps_go_on_with_a_fitted_guide():
     """Its parameters are then in no store, and yet move."""
     guide = fitted(GUIDES["AutoNormal"], FEW)
