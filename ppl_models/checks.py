@@ -69,7 +69,8 @@ def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
         return
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try torch.as_tensor(x)."
+            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try "
+            f"torch.tensor(numpy.asarray(x), dtype=torch.float32)."
         )
     if not x.is_floating_point():
         raise TypeError(

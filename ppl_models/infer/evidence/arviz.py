@@ -62,7 +62,7 @@ def from_pyro_svi(
     Arguments:
         model: A Pyro program.
         guide: Its guide; None where all latents are enumerated, or the model has `posterior(x)`.
-        data: The rows, as the model takes them.
+        data: The rows, as the model takes them; arrays and data frames become tensors.
         num_samples: The number of draws.
         coords: Labels along dimensions, such as `{"factor": ["ability"]}`.
         dims: Names for the event dimensions of sites, such as `{"z": ["factor"]}`.

@@ -27,7 +27,8 @@ from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.precision import check_density
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.program import Program, modules_of_programs
+from ppl_models.infer.programs.tables import as_rows
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
@@ -166,7 +167,7 @@ def log_evidence(
     Arguments:
         model: A Pyro program.
         guide: Its guide. It may be None where the evidence is exact, or the posterior is known.
-        data: The rows, as the model takes them.
+        data: The rows, as the model takes them; arrays and data frames become tensors.
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
@@ -189,6 +190,7 @@ def log_evidence(
     if method not in ("auto", "exact", "importance"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
+    data = as_rows(data, modules_of_programs(model, guide))
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
         known = _closed_form(model, guide is not None, data, batch_size)

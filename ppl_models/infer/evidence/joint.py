@@ -34,6 +34,7 @@ from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.programs.tables import as_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
@@ -58,6 +59,7 @@ def sampling(
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]
 
+    data = as_rows(data, modules())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(modules(), training=False))
@@ -303,7 +305,10 @@ def _check_data(model: Program, guide: Program | None, data: tuple[Tensor, ...])
     """Raises unless the data are finite rows, as the programs take them and where they are."""
     for x in data:
         if not isinstance(x, Tensor):
-            raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
+            raise TypeError(
+                f"data: expected tensors, arrays or data frames of rows, got {type(x).__name__}. "
+                f"Try torch.as_tensor(x)."
+            )
     if not data:
         raise ValueError("data: expected at least one tensor of rows, got none.")
     for program in (model, guide):

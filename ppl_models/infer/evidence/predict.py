@@ -32,8 +32,9 @@ from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.mcmc import replayed
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.programs.program import Program, modules_of_programs, no_latents
 from ppl_models.infer.programs.pyro_internals import plate_frames
+from ppl_models.infer.programs.tables import as_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 DRAWS = 500  # of a guide
@@ -66,7 +67,7 @@ def predict(
         model: A Pyro program.
         guide_or_posterior: Its fitted guide; or what `from_pyro_svi` or `from_pyro_mcmc` returned;
             or None where all rows share no latents.
-        new: The new inputs, as the model takes them.
+        new: The new inputs, as the model takes them; arrays and data frames become tensors.
         num_samples: The number of draws. Default: 500 of a guide, all of a posterior.
         size: The number of fresh rows, where there are no new inputs.
         coords: Labels along dimensions.
@@ -89,7 +90,9 @@ def predict(
         (1, 9, 3, 5)
     """
     check_count(num_samples=DRAWS if num_samples is None else num_samples, batch_size=batch_size)
-    program, count = Program(model, "model"), _num_rows(new, size)
+    program = Program(model, "model")
+    new = as_rows(new, modules_of_programs(model, guide_or_posterior))
+    count = _num_rows(new, size)
     with _evaluating(program, new):
         rows = NewRows(program, new, count)
         shape = 1, num_samples or DRAWS
@@ -235,7 +238,10 @@ def _num_rows(new: tuple[Tensor, ...], size: int | None) -> int:
     for x in new:
         if not isinstance(x, Tensor) or x.dim() == 0:
             kind = "a number" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"new: expected tensors with one entry for each row, got {kind}.")
+            raise TypeError(
+                f"new: expected tensors, arrays or data frames with one entry for each row, got "
+                f"{kind}. Try torch.as_tensor(x)."
+            )
     if new and size is not None:
         raise ValueError(f"size: expected none beside new inputs, got {size!r}.")
     if not new and size is None:

@@ -209,6 +209,12 @@ class _Scope(Messenger):
         self.program.found[message["name"]] = message["value"].unconstrained()
 
 
+def modules_of_programs(*programs: Any) -> list[nn.Module]:
+    """The modules of models and guides; what is no program has none."""
+    there = [Program(p, "program") for p in programs if callable(p) and not isinstance(p, type)]
+    return [module for program in there for module in program.modules().values()]
+
+
 def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function, method or module inside of handlers, partials and decorators."""
     program = unhandled(program)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
+from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.training.batches import InMemory, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
 from ppl_models.user_line import warn
@@ -76,7 +77,8 @@ def fit_em(
 
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
-        data: A tensor of rows, or a `Dataset` or `DataLoader` that streams them in batches.
+        data: A tensor (array, data frame) of rows, or a `Dataset` or `DataLoader` that streams
+            them in batches.
         initialise: Whether to choose a start; else it is where the model is.
         restarts: The number of starts, of which the best end is kept.
         max_steps: The largest number of steps.
@@ -109,6 +111,7 @@ def fit_em(
     began = time.perf_counter()
     missing = allows_missing([model])
     place = next(iter(model.parameters())).device
+    data = as_data(data, [model])
     rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
     if seed is not None:
         torch.manual_seed(seed)
