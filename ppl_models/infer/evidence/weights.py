@@ -26,6 +26,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_models.infer.programs import sites
+from ppl_models.infer.programs.checks import check_unscaled
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import model_factors, packed_dims
 
@@ -105,6 +106,7 @@ def draw(
         program = EnumMessenger(first_available_dim=enumeration.first_dim)(program)
     joint = call(poutine.trace(poutine.replay(program, trace=guided)).get_trace)
     guided, joint = prune_subsample_sites(guided), prune_subsample_sites(joint)
+    check_unscaled(joint, guided)
     guided.compute_log_prob()
     joint.compute_log_prob()
     total = None if rows is None else count * rows

@@ -196,15 +196,28 @@ def check_plates(
 
 
 def check_unscaled(*traces: poutine.Trace) -> None:
-    """Raises where a density is scaled: by `poutine.scale`, or a plate that subsamples."""
+    """Raises where a density is scaled: by `poutine.scale`, or a plate that subsamples.
+
+    A scale may be one of each row, so that it is looked at wherever numbers of rows are made.
+    """
     for trace in traces:
         for site in random_sites(trace):
-            if (scale := float(site["scale"])) != 1.0:
-                raise ValueError(
-                    f"site {site['name']!r}: its log-density counts {scale:g} times, by "
-                    f"poutine.scale or a plate that draws some of the rows, and the numbers would "
-                    f"be none of the model. Try a program over all rows, without a scale."
-                )
+            if isinstance(site["scale"], float | int) and site["scale"] == 1:
+                continue
+            scale = torch.as_tensor(site["scale"])
+            odd = scale != 1.0
+            if not odd.any():
+                continue
+            times = f"{scale[odd].flatten()[0].item():g}"
+            some = f" in {int(odd.sum())} of {odd.numel()} places" if odd.numel() > 1 else ""
+            raise ValueError(
+                f"site {site['name']!r}: its log-density counts {times} times{some}, by "
+                f"poutine.scale or a plate that draws some of the rows, and evidences, weights of "
+                f"draws and log-likelihoods would be of no density of rows. Expected a program "
+                f"over all rows, without a scale, which fit alone may have (as a weight of terms "
+                f"of its loss). Try the program without it here, and rows that count n times as "
+                f"n rows: x.repeat_interleave(n, 0)."
+            )
 
 
 def check_no_point(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> None:
