@@ -88,8 +88,8 @@ def check_rank(values: Tensor, num_rows: int, num_factors: int, where: str) -> N
         advice.append(f"PCA with num_factors={rank}, which has no noise")
     raise ValueError(
         f"{where}: the {num_rows} rows lie in a subspace of {rank} dimension{'s' * (rank != 1)}, "
-        f"which num_factors={num_factors} fill: nothing is left to the noise, and the likelihood "
-        f"has no maximum. Expected rows that span {num_factors + 1} dimensions or more"
+        f"and num_factors={num_factors} takes them all: nothing is left to the noise, and the "
+        f"likelihood has no maximum. Expected rows that span {num_factors + 1} dimensions or more"
         + ("" if num_factors < len(values) else f", as {len(values)} features cannot")
         + f". Try {', or '.join(advice or ['rows that vary'])}."
     )
