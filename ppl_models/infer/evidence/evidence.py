@@ -209,6 +209,7 @@ def log_evidence(
             joint.check_points(checks.check_no_point)
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
+        _check_number(joint, value)
     evidence = Evidence(
         value,
         kind="exact" if exact else "lower bound",
@@ -271,6 +272,20 @@ def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor
     # var(log mean w) = (E[w^2] / E[w]^2 - 1) / (S - 1), unknown (0 / 0) after a single draw
     spread = (second - 2 * first).exp() * num_samples - 1
     return value, spread.clamp(min=0) / (num_samples - 1)
+
+
+def _check_number(joint: Joint, value: Tensor) -> None:
+    """Raises where a value is none: zero density of all draws is one, minus infinity."""
+    wrong = value.isnan() | (value == math.inf)
+    if wrong.any():
+        first = checks.first_not_finite(joint.first.model, joint.first.guide)
+        seen = f" In a first run, {first}." if first.startswith("the first site") else ""
+        raise FloatingPointError(
+            f"log_evidence: {int(wrong.sum())} of {len(value)} values are "
+            f"{value[wrong][0].item()}.{seen} Expected log-densities that are finite numbers, or "
+            f"minus infinity. Try other data, a guide with less extreme draws, or double "
+            f"precision: model.double(), guide.double(), x.double()."
+        )
 
 
 def _log_weight(draws: Draws) -> Results:

@@ -1,8 +1,9 @@
 """What a first run of a model and a guide must show: checks that come before any work is lost."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from pyro import poutine
@@ -29,6 +30,9 @@ from ppl_models.infer.programs.sites import (
 )
 from ppl_models.user_line import warn
 
+MISMATCH = re.compile(
+    r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-?\d+), (\d+) vs (\d+)"
+)
 Draw = Callable[[poutine.Trace], poutine.Trace]  # a trace of the guide, with some sites given
 
 
@@ -110,6 +114,8 @@ def check_support(
         if inside is None:  # the support may be another for each row of the batch
             every, inside = value, _inside(site["fn"], value)
         if inside is None or inside.all():
+            if inside is not None:
+                _check_edge(name, site, every)
             continue
         outside = every[~inside].flatten()  # elements, or rows where the support is one of rows
         rows = (~inside).flatten(1).any(1) if inside.ndim > 1 else ~inside
@@ -124,6 +130,45 @@ def check_support(
                 else "Try other data, or another likelihood."
             )
         )
+
+
+def _check_edge(name: str, site: dict, every: Tensor) -> None:
+    """Raises where data lie on an edge of a support at which the density is zero or infinite.
+
+    It is looked at where the distribution of the first batch puts it there, so that an edge with a
+    density, as that of an `Exponential`, is let through.
+    """
+    fn, value = site["fn"], site["value"]
+    support = _support(fn)
+    if support.is_discrete or is_masked(site) or every.dtype == torch.bool:
+        return
+    edges = _edges(support)
+    rows = torch.zeros(len(every), dtype=torch.bool, device=every.device)
+    for edge in edges:
+        with suppress(RuntimeError):  # an edge of its own for each row of another batch
+            rows |= (every == edge).reshape(len(every), -1).any(1)
+    if not rows.any():
+        return
+    first = every[int(rows.nonzero()[0])]
+    density = fn.log_prob(first.expand_as(value) if value.dim() else first)
+    if density.isfinite().all() or not torch.isfinite(fn.log_prob(value)).any():
+        return
+    numbers = [x for x in first.flatten().tolist() if any((x == e).any() for e in edges)]
+    raise ValueError(
+        f"site {name!r}: {int(rows.sum())} of {len(every)} rows lie on the edge of the support of "
+        f"its {kind(fn)} ({support}), such as {numbers[0]:g}, where its log-density is "
+        f"{density[~density.isfinite()].flatten()[0].item()}, whatever the learning rate. Expected "
+        f"rows inside. Try x.clamp(eps, ...) where numbers were rounded, or a likelihood that "
+        f"gives the edge a probability."
+    )
+
+
+def _edges(support: constraints.Constraint) -> list[Tensor]:
+    """The ends of a support that belong to it; of a simplex, what an entry may fall to."""
+    if support is constraints.simplex:
+        return [torch.zeros(())]
+    ends = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    return [torch.as_tensor(end) for end in ends if end is not None]
 
 
 def _check_own_variable(model: poutine.Trace, batch: tuple[Tensor, ...]) -> None:
@@ -201,9 +246,9 @@ def check_unscaled(*traces: poutine.Trace) -> None:
     A scale may be one of each row, so that it is looked at wherever numbers of rows are made.
     """
     for trace in traces:
+        if all(_counts_once(s["scale"]) for s in trace.nodes.values() if s["type"] == "sample"):
+            continue
         for site in random_sites(trace):
-            if isinstance(site["scale"], float | int) and site["scale"] == 1:
-                continue
             scale = torch.as_tensor(site["scale"])
             odd = scale != 1.0
             if not odd.any():
@@ -218,6 +263,11 @@ def check_unscaled(*traces: poutine.Trace) -> None:
                 f"of its loss). Try the program without it here, and rows that count n times as "
                 f"n rows: x.repeat_interleave(n, 0)."
             )
+
+
+def _counts_once(scale: float | Tensor) -> bool:
+    """Whether a scale is none, without a look at a tensor."""
+    return not isinstance(scale, Tensor) and scale == 1
 
 
 def check_no_point(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> None:
@@ -343,11 +393,31 @@ def noting_batch(batch: tuple[Tensor, ...]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _explain(error)
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in batch)
         error.add_note(f"This came from the program, called with a batch of {shapes}.")
         if isinstance(error, RuntimeError) and ("dtype" in str(error) or "Double" in str(error)):
             error.add_note("Try x.float(), or model.double() and guide.double().")
         raise
+
+
+def _explain(error: Exception) -> None:
+    """Says what a plate expected, and takes Pyro's tables of shapes so far off an error."""
+    if not isinstance(error, (RuntimeError, ValueError)) or not error.args:
+        return
+    text = str(error.args[0]).partition("\nTrace Shapes:")[0].rstrip()
+    found = MISMATCH.match(text)
+    if found:
+        plate, site, dim, size, got = found.groups()
+        text = (
+            f"site {site!r}: the plate {plate!r} holds {size} entries along dimension {dim} of the "
+            f"batch shape, and its distribution has {got} there. Expected {size} or 1, with what "
+            f"belongs to one entry in the event. Try dist.<...>(...).to_event(1) if {got} are the "
+            f"features of a row, parameters of this batch if they are rows, or dim=-2 in the plate "
+            f"that is the outer one of two."
+        )
+    error.args = (text, *error.args[1:])
+    error.__cause__, error.__suppress_context__ = None, True  # the same, with those tables
 
 
 def _names(names: list[str]) -> str:
