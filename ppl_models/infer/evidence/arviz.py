@@ -21,6 +21,7 @@ from ppl_models.infer.evidence.likelihood import Likelihood, likelihoods
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
+from ppl_models.infer.trials.points import check_meant
 from ppl_models.user_line import warn
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def from_pyro_svi(
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
         checks.check_program(joint.first.model)
-        joint.check_points(checks.check_meant)
+        joint.check_points(check_meant)
         unknown = joint.why_unknown()
         groups = collect(joint, dims, num_samples, batch_size)
     if unknown:

@@ -29,6 +29,7 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.points import check_no_point
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
@@ -215,7 +216,7 @@ def log_evidence(
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
         if not exact:
-            joint.check_points(checks.check_no_point)
+            joint.check_points(check_no_point)
             joint.check_known()
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)

@@ -32,14 +32,14 @@ from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_gu
 from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.auxiliary import Draw, is_of_pyro, why_unknown
-from ppl_models.infer.programs.independence import FEW as TRIED
-from ppl_models.infer.programs.independence import Pair, Trial
-from ppl_models.infer.programs.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.programs.shapes import check_rows
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.auxiliary import Draw, is_of_pyro, why_unknown
+from ppl_models.infer.trials.independence import FEW as TRIED
+from ppl_models.infer.trials.independence import Pair, Trial
+from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
+from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 AT_ONCE = 4096  # rows of which masks are tried

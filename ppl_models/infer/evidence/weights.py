@@ -26,10 +26,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_models.infer.programs import sites
-from ppl_models.infer.programs.auxiliary import each_value, is_summed
 from ppl_models.infer.programs.checks import check_unscaled
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import model_factors, packed_dims
+from ppl_models.infer.trials.auxiliary import each_value, is_summed
 
 Call = Callable[[Callable[..., Any]], Any]  # runs a program on some rows
 

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.auxiliary import auxiliary_sites, check_told, is_of_pyro
-from ppl_models.infer.programs.independence import (
+from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.trials.auxiliary import auxiliary_sites, check_told, is_of_pyro
+from ppl_models.infer.trials.independence import (
     Pair,
     Trial,
     check_minibatches,
     known_rows,
     named_rows,
 )
-from ppl_models.infer.programs.masks import follow_masks
-from ppl_models.infer.programs.program import Program, no_latents
-from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.trials.masks import follow_masks
+from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng
 
 

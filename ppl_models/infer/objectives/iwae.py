@@ -33,11 +33,12 @@ from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.auxiliary import check_told
-from ppl_models.infer.programs.independence import Pair, Trial
-from ppl_models.infer.programs.masks import follow_masks
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.trials.auxiliary import check_told
+from ppl_models.infer.trials.independence import Pair, Trial
+from ppl_models.infer.trials.masks import follow_masks
+from ppl_models.infer.trials.points import check_no_point
+from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng
 
 
@@ -125,7 +126,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
                 guide = poutine.replay(self._guide, trace=given)
                 return poutine.trace(guide).get_trace(*batch, size=rows)
 
-            checks.check_no_point(model, guide, again)
+            check_no_point(model, guide, again)
             check_told(model, guide, again)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)

@@ -32,7 +32,7 @@ from torch.distributions import constraints
 
 from ppl_models import data_plate, elbo, fit, from_pyro_svi, iwae, log_evidence
 from ppl_models.infer.objectives.weighted import weighted
-from ppl_models.infer.programs.independence import Trial
+from ppl_models.infer.trials.independence import Trial
 
 pytestmark = pytest.mark.usefixtures("float64")
 

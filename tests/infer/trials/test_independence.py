@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_models import data_plate, elbo, fit, from_pyro_svi, iwae, log_evidence
-from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.trials.independence import Trial
 from tests.support.every_objective import ALL, programs
 from tests.support.oracles import same, state
 from tests.support.runs import quiet

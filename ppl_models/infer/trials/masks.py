@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_models.infer.programs import sites
-from ppl_models.infer.programs.independence import Pair, Trial
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.pyro_internals import active_handlers, is_reparameterised
+from ppl_models.infer.trials.independence import Pair, Trial
 from ppl_models.scoped import own_rng
 
 TRIES = 8  # other values of what is masked, to see whether something depends on it
