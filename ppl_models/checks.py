@@ -175,6 +175,29 @@ def check_means_and_scales(outputs: Tensor, num_latents: int, where: str, networ
     return outputs
 
 
+def check_resolution(loc: Tensor, scale: Tensor, dtype: torch.dtype, where: str) -> None:
+    """Raises a ValueError where a model cannot hold where its rows are: they are too far from zero.
+
+    Arguments:
+        loc: The means of the features, `(D,)`.
+        scale: Their standard deviations, `(D,)`; 0 for a constant one, which is let through.
+        dtype: The precision of the model's parameters.
+        where: The name of the model.
+
+    Example:
+        >>> check_resolution(torch.tensor([1e4]), torch.tensor([1.0]), torch.float32, "model")
+    """
+    far = (torch.finfo(dtype).eps * loc.abs() > 0.1 * scale) & (scale > 0)
+    if far.any():
+        d = int((loc.abs() / scale).where(far, 0.0).argmax())
+        raise ValueError(
+            f"{where}: expected rows near zero, beside their spread, got column {d} with a mean of "
+            f"{loc[d].item():.3g} and a standard deviation of {scale[d].item():.3g}: numbers of "
+            f"{str(dtype).removeprefix('torch.')} near there are too far apart for a model of it. "
+            f"Try x - x.mean(0) in double precision, or model.double() and x.double()."
+        )
+
+
 def check_labels(
     y: Tensor | None,
     num_classes: int,

@@ -26,7 +26,14 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_finite, check_float64, check_rows, listed
+from ppl_models.checks import (
+    check_count,
+    check_finite,
+    check_float64,
+    check_resolution,
+    check_rows,
+    listed,
+)
 from ppl_models.criteria import InformationCriteria
 from ppl_models.factors.checks import (
     check_batches,
@@ -318,7 +325,9 @@ class FactorAnalysis(nn.Module, InformationCriteria):
     def _moments(self, x: Tensor | Iterable[Tensor]) -> Moments:
         lenient, shared = self.missing == "marginalise", self.log_scale.ndim == 0
         where = type(self).__name__
-        return moments(x, len(self.loc), missing=lenient, shared=shared, where=where)
+        found = moments(x, len(self.loc), missing=lenient, shared=shared, where=where)
+        check_resolution(found.mean, found.units, self.loc.dtype, where)
+        return found
 
     def _best_noise(self, found: Moments, restarts: int) -> Tensor:
         """The noise of the largest likelihood, in units of the rows."""
