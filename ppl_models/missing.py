@@ -33,6 +33,20 @@ def check_missing(missing: str) -> None:
     check_choice("missing", missing, ("error", "marginalise"))
 
 
+def observed_mean(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Returns the means of what was observed of rows, `(D,)`, each times its weight.
+
+    Example:
+        >>> x = torch.tensor([[0.0, float("nan")], [4.0, 5.0]])
+        >>> observed_mean(x), observed_mean(x, torch.tensor([3.0, 1.0]))
+        (tensor([2., 5.]), tensor([1., 5.]))
+    """
+    if weight is None:
+        return x.nanmean(0)
+    times = weight[:, None] * ~x.isnan()  # (B, D)
+    return (times * x.nan_to_num()).sum(0) / times.sum(0)
+
+
 class _RealOrMissing(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         return ~value.isinf()

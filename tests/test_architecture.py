@@ -14,7 +14,7 @@ HOUSE = ROOT / "ppl_models"
 # What all may import: files of their own, and folders.
 GROUND = {
     *("plates", "checks", "linalg", "likelihoods", "missing", "priors", "criteria", "transformed"),
-    *("levels", "scoped", "user_line", "nn"),
+    *("levels", "row_weights", "scoped", "user_line", "nn"),
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),

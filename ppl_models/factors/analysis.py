@@ -58,6 +58,7 @@ from ppl_models.missing import (
     condition,
 )
 from ppl_models.plates import data_plate
+from ppl_models.row_weights import weighted_batches
 from ppl_models.user_line import warn
 
 
@@ -169,7 +170,12 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         return torch.where(x.isnan(), draws, x)
 
     @torch.no_grad()
-    def maximum_likelihood(self, x: Tensor | Iterable[Tensor], restarts: int = 1) -> Self:
+    def maximum_likelihood(
+        self,
+        x: Tensor | Iterable[Tensor],
+        restarts: int = 1,
+        sample_weight: Tensor | None = None,
+    ) -> Self:
         r"""Sets the parameters to a maximum of the likelihood of `x`, and returns the model.
 
         Given the noise, the mean and the loadings have a closed form, and the noise is found by
@@ -183,6 +189,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
                 factor analysis; the highest that was found is kept. The first start is what no
                 other feature explains, the second what principal components leave, the others
                 are random.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
 
         Raises:
             TypeError: If the rows are not floating-point numbers.
@@ -197,11 +204,11 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             tensor(True)
         """
         check_count(restarts=restarts)
-        found = self._moments(x)
-        if (found.counts < found.rows).any():
+        found = self._moments(x, sample_weight)
+        if found.missing:
             raise ValueError(
                 f"{type(self).__name__}: maximum_likelihood takes complete rows, got "
-                f"{int((found.rows - found.counts).sum())} missing entries. Try fit_em(model, x)."
+                f"{found.missing} missing entries. Try fit_em(model, x)."
             )
         check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
@@ -211,24 +218,28 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         return self
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, sample_weight: Tensor | None = None) -> None:
         r"""Chooses where `em_step` begins: the same for the same rows, so that restarts end alike.
 
         The noise of a feature is what no other feature explains of it, and the loadings are the
         best ones given that.
 
+        Arguments:
+            x: All the rows.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
+
         Raises:
             TypeError: If the rows are not floating-point numbers.
             ValueError: If `x` cannot be fitted; also if a feature was never observed.
         """
-        found = self._moments(x)
+        found = self._moments(x, sample_weight)
         check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             (noise,) = start_noise(found.values, found.vectors, self.loadings.shape[1])
             self._set_best(found, self._pool(noise.clamp(self.noise_floor, 1.0), found.counts))
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+    def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         r"""Moves the parameters, and returns the mean log evidence *before*, in nats per row.
 
         No step lowers the evidence. With complete rows it maximises the evidence over the mean
@@ -238,10 +249,11 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
         Arguments:
             x: All the rows, or batches of them that can be gone through more than once.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         if self.missing == "marginalise":
-            return self._step_with_missing(x)
-        found = self._moments(x)
+            return self._step_with_missing(x, sample_weight)
+        found = self._moments(x, sample_weight)
         check_rank(found.values, found.rows, self.loadings.shape[1], type(self).__name__)
         with one_thread(len(self.loc) ** 3):
             return self._step_of_moments(found)
@@ -257,12 +269,16 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         self._set_best(found, self._floored(left, noise, torch.ones_like(noise)))
         return value.to(self.loc.device)
 
-    def _step_with_missing(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+    def _step_with_missing(
+        self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None
+    ) -> Tensor:
         loc, loadings, noise = self._in_float64()
-        batches = check_batches(x, len(self.loc), True, type(self).__name__)
+        where = type(self).__name__
+        checked = check_batches(x, len(self.loc), True, where)
+        batches = weighted_batches(checked, sample_weight, where)
         sums = expectation(batches, loc, loadings, noise)
         variance = self._pool(sums.variance(), sums.counts)
-        check_columns(sums.counts, variance <= 0, type(self).__name__)
+        check_columns(sums.counts, variance <= 0, where)
         loc, loadings, left = maximisation(sums, loc)
         self._set(loc, loadings, self._floored(self._pool(left, sums.counts), noise, variance))
         return sums.log_prob / sums.rows
@@ -322,10 +338,16 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         # Noise that is below it already may stay there: raising it would lower the evidence.
         return left.maximum(torch.minimum(self.noise_floor * variance, noise))
 
-    def _moments(self, x: Tensor | Iterable[Tensor]) -> Moments:
-        lenient, shared = self.missing == "marginalise", self.log_scale.ndim == 0
+    def _moments(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None) -> Moments:
         where = type(self).__name__
-        found = moments(x, len(self.loc), missing=lenient, shared=shared, where=where)
+        found = moments(
+            x,
+            len(self.loc),
+            missing=self.missing == "marginalise",
+            shared=self.log_scale.ndim == 0,
+            where=where,
+            sample_weight=sample_weight,
+        )
         check_resolution(found.mean, found.units, self.loc.dtype, where)
         return found
 

@@ -7,8 +7,9 @@ Each feature is then regressed on the expected factors, over the rows that have 
     [w_d, \mu_d] = \Big( \sum_{n : d \in o_n} \mathbb{E}[\tilde z_n \tilde z_n^\top] \Big)^{-1}
     \sum_{n : d \in o_n} \mathbb{E}[\tilde z_n] \, x_{nd}, \qquad \tilde z = [z, 1]
 
-and what is left is its noise. The parameters are expanded by a mean and a covariance of the
-factors, which are estimated too and then moved into the loadings: the same model, in fewer steps.
+and what is left is its noise. Rows with weights count as often in each sum. The parameters are
+expanded by a mean and a covariance of the factors, which are estimated too and then moved into the
+loadings: the same model, in fewer steps.
 
 Shapes: `B` rows, `D` features, `K` factors, `J = K + 1`.
 
@@ -27,13 +28,14 @@ from torch import Tensor
 
 from ppl_models.linalg import cholesky
 from ppl_models.missing import MAX_NUMBERS, condition
+from ppl_models.row_weights import weight_of
 
 
 class Sums(NamedTuple):
     """Expected sums over rows, in float64; entries `x` are counted from the model's mean."""
 
     log_prob: Tensor  # of the observed entries, ()
-    rows: int
+    rows: float | Tensor  # by weight, as all that counts rows
     used: Tensor  # rows with an observed entry, ()
     factors: Tensor  # E[z~ z~^T], over the rows used, (J, J)
     products: Tensor  # E[z~ z~^T], over the rows that have d, (D, J, J)
@@ -46,11 +48,13 @@ class Sums(NamedTuple):
         return self.squares / self.counts - (self.cross[:, -1] / self.counts).square()
 
 
-def expectation(batches: Iterable[Tensor], loc: Tensor, loadings: Tensor, noise: Tensor) -> Sums:
+def expectation(
+    batches: Iterable[tuple[Tensor, Tensor | None]], loc: Tensor, loadings: Tensor, noise: Tensor
+) -> Sums:
     """Returns the expected sums of rows with NaN where entries are missing.
 
     Arguments:
-        batches: Rows, with shape `(B, D)` each.
+        batches: Rows, with shape `(B, D)`, and their weights, `(B,)`, None for all alike.
         loc: The mean, `(D,)`.
         loadings: `(D, K)`.
         noise: The variance of the noise, `(D,)`.
@@ -61,24 +65,27 @@ def expectation(batches: Iterable[Tensor], loc: Tensor, loadings: Tensor, noise:
     products = loc.new_zeros(features, width * width)
     cross, squares = loc.new_zeros(features, width), torch.zeros_like(loc)
     total, counts = loc.new_zeros(width, width), torch.zeros_like(loc)
-    rows, used = 0, loc.new_zeros(())
-    for batch in batches:
-        rows += len(batch)
-        for chunk in batch.split(max(1, MAX_NUMBERS // max(features, width * width))):
+    used = loc.new_zeros(())
+    rows: float | Tensor = 0
+    size = max(1, MAX_NUMBERS // max(features, width * width))
+    for batch, weight in batches:
+        rows += weight_of(batch, weight)
+        every = loc.new_ones(len(batch)) if weight is None else weight.to(loc.dtype)
+        for chunk, times in zip(batch.split(size), every.split(size), strict=True):
             x = chunk.to(loc.dtype)
             given = condition(x, loc, loadings, noise)
             mean = torch.nn.functional.pad(given.mean, (0, 1), value=1.0)  # E[z~], (B, J)
             second = mean[:, :, None] * mean[:, None]  # (B, J, J)
             second[:, :factors, :factors] += torch.cholesky_inverse(given.factor)
-            observed = (~x.isnan()).to(loc.dtype)
+            observed = (~x.isnan()).to(loc.dtype) * times[:, None]
             seen = observed.amax(1)  # 0 for a row without any entry
             y = torch.where(x.isnan(), 0.0, x - loc)
             products.addmm_(observed.T, second.flatten(1))
-            cross.addmm_(y.T, mean)
-            squares += y.square().sum(0)
+            cross.addmm_((y * times[:, None]).T, mean)
+            squares += times @ y.square()
             counts += observed.sum(0)
             total += torch.einsum("b,bij->ij", seen, second)
-            log_prob += given.log_prob.sum()
+            log_prob += times @ given.log_prob
             used += seen.sum()
     shape = (features, width, width)
     return Sums(log_prob, rows, used, total, products.view(shape), cross, squares, counts)

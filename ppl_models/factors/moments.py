@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ppl_models.factors.checks import check_batches, check_columns
+from ppl_models.missing import observed_mean
+from ppl_models.row_weights import weighted_batches
 
 INF = math.inf
 CHUNK = 16_384  # rows that are in float64 at once
@@ -59,7 +61,8 @@ class Moments(NamedTuple):
     """
 
     rows: int  # with any entry
-    counts: Tensor  # rows that have a feature, (D,)
+    missing: int  # entries of these
+    counts: Tensor  # rows that have a feature, by weight, (D,)
     mean: Tensor  # (D,)
     units: Tensor  # standard deviations, (D,)
     values: Tensor  # eigenvalues of the covariance in these units, ascending, (D,)
@@ -73,7 +76,13 @@ class Moments(NamedTuple):
 
 @torch.no_grad()
 def moments(
-    x: Tensor | Iterable[Tensor], num_features: int, *, missing: bool, shared: bool, where: str
+    x: Tensor | Iterable[Tensor],
+    num_features: int,
+    *,
+    missing: bool,
+    shared: bool,
+    where: str,
+    sample_weight: Tensor | None = None,
 ) -> Moments:
     """Returns the moments of rows, after checking them.
 
@@ -83,6 +92,7 @@ def moments(
         missing: Whether NaN means that an entry is missing.
         shared: Whether features share their units, as they do their noise.
         where: The name of the model, for errors.
+        sample_weight: How many times each row counts, `(N,)`. Default: once.
 
     Raises:
         TypeError: If the rows are not floating-point numbers.
@@ -90,13 +100,17 @@ def moments(
             unless `shared`, a feature is constant.
     """
     with one_thread(x.numel() * num_features if isinstance(x, Tensor) else LITTLE):
-        return _moments(check_batches(x, num_features, missing, where), missing, shared, where)
+        checked = check_batches(x, num_features, missing, where)
+        batches = weighted_batches(checked, sample_weight, where)
+        return _moments(batches, missing, shared, where)
 
 
-def _moments(batches: Iterable[Tensor], lenient: bool, shared: bool, where: str) -> Moments:
-    rows = 0
+def _moments(
+    batches: Iterable[tuple[Tensor, Tensor | None]], lenient: bool, shared: bool, where: str
+) -> Moments:
+    rows, entries = 0, 0
     center = torch.zeros(0)
-    for batch in batches:
+    for batch, weight in batches:
         if not len(batch):
             continue
         missing = batch.isnan() if lenient else batch.new_zeros((), dtype=torch.bool)
@@ -105,18 +119,25 @@ def _moments(batches: Iterable[Tensor], lenient: bool, shared: bool, where: str)
             # Counted from a point amid the rows, squares keep their digits.
             some = batch if whole else batch.nanmean(0, keepdim=True).nan_to_num()
             center = some.mean(0, dtype=torch.float64)
+            if weight is not None:
+                center = observed_mean(batch.double(), weight).nan_to_num()
             first, counts = torch.zeros_like(center), torch.zeros_like(center)
             second = center.new_zeros(len(center), len(center))
             lowest, highest = center + INF, center - INF
         low, high = (batch, batch) if whole else (batch.where(~missing, s) for s in (INF, -INF))
         lowest, highest = lowest.minimum(low.amin(0)), highest.maximum(high.amax(0))
-        counts += len(batch) if whole else (~missing).sum(0)
+        if weight is None:
+            counts += len(batch) if whole else (~missing).sum(0)
+        else:
+            counts += weight.sum() if whole else weight @ (~missing).double()
         rows += len(batch) if whole else int((~missing).any(1).sum())
-        for chunk in batch.split(CHUNK):
+        entries += batch.numel() if whole else int((~missing).sum())
+        for start, chunk in zip(range(0, len(batch), CHUNK), batch.split(CHUNK), strict=True):
             y = chunk.double() - center
             y = y if whole else y.nan_to_num()
-            first += y.sum(0)
-            second.addmm_(y.T, y)
+            times = y if weight is None else y * weight[start : start + CHUNK, None]
+            first += times.sum(0)
+            second.addmm_(times.T, y)
     if rows < 2:
         raise ValueError(f"{where}: expected at least two rows of finite numbers, got {rows}.")
     check_columns(counts, (lowest >= highest) & (not shared), where)
@@ -128,4 +149,6 @@ def _moments(batches: Iterable[Tensor], lenient: bool, shared: bool, where: str)
     with one_thread(len(units) ** 3):
         values, vectors = torch.linalg.eigh((covariance / units.outer(units)).nan_to_num().cpu())
     values = values.clamp(min=0)
-    return Moments(rows, counts.cpu(), (center + first).cpu(), units.cpu(), values, vectors)
+    missed = rows * len(units) - entries
+    mean, units = (center + first).cpu(), units.cpu()
+    return Moments(rows, missed, counts.cpu(), mean, units, values, vectors)

@@ -7,9 +7,10 @@ The logarithm of weight times density is linear in products of features,
     \phi(x) = [x_i x_j \; (i \le j), \; x, \; 1]
 
 and what the maximisation step needs are the sums :math:`\sum_n r_{nk} \, \phi(x_n)`, where
-:math:`r_{nk}` are the responsibilities. With diagonal covariances :math:`x^2` stands for the
-products, with spherical ones :math:`\lVert x \rVert^2`; with a tied covariance the products are
-the same for all components, and only their sum over the rows matters.
+:math:`r_{nk}` are the responsibilities (times the weight of a row, where rows have weights). With
+diagonal covariances :math:`x^2` stands for the products, with spherical ones
+:math:`\lVert x \rVert^2`; with a tied covariance the products are the same for all components, and
+only their sum over the rows matters.
 
 The products of numbers far from zero have no digits left for their differences. So rows are
 counted from the mean of all, and where components are so narrow and so far from it that even this
@@ -26,9 +27,11 @@ import torch
 from torch import Tensor
 
 from ppl_models.missing import Completion, complete
+from ppl_models.row_weights import weight_of
 
 CHUNK = 2**20  # numbers: the products of that many rows stay near, and keep several cores busy
 MISSING_CHUNK = 256  # rows: each has matrices of its own
+Batches = Iterable[tuple[Tensor, Tensor | None]]  # rows, and how many times each counts
 FAR = 1e7  # squared distance in standard deviations, beyond which 1e-16 of it is felt
 
 
@@ -40,16 +43,16 @@ class Statistics(NamedTuple):
     first: Tensor  # sum of r_nk x_n, (R, K, D)
     second: Tensor  # of products: full (R, K, D, D), tied (R, D, D), diag (R, K, D), or (R, K)
     center: Tensor  # (D,), or one for each component, (R, K, D)
-    rows: int
+    rows: float | Tensor  # how many, by weight
 
 
 def expectation(
-    batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
+    batches: Batches, log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
 ) -> Statistics:
     """Returns the expected sums of complete rows.
 
     Arguments:
-        batches: Rows, with shape `(B, D)` each.
+        batches: Rows, with shape `(B, D)`, and their weights, `(B,)`, None for all alike.
         log_weights: Normalised, `(R, K)`.
         locs: `(R, K, D)`.
         scale: Cholesky factors `(R, K, D, D)` if full and `(R, 1, D, D)` if tied, standard
@@ -67,18 +70,18 @@ def expectation(
     sums = torch.zeros_like(flat)
     evidence = flat.new_zeros(restarts)
     scatter = flat.new_zeros(len(center), len(center)) if covariance == "tied" else None
-    rows = 0
+    rows: float | Tensor = 0
     size = max(1024, CHUNK // products)
     buffers = flat.new_empty(products, size), flat.new_empty(len(flat), size)
-    for chunk in _chunks(batches, size):
+    for chunk, weight in _chunks(batches, size):
         phi_out, joint_out = buffers if len(chunk) == size else (None, None)
         phi = _products(chunk, center, covariance, out=phi_out)  # (P, C)
         joint = torch.mm(flat, phi, out=joint_out)  # (R K, C)
-        evidence += _normalise(joint.view(restarts, components, -1))
+        evidence += _normalise(joint.view(restarts, components, -1), weight)
         torch.addmm(sums, joint, phi.T, out=sums)
         if scatter is not None:
-            scatter.addmm_(phi[:-1], phi[:-1].T)
-        rows += len(chunk)
+            scatter.addmm_(_times(phi[:-1], weight), phi[:-1].T)
+        rows += weight_of(chunk, weight)
     if scatter is not None:
         precision = torch.cholesky_inverse(scale[:, 0])  # (R, D, D)
         evidence -= 0.5 * (precision * scatter).sum((1, 2))
@@ -93,7 +96,7 @@ def _largest_distance(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
 
 
 def _from_each_center(
-    batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
+    batches: Batches, log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
 ) -> Statistics:
     """The expected sums with rows counted from each component."""
     kind = covariance
@@ -102,34 +105,38 @@ def _from_each_center(
     theta = _coefficients(torch.zeros_like(locs), scale, kind)  # (R, K, P)
     theta[..., -1] += log_weights
     sums = torch.zeros_like(theta)
-    evidence, rows = theta.new_zeros(len(theta)), 0
+    evidence = theta.new_zeros(len(theta))
+    rows: float | Tensor = 0
     each = [(r, k) for r in range(locs.shape[0]) for k in range(locs.shape[1])]
-    for chunk in _chunks(batches, max(1024, CHUNK // theta.shape[2])):
+    for chunk, weight in _chunks(batches, max(1024, CHUNK // theta.shape[2])):
         joint = theta.new_empty(*theta.shape[:2], len(chunk))  # (R, K, C)
         for at in each:
             joint[at] = theta[at] @ _products(chunk, locs[at], kind)
-        evidence += _normalise(joint)
+        evidence += _normalise(joint, weight)
         for at in each:
             sums[at] += _products(chunk, locs[at], kind) @ joint[at]
-        rows += len(chunk)
+        rows += weight_of(chunk, weight)
     result = _statistics(evidence, sums, None, locs, kind, rows)
     if covariance == "tied":
         result = result._replace(second=result.second.sum(1))
     return result
 
 
-def from_labels(x: Tensor, labels: Tensor, num: int, covariance: str) -> Statistics:
+def from_labels(
+    x: Tensor, labels: Tensor, num: int, covariance: str, weight: Tensor | None = None
+) -> Statistics:
     """Returns the sums where each row belongs to one component; `labels` are `(R, N)`."""
     center = x.mean(0)
     phi = _products(x, center, covariance)  # (P, N)
     members = torch.nn.functional.one_hot(labels, num).to(x.dtype).mT  # (R, K, N)
     evidence = x.new_zeros(len(labels))  # not known
-    scatter = phi[:-1] @ phi[:-1].T if covariance == "tied" else None
-    return _statistics(evidence, members @ phi.T, scatter, center, covariance, len(x))
+    scatter = _times(phi[:-1], weight) @ phi[:-1].T if covariance == "tied" else None
+    sums = _times(members, weight) @ phi.T
+    return _statistics(evidence, sums, scatter, center, covariance, weight_of(x, weight))
 
 
 def expectation_of_missing(
-    batches: Iterable[Tensor], log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
+    batches: Batches, log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
 ) -> Statistics:
     """Returns the expected sums of rows with missing entries; takes what `expectation` does.
 
@@ -142,12 +149,12 @@ def expectation_of_missing(
     means = locs.flatten(0, 1)  # (R K, D)
     evidence, counts = means.new_zeros(restarts), means.new_zeros(len(means))
     first, second = torch.zeros_like(means), torch.zeros_like(factors)
-    rows = 0
-    for chunk, most in _with_most_missing(batches):
+    rows: float | Tensor = 0
+    for chunk, weight, most in _with_most_missing(batches):
         x = chunk.to(locs.dtype)  # (C, D)
         given = complete(x, means, factors, most)
         joint = given.log_prob.T.reshape(restarts, components, -1) + log_weights[..., None]
-        evidence += _normalise(joint)  # now responsibilities, (R, K, C)
+        evidence += _normalise(joint, weight)  # now responsibilities, (R, K, C)
         weights = joint.flatten(0, 1)  # (R K, C)
 
         observed = (x[:, None] - means).nan_to_num()  # (C, R K, D)
@@ -159,7 +166,7 @@ def expectation_of_missing(
         second += weighted.mT @ filled
 
         _add_conditional_covariances(second, given, weights)
-        rows += len(chunk)
+        rows += weight_of(chunk, weight)
     counts, first = counts.view(restarts, components), first.view_as(locs)
     second = second.view(restarts, components, features, features)
     if covariance == "tied":
@@ -180,17 +187,24 @@ def _add_conditional_covariances(second: Tensor, given: Completion, weights: Ten
     second.view(len(second), -1).index_add_(1, cells.flatten(), spread)
 
 
-def _chunks(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
-    for batch in batches:
-        yield from batch.split(rows)
+def _chunks(batches: Batches, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for batch, weight in batches:
+        chunks = batch.split(rows)
+        weights = [None] * len(chunks) if weight is None else weight.split(rows)
+        yield from zip(chunks, weights, strict=True)
 
 
-def _with_most_missing(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
+def _with_most_missing(batches: Batches) -> Iterator[tuple[Tensor, Tensor | None, int]]:
     """Chunks, and the most missing entries of a row in each: read once for all of a batch."""
     for batch in batches:
-        chunks = batch.split(MISSING_CHUNK)
-        most = torch.stack([chunk.isnan().sum(1).max() for chunk in chunks])
-        yield from zip(chunks, most.tolist(), strict=True)
+        chunks = list(_chunks([batch], MISSING_CHUNK))
+        most = torch.stack([chunk.isnan().sum(1).max() for chunk, _ in chunks])
+        yield from ((*chunk, n) for chunk, n in zip(chunks, most.tolist(), strict=True))
+
+
+def _times(numbers: Tensor, weight: Tensor | None) -> Tensor:
+    """Numbers of rows, `(*, C)`, times how often each counts."""
+    return numbers if weight is None else numbers * weight
 
 
 def _products(rows: Tensor, center: Tensor, covariance: str, out: Tensor | None = None) -> Tensor:
@@ -234,13 +248,18 @@ def _coefficients(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
     return torch.cat([squares, linear, rest[..., None]], 2)
 
 
-def _normalise(joint: Tensor) -> Tensor:
-    """Turns log joints (R, K, C) into responsibilities, and returns the log evidence, (R,)."""
+def _normalise(joint: Tensor, weight: Tensor | None) -> Tensor:
+    """Turns log joints (R, K, C) into responsibilities, and returns the log evidence, (R,).
+
+    Both are times the weights of the rows, (C,), where there are some.
+    """
     largest = joint.amax(1, keepdim=True)
     joint.sub_(largest).exp_()
     total = joint.sum(1, keepdim=True)
     joint.div_(total)
-    return (largest + total.log_()).sum((1, 2))
+    if weight is not None:
+        joint.mul_(weight)
+    return _times(largest + total.log_(), weight).sum((1, 2))
 
 
 def _statistics(
@@ -249,7 +268,7 @@ def _statistics(
     scatter: Tensor | None,
     center: Tensor,
     covariance: str,
-    rows: int,
+    rows: float | Tensor,
 ) -> Statistics:
     features = center.shape[-1]
     products, first, counts = sums.split([sums.shape[2] - features - 1, features, 1], 2)

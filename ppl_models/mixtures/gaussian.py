@@ -45,6 +45,7 @@ from ppl_models.missing import (
     MarginalNormal,
     check_missing,
     complete,
+    observed_mean,
 )
 from ppl_models.mixtures.expectation import (
     Statistics,
@@ -55,6 +56,7 @@ from ppl_models.mixtures.expectation import (
 from ppl_models.mixtures.kmeans import kmeans
 from ppl_models.mixtures.maximisation import maximisation, moments
 from ppl_models.plates import data_plate
+from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 MANY = 20_000  # rows that are enough to choose a start
@@ -143,7 +145,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         known = self.floor.double().view(-1, 1, self.floor.shape[-1])
         return known.where(known > 0, SMALL)
 
-    def _measure(self, batches: Iterable[Tensor]) -> None:
+    def _measure(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
         """Learns from all rows what the floor is a part of, unless it is given or known."""
         if self.min_scale is None and not self.floor.all():
             _, found = moments(batches)  # (D,)
@@ -267,7 +269,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         return model
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, sample_weight: Tensor | None = None) -> None:
         """Starts where a few steps of EM from clusters of k-means lead best.
 
         For each start that is wanted there are four candidates, two from k-means and two from
@@ -276,26 +278,41 @@ class GaussianMixture(nn.Module, InformationCriteria):
         | Choosing starting values for the EM algorithm (Biernacki et al., 2003)
         | https://doi.org/10.1016/S0167-9473(02)00163-9
 
+        Arguments:
+            x: Rows, with shape `(N, D)`.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
+
         Raises:
             ValueError: If `x` has fewer (distinct) rows than components, or nothing in it varies.
         """
+        ((x, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
         self._check_fit(x)
-        rows = x if len(x) <= MANY else x[torch.randperm(len(x), device=x.device)[:MANY]]
+        of_all, rows = [(x, weight)], x
+        if len(x) > MANY:
+            some = torch.randperm(len(x), device=x.device)[:MANY]
+            rows, weight = x[some], None if weight is None else weight[some]
         rows = rows.double()
-        rows = rows.where(~rows.isnan(), rows.nanmean(0))
+        rows = rows.where(~rows.isnan(), observed_mean(rows, weight))
         components, starts = self.locs.shape[-2], self.logits.shape[:-1].numel()  # K, R
         candidates = GaussianMixture(
             self.locs.shape[-1], components, self.covariance, self.min_scale
         ).to(rows)
-        candidates._measure((x,))
+        candidates._measure(of_all)
         candidates = candidates.stack(CANDIDATES * starts)
         # A sphere is one in the units of the data; other covariances have any for each feature.
-        scaled = rows if self.covariance == "spherical" else rows / moments((rows,))[1]
-        labels = [kmeans(scaled, components, CANDIDATES * starts // 2, n) for n in (0, 100)]
-        candidates._maximise(from_labels(rows, torch.cat(labels), components, self.covariance))
+        spherical = self.covariance == "spherical"
+        scaled = rows if spherical else rows / moments([(rows, weight)])[1]
+        labels = [
+            kmeans(scaled, components, CANDIDATES // 2, steps, weight)
+            for _ in range(starts)  # in turn, so that more starts begin as fewer do
+            for steps in (0, 100)
+        ]
+        sums = from_labels(rows, torch.cat(labels), components, self.covariance, weight)
+        candidates._maximise(sums)
         for _ in range(SHORT):
-            candidates.em_step(rows)
-        best = candidates.em_step(rows).topk(starts).indices
+            candidates.em_step(rows, weight)
+        values = candidates.em_step(rows, weight).view(starts, CANDIDATES)
+        best = values.argmax(1) + CANDIDATES * torch.arange(starts, device=values.device)
         for own, parameter in zip(self.parameters(), candidates.parameters(), strict=True):
             own.copy_(parameter[best].view_as(own))
         if self.min_scale is None:
@@ -310,7 +327,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         empty = x.isnan().all(0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"GaussianMixture: nothing was observed of column(s) {empty}.")
-        loc, scale = moments((x,))
+        loc, scale = moments([(x, None)])
         self._check_spread(scale)
         check_resolution(loc, scale, self.locs.dtype, "GaussianMixture")
 
@@ -331,17 +348,17 @@ class GaussianMixture(nn.Module, InformationCriteria):
             )
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+    def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         """Takes one step of EM; returns the mean log evidence before it, in nats per row.
 
         Arguments:
             x: Rows, with shape `(N, D)`, or batches of them.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, "GaussianMixture")
-        batches = (x,) if isinstance(x, Tensor) else x
-        if iter(batches) is batches:  # gone through once, it would be empty
-            batches = list(batches)
-        self._measure(batches)
+        if not isinstance(x, Tensor) and iter(x) is x:  # gone through once, it would be empty
+            x = list(x)
+        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"))
         stacked = self.logits.ndim == 2
         logits, locs, scale = self.logits.double(), self.locs.double(), self.scale.double()
         if self.covariance == "tied":
@@ -349,6 +366,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         if not stacked:
             logits, locs, scale = logits[None], locs[None], scale[None]
         log_weights = logits.log_softmax(1)
+        batches = weighted_batches(x, sample_weight, "GaussianMixture")
         step = expectation if self.missing == "error" else expectation_of_missing
         sums = step(batches, log_weights, locs, scale, self.covariance)
         self._maximise(sums)

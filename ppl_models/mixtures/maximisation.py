@@ -89,28 +89,32 @@ def factor(covariance: Tensor, floor: float) -> Tensor:
     return result
 
 
-def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def moments(batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
     """Returns means and standard deviations of the features over all rows, `(D,)`, in float64.
 
     Entries that are NaN count nothing. A constant feature is given the root mean square of all.
 
+    Arguments:
+        batches: Rows, each with how many times they count, or None where all count alike.
+
     Example:
-        >>> loc, scale = moments([torch.tensor([[1.0, 5.0], [3.0, 5.0]])])
+        >>> loc, scale = moments([(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), None)])
         >>> loc.tolist(), [round(s, 3) for s in scale.tolist()]
         ([2.0, 5.0], [1.0, 0.707])
     """
     center = counts = first = second = torch.zeros(0)
-    for batch in batches:
-        for chunk in batch.split(CHUNK):
+    for batch, weight in batches:
+        shares = batch.new_ones(len(batch)) if weight is None else weight
+        for chunk, share in zip(batch.split(CHUNK), shares.split(CHUNK), strict=True):
             x = chunk.double()
             if not len(center):
                 # An entry of each column: a constant one is counted from itself, to the last digit.
                 center = x.nanmedian(0).values.nan_to_num()
                 counts, first, second = (torch.zeros_like(center) for _ in range(3))
             y = (x - center).nan_to_num()
-            counts += (~x.isnan()).sum(0)
-            first += y.sum(0)
-            second += y.square().sum(0)
+            counts += share.double() @ (~x.isnan()).double()
+            first += share.double() @ y
+            second += share.double() @ y.square()
     mean = first / counts
     variance = (second / counts - mean**2).nan_to_num()
     return center + mean, variance.where(variance > 0, variance.mean()).sqrt()

@@ -26,6 +26,7 @@ from ppl_models.checks import check_count, check_float64, check_rows
 from ppl_models.criteria import InformationCriteria
 from ppl_models.mixtures.kmeans import kmeans
 from ppl_models.plates import data_plate
+from ppl_models.row_weights import weight_of, weighted_batches
 
 MIN_RATE = 1e-6
 
@@ -86,7 +87,7 @@ class PoissonMixture(nn.Module, InformationCriteria):
         return dist.Categorical(logits=self.logits.log_softmax(0) + log_prob)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, sample_weight: Tensor | None = None) -> None:
         """Starts from clusters of k-means on the roots of the counts, which vary alike.
 
         Raises:
@@ -98,26 +99,31 @@ class PoissonMixture(nn.Module, InformationCriteria):
                 "PoissonMixture: expected rows of counts, 0, 1, 2, ..., got other numbers. "
                 "Try x.round(), or GaussianMixture."
             )
-        labels = kmeans(x.double().sqrt(), len(self.logits))[0]  # (B,)
+        ((rows, weight),) = weighted_batches(x.double(), sample_weight, "PoissonMixture")
+        labels = kmeans(rows.sqrt(), len(self.logits), weight=weight)[0]  # (B,)
         shares = nn.functional.one_hot(labels, len(self.logits)).double()
-        self._maximise(shares.sum(0), shares.T @ x.double())
+        shares = shares if weight is None else shares * weight[:, None]
+        self._maximise(shares.sum(0), shares.T @ rows)
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Iterable[Tensor]) -> Tensor:
+    def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         """Takes one step of EM; returns the mean log evidence before it, in nats per row.
 
         Arguments:
             x: Rows, with shape `(N, D)`, or batches of them.
+            sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, "PoissonMixture")
         parts, log_weights = dist.Poisson(self.rates.double()).to_event(1), self.logits.double()
         log_weights = log_weights.log_softmax(0)
         rows, total = self.logits.new_zeros(2, dtype=torch.float64)
         members, counts = torch.zeros_like(log_weights), torch.zeros_like(self.rates).double()
-        for batch in (x,) if isinstance(x, Tensor) else x:
+        for batch, weight in weighted_batches(x, sample_weight, "PoissonMixture"):
             joint = log_weights + parts.log_prob(batch.double()[:, None])  # log p(x, z), (B, K)
-            shares = joint.softmax(1)  # r, the responsibilities
-            rows, total = rows + len(batch), total + joint.logsumexp(1).sum()
+            shares, evidence = joint.softmax(1), joint.logsumexp(1)  # r, the responsibilities
+            if weight is not None:
+                shares, evidence = shares * weight[:, None], evidence * weight
+            rows, total = rows + weight_of(batch, weight), total + evidence.sum()
             members, counts = members + shares.sum(0), counts + shares.T @ batch.double()
         self._maximise(members, counts)
         return total / rows

@@ -1,4 +1,4 @@
-"""Factors and principal components, as in `sklearn.decomposition`."""
+"""Factors, of their own noise each or of one for all, as in `sklearn.decomposition`."""
 
 import operator
 from typing import Any
@@ -7,19 +7,21 @@ import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
+from torch import Tensor
 
-from ppl_models.factors import analysis, pca, probabilistic_pca
-from ppl_models.sklearn.base import Adapter, Generative, fit_by_em, seeded
+from ppl_models.factors import analysis, probabilistic_pca
+from ppl_models.sklearn.base import Adapter, fit_by_em, seeded
+from ppl_models.sklearn.words import said_in_their_words
 
 
-class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generative):
+class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Adapter):
     """Factor analysis by maximum likelihood, with the interface of `sklearn.decomposition`.
 
-    What differs: complete rows are fitted to the maximum by Newton's method, rows with missing
-    entries by EM, to which alone `tol` (in nats per row) and `max_iter` belong; one factor is the
-    default, not as many as features, which have no maximum; a constant feature is an error, and a
-    warning says where noise would go to zero (a Heywood case). Factors come strongest first, with
-    signs of their own, and there is no `rotation`.
+    What it has more: `sample_weight`, and missing entries. What differs: complete rows are fitted
+    to the maximum by Newton's method, rows with missing entries by EM, to which alone `tol` (in
+    nats per row) and `max_iter` belong; one factor is the default, not as many as features, which
+    have no maximum; and a warning says where noise would go to zero (a Heywood case). Factors come
+    strongest first, with signs of their own, and there is no `rotation`.
 
     Arguments:
         n_components: The number of factors, `K`, less than the number of features.
@@ -32,6 +34,7 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generati
         model_: The fitted `ppl_models.FactorAnalysis`.
         components_, mean_, noise_variance_: In the shapes of scikit-learn.
         n_iter_: The steps of EM; 1 where there was none.
+        loglike_: The log likelihood of all rows, by weight, after each step, in nats.
 
     Example:
         >>> from sklearn.datasets import load_wine
@@ -58,19 +61,30 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generati
         self.missing = missing
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> "FactorAnalysis":
-        """Fits the rows `X`, `(N, D)`; `y` is ignored."""
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "FactorAnalysis":
+        """Fits the rows `X`, `(N, D)`, which count `sample_weight` times; `y` is ignored."""
         x = self._rows(X, reset=True)
-        with seeded(self.random_state):
+        weight = self._weight(sample_weight, x)
+        with said_in_their_words(), seeded(self.random_state):
             number = operator.index(self.n_components)
             model = self._kind(x.shape[1], number, missing=self.missing).double()
             if self.missing == "marginalise":
-                fit_by_em(self, model, x, restarts=1)
+                fit_by_em(self, model, x, weight)
             else:
-                self.n_iter_ = 1
-                model.maximum_likelihood(x)
+                model.maximum_likelihood(x, sample_weight=weight)
+                self._tell_of_the_maximum(model, x, weight)
         self.model_ = model
+        count = len(x) if weight is None else weight.sum().item()
+        self.loglike_ = [count * value for value in self.lower_bounds_]
         return self
+
+    @torch.no_grad()
+    def _tell_of_the_maximum(self, model: Any, x: Tensor, weight: Tensor | None) -> None:
+        """Sets what EM would have told, of a maximum that was found in one step."""
+        values = model.evidence().log_prob(x)
+        mean = values.mean() if weight is None else values @ weight / weight.sum()
+        self.lower_bound_ = mean.item()
+        self.n_iter_, self.converged_, self.lower_bounds_ = 1, True, [self.lower_bound_]
 
     def transform(self, X: Any) -> np.ndarray:
         """Returns the posterior means of the factors, `(N, K)`."""
@@ -81,18 +95,15 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generati
         check_is_fitted(self, "model_")
         return check_array(X) @ self.components_ + self.mean_
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """Returns the mean log density, in nats per row."""
-        return float(self.score_samples(X).mean())
-
-    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Returns rows that the model generates, and their factors."""
-        return self._draw(n_samples)
-
     def get_covariance(self) -> np.ndarray:
         """Returns the covariance of rows under the model, `(D, D)`."""
         check_is_fitted(self, "model_")
         return self.model_.evidence().covariance_matrix.detach().numpy()
+
+    def get_precision(self) -> np.ndarray:
+        """Returns the inverse of that covariance, `(D, D)`."""
+        check_is_fitted(self, "model_")
+        return self.model_.evidence().precision_matrix.detach().numpy()
 
     @property
     def components_(self) -> np.ndarray:
@@ -126,68 +137,3 @@ class ProbabilisticPCA(FactorAnalysis):
     """
 
     _kind = probabilistic_pca.ProbabilisticPCA
-
-
-class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Adapter):
-    """Principal component analysis, with the interface of `sklearn.decomposition`.
-
-    What differs: rows that vary in fewer directions than there are components are an error, as
-    those beyond are arbitrary; `n_components` is a number of components, not a share of variance
-    and not `"mle"`; there is no `whiten`. Without noise there is no density: for `score` take
-    `ProbabilisticPCA`.
-
-    Arguments:
-        n_components: The number of components, `K`. Default: all, `min(N - 1, D)`.
-        random_state: Not used: nothing is random.
-
-    Attributes:
-        model_: The fitted `ppl_models.PCA`.
-        components_, mean_, explained_variance_, explained_variance_ratio_: As in scikit-learn.
-
-    Example:
-        >>> from sklearn.datasets import load_iris
-        >>> x, _ = load_iris(return_X_y=True)
-        >>> print(f"{PCA(n_components=1).fit(x).explained_variance_ratio_[0]:.2f}")
-        0.92
-    """
-
-    def __init__(self, n_components: int | None = None, *, random_state: Any = None) -> None:
-        self.n_components = n_components
-        self.random_state = random_state
-
-    def fit(self, X: Any, y: Any = None) -> "PCA":
-        """Fits the rows `X`, `(N, D)`; `y` is ignored."""
-        x = self._rows(X, reset=True)
-        rows, features = x.shape
-        number = min(rows - 1, features) if self.n_components is None else self.n_components
-        self.model_ = pca.PCA(features, operator.index(number)).double().least_squares(x)
-        return self
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Returns the rows along the components, `(N, K)`."""
-        return self._map(lambda x: self.model_.transform(x), X)
-
-    def inverse_transform(self, X: Any) -> np.ndarray:
-        """Returns the rows that lie at `X`, `(N, K)`, along the components, `(N, D)`."""
-        check_is_fitted(self, "model_")
-        return self.model_.inverse_transform(torch.tensor(check_array(X, dtype=float))).numpy()
-
-    @property
-    def components_(self) -> np.ndarray:
-        return self.model_.components.numpy()
-
-    @property
-    def mean_(self) -> np.ndarray:
-        return self.model_.loc.numpy()
-
-    @property
-    def explained_variance_(self) -> np.ndarray:
-        return self.model_.explained_variance.numpy()
-
-    @property
-    def explained_variance_ratio_(self) -> np.ndarray:
-        return self.model_.explained_variance_ratio.numpy()
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.model_.components)

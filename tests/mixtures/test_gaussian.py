@@ -365,3 +365,16 @@ def test_refused_before_the_fit(x, message, kind):
     with pytest.raises((ValueError, TypeError), match=message):
         fit_em(model, x)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+def test_more_starts_begin_as_one_does(covariance):
+    """So that more of them never end below a single one from the same seed."""
+    x = torch.rand(60, 3).double()
+    one = GaussianMixture(3, 4, covariance).double()
+    many = one.stack(6)
+    for model in (one, many):
+        torch.manual_seed(5)
+        model.initialise(x)
+    for own, stacked in zip(one.parameters(), many.parameters(), strict=True):
+        torch.testing.assert_close(stacked[0], own)

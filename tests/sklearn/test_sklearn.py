@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import pytest
 import sklearn.decomposition
-import sklearn.discriminant_analysis
 import sklearn.mixture
 import torch
 from sklearn.base import clone
@@ -17,28 +16,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import ppl_models.sklearn
 from ppl_models import log_evidence
-from ppl_models.sklearn import (
-    PCA,
-    FactorAnalysis,
-    GaussianMixture,
-    LinearDiscriminantAnalysis,
-    ProbabilisticPCA,
-    QuadraticDiscriminantAnalysis,
-)
+from ppl_models.sklearn import FactorAnalysis, GaussianMixture, ProbabilisticPCA
 
 COVARIANCES = ["full", "tied", "diag", "spherical"]
-DISCRIMINANTS = [LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis]
 ESTIMATORS = [
     GaussianMixture(n_components=2, tol=1e-2, random_state=0),
     GaussianMixture(missing="marginalise"),
     FactorAnalysis(),
     FactorAnalysis(missing="marginalise", tol=1e-2),
     ProbabilisticPCA(),
-    *(kind() for kind in DISCRIMINANTS),
 ]
-IRIS, SPECIES = load_iris(return_X_y=True)
-WINE, CULTIVARS = load_wine(return_X_y=True)
+IRIS, _ = load_iris(return_X_y=True)
+WINE, _ = load_wine(return_X_y=True)
 WINE = StandardScaler().fit_transform(WINE)
 
 
@@ -48,19 +39,26 @@ WINE = StandardScaler().fit_transform(WINE)
     "ignore:GaussianMixture. component:UserWarning",
     "ignore:FactorAnalysis. the noise:UserWarning",
 )
-@parametrize_with_checks([*ESTIMATORS, PCA()])
+@parametrize_with_checks(
+    [*ESTIMATORS, GaussianMixture(warm_start=True)],
+    # Two components of 15 rows have many optima, and rows and repeated rows other draws.
+    expected_failed_checks=lambda estimator: (
+        {"check_sample_weight_equivalence_on_dense_data": "its start is drawn"}
+        if getattr(estimator, "n_components", 1) == 2
+        else {}
+    ),
+)
 def test_contract_of_scikit_learn(estimator, check):
-    """No check is expected to fail."""
+    """No check is expected to fail, but of what is drawn."""
     check(estimator)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_densities_are_those_of_the_model(estimator):
-    estimator = clone(estimator).set_params(random_state=0).fit(WINE, CULTIVARS)
+    estimator = clone(estimator).set_params(random_state=0).fit(WINE)
     evidence = log_evidence(estimator.model_, None, torch.from_numpy(WINE))
     np.testing.assert_allclose(estimator.score_samples(WINE), evidence.value, rtol=1e-10)
-    if not hasattr(estimator, "classes_"):
-        assert estimator.score(WINE) == pytest.approx(evidence.mean)
+    assert estimator.score(WINE) == pytest.approx(evidence.mean)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
@@ -99,38 +97,6 @@ def test_fit_predict():
     assert sorted(set(labels)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("kind", DISCRIMINANTS)
-@pytest.mark.parametrize("data", [load_iris, load_wine])
-def test_discriminants_are_scikit_learns(kind, data):
-    x, y = data(return_X_y=True)
-    ours = kind().fit(x, y)
-    settings = {"store_covariance": True}
-    peer = getattr(sklearn.discriminant_analysis, kind.__name__)(**settings).fit(x, y)
-    np.testing.assert_allclose(ours.predict_proba(x), peer.predict_proba(x), atol=1e-8)
-    logs = [model.predict_log_proba(x) for model in (ours, peer)]
-    np.testing.assert_allclose(*logs, rtol=1e-8, atol=1e-12)
-    for name in ("means_", "priors_", "classes_"):
-        np.testing.assert_allclose(getattr(ours, name), getattr(peer, name))
-    np.testing.assert_allclose(ours.covariance_, peer.covariance_, rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", DISCRIMINANTS)
-def test_classes_may_have_names(kind):
-    names = np.array(["setosa", "versicolor", "virginica"])
-    model = kind(random_state=0).fit(IRIS, names[SPECIES])
-    assert list(model.classes_) == list(names)
-    assert model.score(IRIS, names[SPECIES]) > 0.95
-    x, y = model.sample(300)
-    assert set(y) == set(names)
-    assert model.score(x, y) > 0.9  # a row and its class belong together
-
-
-@pytest.mark.parametrize("kind", DISCRIMINANTS)
-def test_a_single_class_is_refused(kind):
-    with pytest.raises(ValueError, match="2 classes, got 1 class"):
-        kind().fit(IRIS, np.zeros(150, dtype=int))
-
-
 def test_factor_analysis_is_scikit_learns():
     ours = FactorAnalysis(3).fit(WINE)
     peer = sklearn.decomposition.FactorAnalysis(3, tol=1e-8, max_iter=5000, svd_method="lapack")
@@ -147,18 +113,6 @@ def test_factor_analysis_is_scikit_learns():
     z = ours.transform(WINE)
     np.testing.assert_allclose(ours.inverse_transform(z), z @ ours.components_ + ours.mean_)
     assert ours.n_iter_ == 1
-
-
-@pytest.mark.parametrize("number", [None, 1, 3])
-def test_pca_is_scikit_learns(number):
-    ours, peer = PCA(number).fit(IRIS), sklearn.decomposition.PCA(number).fit(IRIS)
-    for name in ("components_", "mean_", "explained_variance_", "explained_variance_ratio_"):
-        np.testing.assert_allclose(getattr(ours, name), getattr(peer, name), atol=1e-12)
-    z = ours.transform(IRIS)
-    np.testing.assert_allclose(z, peer.transform(IRIS), atol=1e-12)
-    np.testing.assert_allclose(ours.inverse_transform(z), peer.inverse_transform(z), atol=1e-12)
-    assert list(ours.get_feature_names_out()) == [f"pca{k}" for k in range(number or 4)]
-    assert PCA().fit(IRIS[:3]).transform(IRIS).shape == (150, 2)
 
 
 def test_probabilistic_pca_is_scikit_learns_but_for_its_noise():
@@ -200,7 +154,6 @@ def test_torch_generators_are_left_alone(random_state):
     mixture = GaussianMixture(3, random_state=random_state).fit(IRIS)
     mixture.sample(5)
     FactorAnalysis(random_state=random_state).fit(WINE).sample(5)
-    LinearDiscriminantAnalysis(random_state=random_state).fit(IRIS, SPECIES).sample(5)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -279,7 +232,7 @@ def test_any_real_dtype(dtype):
 
 def test_numbers_of_numpy_and_pipelines():
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), GaussianMixture(random_state=0, n_init=3, min_scale=0.1)),
+        make_pipeline(StandardScaler(), GaussianMixture(random_state=0, n_init=3, reg_covar=0.01)),
         {"gaussianmixture__n_components": np.arange(1, 4)},
         cv=3,
     )
@@ -293,18 +246,24 @@ def test_numbers_of_numpy_and_pipelines():
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (GaussianMixture(0), "num_components: expected a positive"),
+        (GaussianMixture(0), "^n_components: expected a positive"),
         (GaussianMixture(200), "at least 200 rows"),
-        (GaussianMixture(covariance_type="round"), "covariance: expected one of"),
+        (GaussianMixture(covariance_type="round"), "^covariance_type: expected one of"),
         (GaussianMixture(missing="ignore"), "missing: expected 'error' or 'marginalise'"),
-        (GaussianMixture(n_init=0), "restarts: expected a positive"),
-        (GaussianMixture(max_iter=0), "max_steps: expected a positive"),
-        (GaussianMixture(tol=-1.0), "tolerance: expected"),
-        (GaussianMixture(min_scale=0), "min_scale: expected"),
+        (GaussianMixture(n_init=0), "^n_init: expected a positive"),
+        (GaussianMixture(max_iter=-1), "^max_iter: expected a whole number, 0 or more"),
+        (GaussianMixture(tol=-1.0), "^tol: expected"),
+        (GaussianMixture(reg_covar=-1.0), "^reg_covar: expected"),
         (FactorAnalysis(4), "subspace of 4 dimensions"),
-        (FactorAnalysis(5), "expected 1 to 4 factors"),
+        (FactorAnalysis(5), "expected 1 to 4 factors .*n_components=5. Try n_components=2"),
         (ProbabilisticPCA(4), "fewer factors than features"),
-        (PCA(5), "expected 1 to 4 factors"),
+        (GaussianMixture(init_params="best"), "init_params: expected one of"),
+        (GaussianMixture(2, weights_init=[1.0]), r"weights_init: .* shape \(2,\), got \(1,\)"),
+        (GaussianMixture(2, weights_init=[0.9, 0.2]), "probabilities that sum to 1"),
+        (GaussianMixture(2, weights_init=[1.1, -0.1]), "probabilities that sum to 1"),
+        (GaussianMixture(2, means_init=np.zeros((2, 3))), r"means_init: .* shape \(2, 4\)"),
+        (GaussianMixture(1, means_init=[[0, 0, 0, np.nan]]), "1 that are not finite"),
+        (GaussianMixture(precisions_init=[-np.eye(4)]), "symmetric, positive-definite"),
     ],
     ids=repr,
 )
@@ -317,3 +276,10 @@ def test_refuses(estimator, message):
                 getattr(estimator, method)(*([5] if method == "sample" else [IRIS]))
     assert not hasattr(estimator, "means_")
     assert not hasattr(estimator, "components_")
+
+
+@pytest.mark.parametrize("name", ["PCA", "LinearDiscriminantAnalysis"])
+def test_names_that_are_gone_say_where_to_go(name):
+    with pytest.raises(ImportError, match=rf"Try from sklearn.*import {name}"):
+        getattr(ppl_models.sklearn, name)
+    assert not hasattr(ppl_models.sklearn, "NMF")

@@ -1,6 +1,7 @@
 r"""Expectation maximisation: steps that never lower the evidence, until they no longer raise it."""
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -8,12 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, SequentialSampler
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.training.batches import InMemory, Source, in_memory, streamed
+from ppl_models.infer.training.batches import InMemory, Loaded, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
+from ppl_models.row_weights import check_sample_weight
 from ppl_models.user_line import warn
 
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
@@ -31,6 +34,9 @@ class HasEMStep(Protocol):
 
         `x` are all the rows, or batches of them that can be gone through more than once. The
         objective is the log evidence (with a penalty, where the model has one).
+
+        Where rows may have weights, this and `initialise` take `sample_weight=None`, too: those of
+        all rows, `(N,)`.
         """
 
 
@@ -54,6 +60,7 @@ def fit_em(
     model: Any,
     data: Any,
     *,
+    sample_weight: Any = None,
     initialise: bool = True,
     restarts: int = 1,
     max_steps: int = 1000,
@@ -68,8 +75,10 @@ def fit_em(
         \theta_{t+1} = \arg\max_\theta \;
         \mathbb{E}_{p(z \mid x, \theta_t)} \left[ \log p(x, z \mid \theta) \right]
 
-    Each step goes through all rows; no step raises the loss, the mean of minus the log evidence.
-    The model is left with the parameters of the last loss in the history.
+    With weights the evidence is :math:`\sum_n w_n \log p(x_n)`, and nats are per row by weight: a
+    row of weight 2 counts as two. Each step goes through all rows; no step raises the loss, the
+    mean of minus the log evidence. The model is left with the parameters of the last loss in the
+    history.
 
     It runs where the model is. Batches of a `Dataset` or a `DataLoader` are moved there one at a
     time, and so are the parts of a tensor on the CPU, where a `batch_size` is given: data that do
@@ -79,8 +88,11 @@ def fit_em(
         model: A module with `em_step(x)` and `initialise(x)`.
         data: A tensor (array, data frame) of rows, or a `Dataset` or `DataLoader` that streams
             them in batches.
+        sample_weight: How many times each row counts, `(N,)`, 0 or more, in the order of the rows,
+            which a `DataLoader` must not shuffle. Default: once.
         initialise: Whether to choose a start; else it is where the model is.
-        restarts: The number of starts, of which the best end is kept.
+        restarts: The number of starts, of which the best end is kept. The first is what a single
+            one would be.
         max_steps: The largest number of steps.
         tolerance: Stop when a step raises the evidence by no more, in nats per row.
         batch_size: The rows of a batch of a `Dataset`, or of a tensor that stays on the CPU while
@@ -94,6 +106,7 @@ def fit_em(
 
     Raises:
         ValueError: If an argument or the data do not fit.
+        TypeError: If the model has no such step, or none that takes weights.
         RuntimeError: If a step lowers the evidence, which no step of EM does.
 
     References:
@@ -113,16 +126,17 @@ def fit_em(
     place = next(iter(model.parameters())).device
     data = as_data(data, [model])
     rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
+    weight = _weight(model, rows, sample_weight)
     if seed is not None:
         torch.manual_seed(seed)
-    x, start = _rows_and_start(rows, batch_size, place, missing)
-    check_devices({"model": model}, (start,), "a batch_size, with which parts of them are moved")
+    x, start = _rows_and_start(rows, weight, batch_size, place, missing)
+    check_devices({"model": model}, start[:1], "a batch_size, with which parts of them are moved")
 
     ends = []
     with tqdm(desc="EM", disable=None if progress else True) as bar:
         for candidate in _candidates(model, restarts):
             if initialise:
-                candidate.initialise(start)
+                candidate.initialise(*start)
             ends.append(_climb(candidate, x, max_steps, tolerance, bar))
     values, state = max(ends, key=lambda end: end[0][-1])
     model.load_state_dict(state)
@@ -131,15 +145,57 @@ def fit_em(
 
 
 def _rows_and_start(
-    rows: Source, batch_size: int | None, place: torch.device, missing: bool
-) -> tuple[Any, Tensor]:
-    """What each step goes through, and rows to choose a start from."""
+    rows: Source,
+    weight: Tensor | None,
+    batch_size: int | None,
+    place: torch.device,
+    missing: bool,
+) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    """What each step goes through, and rows to choose a start from; each with its weights."""
     if not isinstance(rows, InMemory):
-        return _Streamed(rows, missing), _first_rows(rows, missing)
+        return _with(_Streamed(rows, missing), weight), _first_rows(rows, weight, missing)
     x = _whole(rows)
+    if weight is not None and not (weight > 0).all():  # what is left out is so once for all
+        keep = weight > 0
+        x, weight = x[keep.to(x.device)], weight[keep]
     if batch_size is not None and x.device.type == "cpu" != place.type:
-        return _Moved(x, rows.batch_size, place), _random_rows(x).to(place)
-    return x, x
+        some = _random_rows(x)
+        start = _with(x[some].to(place), None if weight is None else weight[some])
+        return _with(_Moved(x, rows.batch_size, place), weight), start
+    return _with(x, weight), _with(x, weight)
+
+
+def _with(x: Any, weight: Tensor | None) -> tuple[Any, ...]:
+    """What steps are called with: a model need not know of weights where there are none."""
+    return (x,) if weight is None else (x, weight)
+
+
+def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
+    """The weights of all rows, on the CPU, after checking that they can be used."""
+    if sample_weight is None:
+        return None
+    name = type(model).__name__
+    for method in ("em_step", "initialise"):
+        if "sample_weight" not in inspect.signature(getattr(model, method)).parameters:
+            raise TypeError(
+                f"fit_em: {name}.{method} takes no weights of rows, got sample_weight. Try rows "
+                f"that are repeated, or def {method}(self, x, sample_weight=None) in {name}."
+            )
+    if isinstance(rows, Loaded) and not _in_order(rows.loader):
+        raise ValueError(
+            "sample_weight: expected rows in an order that is known, got a DataLoader that "
+            "chooses its own. Try shuffle=False, or the Dataset with a batch_size."
+        )
+    weight = torch.as_tensor(sample_weight).double().cpu()
+    check_sample_weight(weight, rows.size, "fit_em")
+    return weight
+
+
+def _in_order(loader: Any) -> bool:
+    """Whether a loader gives the rows of its data set in their order."""
+    batches = loader.batch_sampler
+    order = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    return type(order) is SequentialSampler and type(batches) in (BatchSampler, type(None))
 
 
 def _candidates(model: Any, restarts: int) -> list[Any]:
@@ -163,7 +219,7 @@ def _warn_of_the_end(model: Any, values: list[float], max_steps: int, tolerance:
 
 @torch.no_grad()
 def _climb(
-    model: Any, x: Any, max_steps: int, tolerance: float, bar: tqdm
+    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float, bar: tqdm
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Steps until all restarts have converged; the objectives of the best, and its parameters.
 
@@ -175,7 +231,7 @@ def _climb(
     before: dict[str, Tensor] = {}
     while True:
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        value = model.em_step(x).cpu()
+        value = model.em_step(*x).cpu()
         if not torch.isfinite(value).all():
             model.load_state_dict(before or state)
             raise FloatingPointError(
@@ -236,9 +292,9 @@ class _Moved:
             yield part.to(self.place, non_blocking=True)  # it stays as it is
 
 
-def _random_rows(x: Tensor) -> Tensor:
-    """Rows to choose a start from, where not all may be moved at once."""
-    return x if len(x) <= MANY else x[torch.randperm(len(x))[:MANY]]
+def _random_rows(x: Tensor) -> Tensor | slice:
+    """Which rows to choose a start from, where not all may be moved at once."""
+    return slice(None) if len(x) <= MANY else torch.randperm(len(x))[:MANY]
 
 
 def _whole(rows: InMemory) -> Tensor:
@@ -250,16 +306,18 @@ def _whole(rows: InMemory) -> Tensor:
     return rows.tensors[0]
 
 
-def _first_rows(rows: Source, missing: bool) -> Tensor:
-    """Rows to choose a start from, where the data are streamed."""
-    found, count = [], 0
+def _first_rows(rows: Source, weight: Tensor | None, missing: bool) -> tuple[Tensor, ...]:
+    """Rows to choose a start from, where the data are streamed, with their weights."""
+    found, which, count = [], [], 0
     for batch in rows.epoch(0):
         check_tensors(batch.values, missing)
         found.append(batch.values[0])
+        order = torch.arange(count, count + len(found[-1]))
+        which.append(order if batch.rows is None else batch.rows.cpu())
         count += len(found[-1])
         if count >= MANY:
             break
-    return torch.cat(found)
+    return _with(torch.cat(found), None if weight is None else weight[torch.cat(which)])
 
 
 def _check_arguments(
