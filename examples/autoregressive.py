@@ -237,4 +237,7 @@ def tiles(axes: Axes, rows: Tensor, title: str, columns: int = 7) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no images: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

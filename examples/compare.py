@@ -344,4 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no images: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

@@ -221,4 +221,7 @@ def images(rows: dict[str, Tensor], title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no images: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

@@ -206,4 +206,7 @@ def nearest(samples: Tensor, x: Tensor) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no images: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

@@ -239,4 +239,7 @@ def draw_denoised(test: Tensor, noisy: Tensor, cleaned: dict[str, Tensor]) -> Fi
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no images: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

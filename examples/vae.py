@@ -208,4 +208,7 @@ def latents(means: Tensor, labels: Tensor | None) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no images: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

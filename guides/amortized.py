@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 
@@ -31,6 +31,9 @@ class AmortizedNormal(nn.Module):
             a multilayer perceptron with two hidden layers of 128.
         site: The name of the latent site.
 
+    Raises:
+        ValueError: At a call, if the encoder does not give `2 * K` outputs.
+
     Example:
         >>> import torch
         >>> guide = AmortizedNormal(num_features=64, num_latents=8)
@@ -46,7 +49,7 @@ class AmortizedNormal(nn.Module):
         site: str = "z",
     ) -> None:
         super().__init__()
-        self.num_features = num_features
+        self.num_features, self.num_latents = num_features, num_latents
         self.site = site
         self.encoder = MLP(num_features, 2 * num_latents) if encoder is None else encoder
 
@@ -61,5 +64,6 @@ class AmortizedNormal(nn.Module):
         """
         check_rows(x, self.num_features, "AmortizedNormal")
         outputs = self.encoder(x).to(x.dtype)  # (B, 2 * K)
+        check_means_and_scales(outputs, self.num_latents, "AmortizedNormal", "encoder")
         loc, log_scale = outputs.chunk(2, dim=-1)  # (B, K) each
         return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -19,7 +19,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 
@@ -52,6 +52,7 @@ class ConditionalNormal(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.num_classes = num_features, num_classes
+        self.num_latents = num_latents
         inputs = num_features + num_classes
         self.encoder = MLP(inputs, 2 * num_latents) if encoder is None else encoder
 
@@ -67,6 +68,7 @@ class ConditionalNormal(nn.Module):
         rows = x.expand(*y.shape[:-1], *x.shape)
         inputs = torch.cat([rows, label.expand(*rows.shape[:-1], self.num_classes)], -1)
         outputs = self.encoder(inputs.flatten(0, -2)).to(x.dtype)  # one dimension of rows
+        check_means_and_scales(outputs, self.num_latents, type(self).__name__, "encoder")
         loc, log_scale = outputs.unflatten(0, inputs.shape[:-1]).chunk(2, dim=-1)  # (*, B, K)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
@@ -110,6 +112,12 @@ class LabelNormal(ConditionalNormal):
         r"""Returns :math:`q(y \mid x)`, all on the label of a row that has one."""
         check_rows(x, self.num_features, type(self).__name__)
         logits = self.classifier(x).to(x.dtype).log_softmax(-1)  # (B, C)
+        if logits.shape != (len(x), self.num_classes):
+            raise ValueError(
+                f"{type(self).__name__}: expected its classifier to give a logit for each of "
+                f"{self.num_classes} classes, with shape {(len(x), self.num_classes)}, got "
+                f"{tuple(logits.shape)}. Try a network with {self.num_classes} outputs."
+            )
         if y is None:
             return dist.Categorical(logits=logits)
         _check_shape(x, y, type(self).__name__)

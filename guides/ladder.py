@@ -28,7 +28,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 
@@ -67,6 +67,7 @@ class BottomUpNormal(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = num_features
+        self.num_latents, self.num_top_latents = num_latents, num_top_latents
         self.encoder = MLP(num_features, 2 * num_latents) if encoder is None else encoder
         above = MLP(num_latents, 2 * num_top_latents) if top_encoder is None else top_encoder
         self.top_encoder = above
@@ -74,13 +75,13 @@ class BottomUpNormal(nn.Module):
     def forward(self, x: Tensor, size: int | None = None) -> Tensor:
         with data_plate(x, size):
             z = pyro.sample("z", self.posterior(x))  # (B, K)
-            pyro.sample("z2", _normal(self.top_encoder, z))  # (B, K2)
+            pyro.sample("z2", _normal(self, "top_encoder", z))  # (B, K2)
             return z
 
     def posterior(self, x: Tensor) -> dist.Independent:
         r"""Returns :math:`q(z \mid x)`."""
         check_rows(x, self.num_features, "BottomUpNormal")
-        return _normal(self.encoder, x)
+        return _normal(self, "encoder", x)
 
 
 class LadderNormal(nn.Module):
@@ -125,6 +126,7 @@ class LadderNormal(nn.Module):
                 f"Try a HierarchicalVAE, or BottomUpNormal."
             )
         self.num_features = num_features
+        self.num_latents, self.num_top_latents = num_latents, num_top_latents
         self.conditional = model.conditional  # a method: the model does not become a part
         self.encoder = MLP(num_features, 2 * num_latents) if encoder is None else encoder
         above = MLP(num_features, 2 * num_top_latents) if top_encoder is None else top_encoder
@@ -133,7 +135,7 @@ class LadderNormal(nn.Module):
     def forward(self, x: Tensor, size: int | None = None) -> Tensor:
         check_rows(x, self.num_features, "LadderNormal")
         with data_plate(x, size):
-            z2 = pyro.sample("z2", _normal(self.top_encoder, x))  # (B, K2)
+            z2 = pyro.sample("z2", _normal(self, "top_encoder", x))  # (B, K2)
             return pyro.sample("z", self.posterior(x, z2))  # (B, K)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LadderNormal":
@@ -155,13 +157,17 @@ class LadderNormal(nn.Module):
 
     def posterior(self, x: Tensor, z2: Tensor) -> dist.Independent:
         r"""Returns :math:`q(z \mid x, z^{(2)})`."""
-        said = _normal(self.encoder, x).base_dist
+        said = _normal(self, "encoder", x).base_dist
         prior = self.conditional(z2).base_dist
         precision = said.scale**-2 + prior.scale**-2
         loc = (said.loc * said.scale**-2 + prior.loc * prior.scale**-2) / precision
         return dist.Normal(loc, precision**-0.5).to_event(1)
 
 
-def _normal(network: nn.Module, inputs: Tensor) -> dist.Independent:
-    loc, log_scale = network(inputs).to(inputs.dtype).chunk(2, dim=-1)
+def _normal(guide: BottomUpNormal | LadderNormal, network: str, inputs: Tensor) -> dist.Independent:
+    """The Gaussian whose means and log-scales a network of a guide gives."""
+    outputs = getattr(guide, network)(inputs).to(inputs.dtype)
+    count = guide.num_latents if network == "encoder" else guide.num_top_latents
+    check_means_and_scales(outputs, count, type(guide).__name__, network)
+    loc, log_scale = outputs.chunk(2, dim=-1)
     return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -69,7 +69,8 @@ def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
         return
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try torch.as_tensor(x)."
+            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try "
+            f"torch.tensor(numpy.asarray(x), dtype=torch.float32)."
         )
     if not x.is_floating_point():
         raise TypeError(
@@ -148,6 +149,52 @@ def check_float64(x: Tensor, where: str) -> None:
         raise TypeError(
             f"{where}: this is computed in double precision, which the device {x.device} has not. "
             f"Try .cpu() of the model and of the rows."
+        )
+
+
+def check_means_and_scales(outputs: Tensor, num_latents: int, where: str, network: str) -> Tensor:
+    """Returns the outputs of a network after a look at their shape, as any can be halved.
+
+    Arguments:
+        outputs: What it gave for a row each, `(*, 2 * K)` as it should be.
+        num_latents: The length of a latent vector, `K`.
+        where: What to call its owner in errors.
+        network: What to call the network.
+
+    Raises:
+        ValueError: If there is not a mean and a log-scale for each latent.
+    """
+    if outputs.ndim < 2 or outputs.shape[-1] != 2 * num_latents:
+        got = outputs.shape[-1] if outputs.ndim else 0
+        even = f", or num_latents={got // 2}" if got and got % 2 == 0 else ""
+        raise ValueError(
+            f"{where}: expected its {network} to give a mean and a log-scale for each of "
+            f"num_latents={num_latents}, with shape (B, {2 * num_latents}), got "
+            f"{tuple(outputs.shape)}. Try a network with {2 * num_latents} outputs{even}."
+        )
+    return outputs
+
+
+def check_resolution(loc: Tensor, scale: Tensor, dtype: torch.dtype, where: str) -> None:
+    """Raises a ValueError where a model cannot hold where its rows are: they are too far from zero.
+
+    Arguments:
+        loc: The means of the features, `(D,)`.
+        scale: Their standard deviations, `(D,)`; 0 for a constant one, which is let through.
+        dtype: The precision of the model's parameters.
+        where: The name of the model.
+
+    Example:
+        >>> check_resolution(torch.tensor([1e4]), torch.tensor([1.0]), torch.float32, "model")
+    """
+    far = (torch.finfo(dtype).eps * loc.abs() > 0.1 * scale) & (scale > 0)
+    if far.any():
+        d = int((loc.abs() / scale).where(far, 0.0).argmax())
+        raise ValueError(
+            f"{where}: expected rows near zero, beside their spread, got column {d} with a mean of "
+            f"{loc[d].item():.3g} and a standard deviation of {scale[d].item():.3g}: numbers of "
+            f"{str(dtype).removeprefix('torch.')} near there are too far apart for a model of it. "
+            f"Try x - x.mean(0) in double precision, or model.double() and x.double()."
         )
 
 

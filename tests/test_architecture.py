@@ -22,7 +22,7 @@ FAMILIES = {
 }
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {
-    **{"programs": 0, "compiled": 1, "evidence": 2, "objectives": 3, "training": 4},
+    **{"programs": 0, "trials": 1, "compiled": 2, "evidence": 3, "objectives": 4, "training": 5},
     "selection": 6,
 }
 # What a family descends, bounds or plays by itself: these files alone see `infer`.

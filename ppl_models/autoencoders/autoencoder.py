@@ -93,7 +93,14 @@ class AutoEncoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Returns the codes of rows, `(B, K)`."""
         check_rows(x, self.num_features, type(self).__name__)
-        return self.encoder(x).to(x.dtype)
+        codes = self.encoder(x).to(x.dtype)
+        if codes.shape != (len(x), self.num_latents):
+            raise ValueError(
+                f"{type(self).__name__}: expected its encoder to give codes of shape "
+                f"(B, {self.num_latents}), got {tuple(codes.shape)}. Try a network with "
+                f"{self.num_latents} outputs, without scales: these are of AmortizedNormal."
+            )
+        return codes
 
     def decode(self, z: Tensor) -> Tensor:
         """Returns the rows of codes, `(B, D)`; with a likelihood, its means."""

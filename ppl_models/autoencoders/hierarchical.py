@@ -20,7 +20,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
@@ -85,7 +85,9 @@ class HierarchicalVAE(nn.Module):
 
     def conditional(self, z2: Tensor) -> dist.Independent:
         r"""Returns :math:`p(z \mid z^{(2)})`, for `z2` of shape `(B, K2)`."""
-        loc, log_scale = self.top_decoder(z2).to(z2.dtype).chunk(2, dim=-1)  # (B, K) each
+        outputs = self.top_decoder(z2).to(z2.dtype)  # (B, 2 * K)
+        check_means_and_scales(outputs, self.num_latents, "HierarchicalVAE", "top_decoder")
+        loc, log_scale = outputs.chunk(2, dim=-1)  # (B, K) each
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
     def mean(self, z: Tensor) -> Tensor:

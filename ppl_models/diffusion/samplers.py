@@ -14,6 +14,10 @@ sampler              network calls            step
 `langevin`           `2 N - 1`                `ddim`, then one step along the score, with noise
 ==================== ======================== =============================================
 
+Too few steps end near the mean of the rows, and never far beyond them. Of Gaussian rows with
+standard deviations between 0.5 and 2, `heun` has the scale within 6 % from 18 steps on, `ddim` from
+50, `ancestral` within 12 % from 50.
+
 Classifier-free guidance is no sampler but a denoiser made of two: `guided`.
 
 Shapes: `B` rows, `D` features, `N` steps.
@@ -102,8 +106,17 @@ def heun(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
 
     .. math:: \frac{d (z / \alpha)}{d (\sigma / \alpha)} = \frac{z - \alpha \hat{x}}{\sigma}
 
-    The slope, the noise that the denoiser sees, is averaged over the two ends of each step. The
-    arguments are those of `ancestral`.
+    The slope, the noise that the denoiser sees, is averaged over the two ends of each step, which
+    is `ddim` with another :math:`\hat{x}`, between those of the two ends, `t` and `s`:
+
+    .. math::
+        \hat{x} = \hat{x}_t + w (\hat{x}_s - \hat{x}_t), \qquad
+        w = \frac{\sigma_t / \alpha_t}{2 \sigma_s / \alpha_s}
+
+    Where a step leaves less than half of the noise, `w` is more than 1 and goes beyond both; from
+    much noise to little, by far too much. So it is held to :math:`1 + \alpha_t / 2 \sigma_t`,
+    which leaves steps alone where there is little noise, or there are many. The arguments are those
+    of `ancestral`.
 
     Example:
         >>> from ppl_models.diffusion.schedules import Cosine
@@ -112,12 +125,10 @@ def heun(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
     """
     log_snr = _stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
-        slope = _predicted_noise(z, denoiser(z, now), now)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(now), alpha_sigma(after)
-        change = alpha_s * (sigma_s / alpha_s - sigma_t / alpha_t)
-        unmoved = alpha_s / alpha_t * z
-        there = unmoved + change * slope
-        z = unmoved + change * (slope + _predicted_noise(there, denoiser(there, after), after)) / 2
+        first = denoiser(z, now)
+        second = denoiser(_along_flow(z, first, now, after), after)
+        share = torch.minimum(((after - now) / 2).exp() / 2, 1 + (now / 2).exp() / 2)  # w
+        z = _along_flow(z, first + share * (second - first), now, after)
     return denoiser(z, log_snr[-1])
 
 

@@ -26,7 +26,14 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_finite, check_float64, check_rows, listed
+from ppl_models.checks import (
+    check_count,
+    check_finite,
+    check_float64,
+    check_resolution,
+    check_rows,
+    listed,
+)
 from ppl_models.criteria import InformationCriteria
 from ppl_models.factors.checks import (
     check_batches,
@@ -332,14 +339,17 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         return left.maximum(torch.minimum(self.noise_floor * variance, noise))
 
     def _moments(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None) -> Moments:
-        return moments(
+        where = type(self).__name__
+        found = moments(
             x,
             len(self.loc),
             missing=self.missing == "marginalise",
             shared=self.log_scale.ndim == 0,
-            where=type(self).__name__,
+            where=where,
             sample_weight=sample_weight,
         )
+        check_resolution(found.mean, found.units, self.loc.dtype, where)
+        return found
 
     def _best_noise(self, found: Moments, restarts: int) -> Tensor:
         """The noise of the largest likelihood, in units of the rows."""

@@ -69,7 +69,7 @@ def check_columns(counts: Tensor, constant: Tensor, where: str) -> None:
 
 
 def check_rank(values: Tensor, num_rows: int, num_factors: int, where: str) -> None:
-    """Raises where rows lie in a subspace of as many dimensions as there are factors.
+    """Raises where rows lie in a subspace of no more dimensions than there are factors.
 
     Arguments:
         values: The eigenvalues of their covariance, ascending, `(D,)`.
@@ -78,9 +78,18 @@ def check_rank(values: Tensor, num_rows: int, num_factors: int, where: str) -> N
         where: The name of the model, for errors.
     """
     rest = values[: len(values) - num_factors]
-    if rest.sum() <= SINGULAR * values[-1] or values[-1] == 0:
-        raise ValueError(
-            f"{where}: the rows lie in a subspace of {num_factors} dimensions, where the "
-            f"likelihood has no maximum. Try fewer factors than {num_factors}, or more rows "
-            f"than {num_rows}."
-        )
+    if values[-1] > 0 and rest.sum() > SINGULAR * values[-1]:
+        return
+    rank = int((values > SINGULAR * values[-1]).sum())
+    advice = [f"fewer factors than {rank}"] if rank > 1 else []
+    if rank == num_rows - 1 and num_factors < len(values):  # rows less their mean: one fewer
+        advice.append(f"more rows than {num_factors + 1}")
+    if rank:
+        advice.append(f"PCA with num_factors={rank}, which has no noise")
+    raise ValueError(
+        f"{where}: the {num_rows} rows lie in a subspace of {rank} dimension{'s' * (rank != 1)}, "
+        f"and num_factors={num_factors} takes them all: nothing is left to the noise, and the "
+        f"likelihood has no maximum. Expected rows that span {num_factors + 1} dimensions or more"
+        + ("" if num_factors < len(values) else f", as {len(values)} features cannot")
+        + f". Try {', or '.join(advice or ['rows that vary'])}."
+    )

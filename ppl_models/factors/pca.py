@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_rows
+from ppl_models.checks import check_resolution, check_rows
 from ppl_models.factors.checks import SINGULAR, check_num_factors
 from ppl_models.factors.likelihood import with_signs
 from ppl_models.factors.moments import moments
@@ -79,6 +79,7 @@ class PCA(nn.Module):
                 directions.
         """
         found = moments(x, len(self.loc), missing=False, shared=True, where="PCA")
+        check_resolution(found.mean, found.units, self.loc.dtype, "PCA")
         varying = int((found.values > SINGULAR * found.values[-1]).sum())
         if varying < len(self.components):
             raise ValueError(

@@ -44,7 +44,8 @@ class ProbabilisticPCA(FactorAnalysis):
         if num_factors >= num_features:
             raise ValueError(
                 f"ProbabilisticPCA: expected fewer factors than features, "
-                f"got {num_factors} of {num_features}."
+                f"got {num_factors} of {num_features}. Try PCA, which has no noise"
+                + (f", or num_factors={num_features - 1}." if num_features > 1 else ".")
             )
         super().__init__(num_features, num_factors, missing)
         self.log_scale = nn.Parameter(torch.zeros(()))  # log sigma

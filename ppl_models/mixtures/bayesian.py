@@ -34,7 +34,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_models.checks import check_choice, check_count, check_finite, check_positive, check_rows
+from ppl_models.checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_float64,
+    check_positive,
+    check_resolution,
+    check_rows,
+)
 from ppl_models.linalg import cholesky
 from ppl_models.mixtures.conjugate import ConjugateMixture, weights_of
 from ppl_models.mixtures.inverse_wishart import InverseWishart
@@ -47,8 +55,10 @@ class BayesianGaussianMixture(nn.Module):
 
     With stick-breaking `sticks` are latent, and `weights` deterministic. `scales`, deterministic
     too, are the standard deviations of the features in each component. A single component has no
-    latent weights. The default prior is meant for features of mean 0 and standard deviation 1;
-    float64 is advised, `model.double()`.
+    latent weights. The prior is in the units of the data, and what it is by default is meant for
+    features of mean 0 and standard deviation 1: `mean_field`, where the guides of `guides.mixture`
+    start, refuses others. For these `prior_loc=x.mean(0), prior_scale=0.25 * x.std(0)` is the same
+    prior. float64 is advised, `model.double()`.
 
     Arguments:
         num_features: The length of a row, `D`.
@@ -197,7 +207,9 @@ class BayesianGaussianMixture(nn.Module):
             restarts: The number of runs of k-means for each number of clusters.
 
         Raises:
-            ValueError: If rows are not finite, or fewer than components.
+            ValueError: If rows are not finite, or fewer than components, or the priors are not
+                about rows like these: most lie more than 30 times as far from `prior_loc` as rows
+                do a priori, or they spread less than a fourth of `prior_scale`.
         """
         check_rows(x, self.num_features, "BayesianGaussianMixture")
         if x.dtype != self.loc.dtype:
@@ -205,8 +217,29 @@ class BayesianGaussianMixture(nn.Module):
                 f"BayesianGaussianMixture: expected rows of {self.loc.dtype}, as the model, got "
                 f"{x.dtype}. Try model.double() and x.double()."
             )
+        check_float64(x, "BayesianGaussianMixture")
         check_finite(x, "BayesianGaussianMixture", minimum=self.num_components)
+        self._check_units(x.double())
         return mean_field(self.prior, x, restarts)
+
+    def _check_units(self, x: Tensor) -> None:
+        """Raises unless means and standard deviations of rows suit the priors."""
+        loc, scale = x.mean(0), x.std(0, correction=0)
+        check_resolution(loc, scale, self.loc.dtype, "BayesianGaussianMixture")
+        size = self.scale.shape[-1]
+        inside = (self.scale.diagonal(dim1=-2, dim2=-1).flatten() / (self.df - size - 1)).sqrt()
+        over = inside * (1 + 1 / self.strength).sqrt()  # of all rows, (D,) or (1,)
+        far = (x - self.loc).abs().median(0).values / over  # a few rows may lie anywhere
+        if far.max() > 30 or 0 < (scale / inside).max() < 0.25:
+            d = int(far.argmax())
+            raise ValueError(
+                f"BayesianGaussianMixture: the priors are not about rows like these, such as "
+                f"feature {d}, with a mean of {loc[d]:.3g} and a standard deviation of "
+                f"{scale[d]:.3g}; a priori a row is within about {over.expand(len(loc))[d]:.3g} of "
+                f"{self.loc[d]:.3g}, and a component spreads {inside.expand(len(loc))[d]:.3g}. Try "
+                f"standardised rows, or prior_loc=x.mean(0), prior_scale=0.25 * x.std(0) (a number "
+                f"if spherical)."
+            )
 
     def _event_dims(self, site: dict) -> dict:
         """How ArviZ is to call the dimensions of a site, besides those of its plates."""

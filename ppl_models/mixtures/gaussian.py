@@ -7,7 +7,9 @@ r"""Mixtures of Gaussians by maximum likelihood.
 No direction of a component has a variance less than a floor: else a component that closes in on a
 single row would have an evidence without bound. Under that constraint the maximisation step is
 exact (the eigenvalues of a covariance that lie below the floor are raised to it), so that EM never
-lowers the evidence.
+lowers the evidence. The floor is a part of the spread of each feature over the rows, so that their
+units change nothing: rows :math:`c x + b` give the means :math:`c \mu + b`, the covariances
+:math:`c^2 \Sigma`, and an evidence that is :math:`D \log c` less.
 
 Shapes: `B` rows, `D` features, `K` components; `R` restarts, where they are stacked.
 
@@ -33,6 +35,7 @@ from ppl_models.checks import (
     check_finite,
     check_float64,
     check_positive,
+    check_resolution,
     check_rows,
     listed,
 )
@@ -51,26 +54,32 @@ from ppl_models.mixtures.expectation import (
     from_labels,
 )
 from ppl_models.mixtures.kmeans import kmeans
-from ppl_models.mixtures.maximisation import maximisation
+from ppl_models.mixtures.maximisation import maximisation, moments
 from ppl_models.plates import data_plate
 from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 MANY = 20_000  # rows that are enough to choose a start
+SMALL = 1e-3  # the floor, as a part of the spread of the rows
 CANDIDATES, SHORT = 4, 10  # for each start, and the steps after which the best goes on
 
 
 class GaussianMixture(nn.Module, InformationCriteria):
     r"""A mixture of Gaussians, its component the enumerated site `z`.
 
-    Fitted by `fit_em(model, x)`, or by gradient, `fit(elbo(model), x)`, to the same optimum.
+    Fitted by `fit_em(model, x)`, or by gradient, `fit(elbo(model), x)`, to the same optimum. Steps
+    of EM are the same in all units; those of a gradient are not, and begin best where
+    `model.initialise(x)` leads, on standardised rows.
 
     Arguments:
         num_features: The length of a row, `D`.
         num_components: `K`.
         covariance: `"full"`, `"tied"` (one for all components), `"diag"` or `"spherical"`.
         min_scale: The smallest standard deviation of a component in any direction, in the units
-            of the data. By gradient it bounds that of each feature, given those before it.
+            of the data. Default: a thousandth of each feature's over all rows, a direction being
+            measured in these (if spherical, of their root mean square), once `initialise` or a
+            step of EM has seen rows; until then 0.001. By gradient it bounds that of each feature,
+            given those before it.
         missing: `"error"`, or `"marginalise"`: entries that are NaN are missing, and everything
             is exact for the entries that are not.
 
@@ -81,17 +90,20 @@ class GaussianMixture(nn.Module, InformationCriteria):
         (torch.Size([7]), torch.Size([7, 3]))
     """
 
+    floor: Tensor  # the least scale of each feature, (D,) or (1,), unless given; at first 0
+
     def __init__(
         self,
         num_features: int,
         num_components: int,
         covariance: str = "full",
-        min_scale: float = 1e-3,
+        min_scale: float | None = None,
         missing: str = "error",
     ) -> None:
         check_count(num_features=num_features, num_components=num_components)
         check_choice("covariance", covariance, COVARIANCES)
-        check_positive(min_scale=min_scale)
+        if min_scale is not None:
+            check_positive(min_scale=min_scale)
         check_missing(missing)
         super().__init__()
         self.covariance, self.min_scale, self.missing = covariance, min_scale, missing
@@ -106,16 +118,40 @@ class GaussianMixture(nn.Module, InformationCriteria):
         self.log_scale = nn.Parameter(torch.zeros(shape))  # of the diagonal of L: Sigma = L L^T
         if covariance in ("full", "tied"):
             self.lower = nn.Parameter(torch.zeros(*shape, num_features))  # L below its diagonal
+        unknown = torch.zeros(1 if covariance == "spherical" else num_features)
+        self.register_buffer("floor", unknown if min_scale is None else None)
 
     @property
     def scale(self) -> Tensor:
         """The Cholesky factors of the covariances, (K, D, D), or (D, D) if tied; if diagonal the
         standard deviations, (K, D), if spherical (K, 1)."""
         # In logarithms, so that the gradient of a tiny scale is not lost.
-        scale = self.log_scale.clamp(min=math.log(self.min_scale)).exp()
+        scale = self.log_scale.clamp(min=self._log_floor()).exp()
         if self.covariance in ("diag", "spherical"):
             return scale
         return self.lower.tril(-1) + torch.diag_embed(scale)
+
+    def _log_floor(self) -> Tensor | float:
+        """The logarithm of the least scale, in a shape that goes with `log_scale`."""
+        if self.min_scale is not None:
+            return math.log(self.min_scale)
+        known = self.floor if self.covariance == "tied" else self.floor.unsqueeze(-2)
+        return known.where(known > 0, SMALL).log()
+
+    def _floor(self) -> Tensor:
+        """The least scale, in float64, (R or 1, 1, F)."""
+        if self.min_scale is not None:
+            return self.locs.new_full((1, 1, 1), self.min_scale, dtype=torch.float64)
+        known = self.floor.double().view(-1, 1, self.floor.shape[-1])
+        return known.where(known > 0, SMALL)
+
+    def _measure(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Learns from all rows what the floor is a part of, unless it is given or known."""
+        if self.min_scale is None and not self.floor.all():
+            _, found = moments(batches)  # (D,)
+            if self.covariance == "spherical":
+                found = found.square().mean(0, keepdim=True).sqrt()
+            self.floor.copy_(SMALL * found)
 
     @property
     def weights(self) -> Tensor:
@@ -228,6 +264,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         for name, parameter in self.named_parameters():
             stacked = parameter.detach().expand(restarts, *parameter.shape).clone()
             setattr(model, name, nn.Parameter(stacked, parameter.requires_grad))
+        if self.min_scale is None:
+            model.floor = self.floor.expand(restarts, -1).clone()
         return model
 
     @torch.no_grad()
@@ -245,11 +283,11 @@ class GaussianMixture(nn.Module, InformationCriteria):
             sample_weight: How many times each row counts, `(N,)`. Default: once.
 
         Raises:
-            ValueError: If `x` has fewer (distinct) rows than components, or a constant column.
+            ValueError: If `x` has fewer (distinct) rows than components, or nothing in it varies.
         """
         ((x, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
         self._check_fit(x)
-        rows = x
+        of_all, rows = [(x, weight)], x
         if len(x) > MANY:
             some = torch.randperm(len(x), device=x.device)[:MANY]
             rows, weight = x[some], None if weight is None else weight[some]
@@ -259,9 +297,13 @@ class GaussianMixture(nn.Module, InformationCriteria):
         candidates = GaussianMixture(
             self.locs.shape[-1], components, self.covariance, self.min_scale
         ).to(rows)
+        candidates._measure(of_all)
         candidates = candidates.stack(CANDIDATES * starts)
+        # A sphere is one in the units of the data; other covariances have any for each feature.
+        spherical = self.covariance == "spherical"
+        scaled = rows if spherical else rows / moments([(rows, weight)])[1]
         labels = [
-            kmeans(rows, components, CANDIDATES // 2, steps, weight)
+            kmeans(scaled, components, CANDIDATES // 2, steps, weight)
             for _ in range(starts)  # in turn, so that more starts begin as fewer do
             for steps in (0, 100)
         ]
@@ -273,6 +315,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         best = values.argmax(1) + CANDIDATES * torch.arange(starts, device=values.device)
         for own, parameter in zip(self.parameters(), candidates.parameters(), strict=True):
             own.copy_(parameter[best].view_as(own))
+        if self.min_scale is None:
+            self.floor.copy_(candidates.floor[best].view_as(self.floor))
 
     def _check_fit(self, x: Tensor) -> None:
         components, features = self.locs.shape[-2:]
@@ -283,12 +327,24 @@ class GaussianMixture(nn.Module, InformationCriteria):
         empty = x.isnan().all(0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"GaussianMixture: nothing was observed of column(s) {empty}.")
-        low, high = x.nan_to_num(nan=math.inf).amin(0), x.nan_to_num(nan=-math.inf).amax(0)
-        constant = (low == high).nonzero().flatten().tolist()
-        if constant:
+        loc, scale = moments([(x, None)])
+        self._check_spread(scale)
+        check_resolution(loc, scale, self.locs.dtype, "GaussianMixture")
+
+    def _check_spread(self, scale: Tensor) -> None:
+        """Raises where rows spread no more than the floor allows."""
+        mean = scale.square().mean().sqrt().item()
+        if mean == 0:
             raise ValueError(
-                f"GaussianMixture: column(s) {constant} are constant, and say nothing of the "
-                f"components. Try leaving them out: x[:, x.amin(0) < x.amax(0)]."
+                "GaussianMixture: all columns are constant, and say nothing of the components. "
+                "Try rows that differ."
+            )
+        if self.min_scale is not None and self.min_scale >= mean:
+            raise ValueError(
+                f"GaussianMixture: expected min_scale, the smallest standard deviation of a "
+                f"component, to be less than that of the rows, {mean:.3g} (the root mean square "
+                f"of the columns'), got {self.min_scale!r}. Try min_scale=None, a thousandth of "
+                f"each column's own."
             )
 
     @torch.no_grad()
@@ -300,6 +356,9 @@ class GaussianMixture(nn.Module, InformationCriteria):
             sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, "GaussianMixture")
+        if not isinstance(x, Tensor) and iter(x) is x:  # gone through once, it would be empty
+            x = list(x)
+        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"))
         stacked = self.logits.ndim == 2
         logits, locs, scale = self.logits.double(), self.locs.double(), self.scale.double()
         if self.covariance == "tied":
@@ -316,7 +375,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
 
     def _maximise(self, sums: Statistics) -> None:
         """Sets the parameters to the best for the expected sums over the rows."""
-        best = maximisation(sums, self.covariance, floor=self.min_scale**2)
+        best = maximisation(sums, self.covariance, self._floor())
         lives = sums.counts > 1e-10 * sums.rows  # a component without rows stays where it is
         own = None if self.covariance == "tied" else lives
         self._assign(self.logits, best.log_weights)
@@ -338,19 +397,24 @@ class GaussianMixture(nn.Module, InformationCriteria):
     def caveat(self) -> str | None:
         """What must be said of a fit: which components the floor keeps from collapsing.
 
-        A floor that is not small beside the spread of the rows is there on purpose.
+        A floor that is given, and not small beside the spread of the rows, is there on purpose.
         """
+        floor = self._floor()[0]  # (1, F)
+        units = floor[..., None] * floor[..., None, :]
         covariances, weights = self.covariances.double(), self.weights.double()
-        variances = torch.linalg.eigvalsh(covariances)  # (K, D)
+        variances = torch.linalg.eigvalsh(covariances / units)  # of floors, (K, D)
         center = weights @ self.locs.double()
         spread = covariances.diagonal(dim1=1, dim2=2) + (self.locs - center) ** 2
-        floor = self.min_scale**2
-        at_floor = (variances[:, 0] <= floor * (1 + 1e-3)).nonzero().flatten().tolist()
-        if not at_floor or floor > 1e-4 * (weights @ spread).mean():
+        share = 1 / (weights @ (spread / floor**2)).mean()
+        at_floor = (variances[:, 0] <= 1 + 1e-3).nonzero().flatten().tolist()
+        if not at_floor or 1e-4 < share < 0.25:
             return None
+        what = "a thousandth of the standard deviation of each column"
+        if self.min_scale is not None:
+            what = f"min_scale ** 2 = {self.min_scale**2:.1e}"
         return (
             f"GaussianMixture: component(s) {listed(at_floor)} have no more variance in some "
-            f"direction than the floor, min_scale ** 2 = {floor:.1e}, on which the evidence "
-            f"depends. Try fewer components, a covariance with fewer parameters (now "
-            f"{self.covariance!r}), or a larger min_scale."
+            f"direction than the floor, {what}, on which the evidence depends. Try fewer "
+            f"components, a covariance with fewer parameters (now {self.covariance!r}), or a "
+            f"min_scale of your own."
         )

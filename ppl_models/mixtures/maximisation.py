@@ -7,21 +7,26 @@ With the sums :math:`N_k = \sum_n r_{nk}` over the responsibilities,
     S_k = \frac{1}{N_k} \sum_n r_{nk} (x_n - \mu_k)(x_n - \mu_k)^\top
 
 and :math:`\Sigma_k` is :math:`S_k` with the eigenvalues below the floor raised to it: the best of
-all covariances without a smaller eigenvalue. So the step is exact under that constraint.
+all covariances without a smaller eigenvalue. So the step is exact under that constraint. Where
+features have floors of their own, :math:`f_d`, the eigenvalues are those of
+:math:`S_k / (f f^\top)`, and none is below 1: the units of a feature change nothing.
 
-Shapes: `R` restarts, `K` components, `D` features.
+Shapes: `R` restarts, `K` components, `D` features, `F` floors: `D` or, for all alike, 1.
 
 References:
     | Constrained Monotone EM Algorithms for Finite Mixture of Multivariate Gaussians
     | (Ingrassia & Rocci, 2007) https://doi.org/10.1016/j.csda.2006.10.011
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_models.mixtures.expectation import Statistics
+
+CHUNK = 16_384  # rows that are in float64 at once
 
 
 class Maximum(NamedTuple):
@@ -32,13 +37,13 @@ class Maximum(NamedTuple):
     scale: Tensor  # Cholesky factors: full (R, K, D, D), tied (R, D, D); else (R, K, D or 1)
 
 
-def maximisation(sums: Statistics, covariance: str, floor: float) -> Maximum:
+def maximisation(sums: Statistics, covariance: str, floor: Tensor) -> Maximum:
     """Returns the maximum-likelihood parameters for expected sums.
 
     Arguments:
         sums: What the expectation step gives.
         covariance: `"full"`, `"tied"`, `"diag"` or `"spherical"`.
-        floor: The smallest variance in any direction.
+        floor: The smallest standard deviation, `(R or 1, 1, F)`.
 
     Raises:
         ValueError: If a covariance is singular to rounding, the floor notwithstanding.
@@ -49,16 +54,22 @@ def maximisation(sums: Statistics, covariance: str, floor: float) -> Maximum:
     log_weights = (sums.counts + 1e-15).log().log_softmax(1)
     if covariance == "full":
         outer = mean[..., None] * mean[..., None, :]
-        scale = factor(sums.second / counts[..., None] - outer, floor)
+        scale = _factor(sums.second / counts[..., None] - outer, floor)
     elif covariance == "tied":
         between = torch.einsum("rk,rkd,rke->rde", sums.counts, mean, mean)
-        scale = factor((sums.second - between) / sums.rows, floor)
+        scale = _factor((sums.second - between) / sums.rows, floor[:, 0])
     elif covariance == "diag":
-        scale = (sums.second / counts - mean**2).clamp(min=floor).sqrt()
+        scale = (sums.second / counts - mean**2).maximum(floor**2).sqrt()
     else:
         total = sums.second[..., None] / counts - (mean**2).sum(2, keepdim=True)
-        scale = (total / mean.shape[2]).clamp(min=floor).sqrt()
+        scale = (total / mean.shape[2]).maximum(floor**2).sqrt()
     return Maximum(log_weights, mean + sums.center, scale)
+
+
+def _factor(covariance: Tensor, floor: Tensor) -> Tensor:
+    """Returns the Cholesky factor of the best covariance, (*, D, D), above a floor (*, F)."""
+    units = floor[..., None]
+    return units * factor(covariance / (units * units.mT), 1.0)
 
 
 def factor(covariance: Tensor, floor: float) -> Tensor:
@@ -76,3 +87,34 @@ def factor(covariance: Tensor, floor: float) -> Tensor:
             "(x - x.mean(0)) / x.std(0), or a larger min_scale."
         )
     return result
+
+
+def moments(batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+    """Returns means and standard deviations of the features over all rows, `(D,)`, in float64.
+
+    Entries that are NaN count nothing. A constant feature is given the root mean square of all.
+
+    Arguments:
+        batches: Rows, each with how many times they count, or None where all count alike.
+
+    Example:
+        >>> loc, scale = moments([(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), None)])
+        >>> loc.tolist(), [round(s, 3) for s in scale.tolist()]
+        ([2.0, 5.0], [1.0, 0.707])
+    """
+    center = counts = first = second = torch.zeros(0)
+    for batch, weight in batches:
+        shares = batch.new_ones(len(batch)) if weight is None else weight
+        for chunk, share in zip(batch.split(CHUNK), shares.split(CHUNK), strict=True):
+            x = chunk.double()
+            if not len(center):
+                # An entry of each column: a constant one is counted from itself, to the last digit.
+                center = x.nanmedian(0).values.nan_to_num()
+                counts, first, second = (torch.zeros_like(center) for _ in range(3))
+            y = (x - center).nan_to_num()
+            counts += share.double() @ (~x.isnan()).double()
+            first += share.double() @ y
+            second += share.double() @ y.square()
+    mean = first / counts
+    variance = (second / counts - mean**2).nan_to_num()
+    return center + mean, variance.where(variance > 0, variance.mean()).sqrt()

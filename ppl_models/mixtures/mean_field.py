@@ -44,18 +44,24 @@ def mean_field(
 ) -> ConjugateMixture:
     r"""Returns the best :math:`q(\pi, \mu, \Sigma)` that is found, its components by size.
 
+    It is found in float64, and given in the precision of the rows. The prior says in which units
+    k-means compares the features.
+
     Arguments:
         prior: The prior.
         x: Finite rows, `(N, D)`, at least as many as components.
         restarts: The number of runs of k-means for each number of clusters, 1 to `K`.
         max_steps: The most steps of each ascent.
     """
+    precision, x = x.dtype, x.double()
+    prior = ConjugateMixture(*(parameter.double() for parameter in prior))
+    units = prior.scale[0].diagonal(dim1=-2, dim2=-1).flatten().sqrt()  # (D,) or (1,)
     components = len(prior.loc)
     most = min(components, len(x.unique(dim=0)))
     starts = [
         ascend(prior, x, torch.nn.functional.one_hot(labels, components).to(x.dtype), SHORT)
         for clusters in range(1, most + 1)
-        for labels in kmeans(x, clusters, restarts)
+        for labels in kmeans(x / units, clusters, restarts)
     ]
     best = max(starts, key=lambda ascent: ascent.bound)
     best = ascend(prior, x, best.responsibilities, max_steps)
@@ -63,7 +69,7 @@ def mean_field(
         shorter = [ascend(prior, x, start, SHORT) for start in _without_one(best.responsibilities)]
         other = max(shorter, key=lambda ascent: ascent.bound, default=best)
         if other.bound <= best.bound:
-            return best.posterior
+            return ConjugateMixture(*(parameter.to(precision) for parameter in best.posterior))
         best = ascend(prior, x, other.responsibilities, max_steps)
 
 

@@ -18,8 +18,10 @@ from ppl_models.sklearn.words import said_in_their_words
 TINY = 1e-30  # a variance that is no floor, but that of rounding
 
 
-def min_scale(reg_covar: float) -> float:
+def min_scale(reg_covar: float | None) -> float | None:
     """The least standard deviation of the model, for what scikit-learn adds to variances."""
+    if reg_covar is None:
+        return None
     if not 0 <= reg_covar < math.inf:
         raise ValueError(f"reg_covar: expected a variance, 0 or more, got {reg_covar!r}.")
     return math.sqrt(max(reg_covar, TINY))
@@ -40,7 +42,8 @@ class GaussianMixture(DensityMixin, Adapter):
         n_components: The number of components, `K`.
         covariance_type: `"full"`, `"tied"`, `"diag"` or `"spherical"`.
         tol: Stop when a step raises the evidence by no more, in nats per row.
-        reg_covar: The smallest variance of a component in any direction.
+        reg_covar: The smallest variance of a component in any direction. Default: a millionth of
+            the variance of each column, whatever its units.
         max_iter: The largest number of steps.
         n_init: The number of starts, of which the best end is kept.
         init_params: `"kmeans"`: the best of four clusterings, after a few steps each. Else one:
@@ -75,7 +78,7 @@ class GaussianMixture(DensityMixin, Adapter):
         *,
         covariance_type: str = "full",
         tol: float = 1e-3,
-        reg_covar: float = 1e-6,
+        reg_covar: float | None = None,
         max_iter: int = 100,
         n_init: int = 1,
         init_params: str = "kmeans",

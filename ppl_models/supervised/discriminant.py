@@ -31,6 +31,7 @@ from ppl_models.checks import (
     check_finite,
     check_float64,
     check_labels,
+    check_resolution,
     check_rows,
 )
 from ppl_models.plates import data_plate
@@ -157,6 +158,7 @@ class GaussianDiscriminant(nn.Module):
                 for c in range(num_classes)
             ]
             factor = torch.stack(factors)  # (C, D, D)
+        check_resolution(data.mean(0), centered.square().mean(0).sqrt(), self.locs.dtype, WHERE)
         self.logits.copy_((counts.double() / len(x)).log())
         self.locs.copy_(locs)
         self.log_cholesky.copy_(transform_to(constraints.lower_cholesky).inv(factor))

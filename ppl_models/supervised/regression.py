@@ -22,7 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_finite
+from ppl_models.checks import check_finite, check_float64
 from ppl_models.plates import data_plate
 from ppl_models.supervised.predictor import (
     Scale,
@@ -116,17 +116,23 @@ class LinearRegression(nn.Module):
             p(w, b \mid x, y) = \mathcal{N}(A^{-1} \tilde{X}^\top y / \sigma^2, A^{-1}), \qquad
             A = S^{-1} + \tilde{X}^\top \tilde{X} / \sigma^2
 
-        It has event shape `(D + 1,)`.
+        It has event shape `(D + 1,)`, and is found in float64, from rows less their mean: far from
+        zero float32 has no digits left for the weights.
 
         Raises:
             ValueError: If the noise is not known, or the data are not finite.
         """
-        design, prior_scale, noise = self._design(x)
+        design, basis, noise = self._design(x)
         _check_targets(y, len(x))
         check_finite(y, "y", minimum=0)
-        precision = prior_scale.pow(-2).diag() + design.T @ design / noise**2  # A, (D + 1, D + 1)
-        mean = torch.linalg.solve(precision, design.T @ y / noise**2)  # (D + 1,)
-        return dist.MultivariateNormal(mean, precision_matrix=precision)
+        precision = design.T @ design / noise**2  # of u, but for its prior's, (D + 1, D + 1)
+        precision.diagonal().add_(1.0)
+        factor = torch.linalg.cholesky(precision)
+        mean = basis @ torch.cholesky_solve(design.T @ y.double()[:, None] / noise**2, factor)[:, 0]
+        root = torch.linalg.solve_triangular(factor, basis.T, upper=False)  # of A^{-1}, transposed
+        upper = torch.linalg.qr(root).R
+        upper = upper * upper.diagonal().sign()[:, None]
+        return dist.MultivariateNormal(mean.to(x.dtype), scale_tril=upper.T.to(x.dtype))
 
     def marginal(self, x: Tensor) -> dist.LowRankMultivariateNormal:
         r"""Returns the density of the targets, weights and bias integrated out, for known noise.
@@ -134,26 +140,42 @@ class LinearRegression(nn.Module):
         .. math:: p(y \mid x) = \mathcal{N}(0, \tilde{X} S \tilde{X}^\top + \sigma^2 I)
 
         It is one of all targets together, with event shape `(B,)`: its `log_prob(y)` is the log
-        evidence of the whole data, in nats.
+        evidence of the whole data, in nats, in float64.
 
         Raises:
             ValueError: If the noise is not known, or the rows are not finite.
         """
-        design, prior_scale, noise = self._design(x)
+        design, _, noise = self._design(x)
         mean, variance = design.new_zeros(len(x)), (noise**2).expand(len(x))
-        return dist.LowRankMultivariateNormal(mean, design * prior_scale, variance)
+        return dist.LowRankMultivariateNormal(mean, design, variance)
 
     def _design(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows with a 1 for the bias, (B, D + 1), the prior scales, (D + 1,), the noise."""
+        r"""Rows for standard normal coordinates `u` of the weights and the bias, in float64.
+
+        The first coordinate is the prediction at the mean of the rows; the others see the rows
+        less their mean only. Else an offset of the rows would be in all coordinates, and their
+        products would differ by less than rounding.
+
+        Returns:
+            The rows, (B, D + 1); the basis, with `(w, b) = basis @ u`, (D + 1, D + 1); the noise.
+        """
         if self.noise is None:
             raise ValueError(
                 "LinearRegression: there is a closed form for known noise only. Try "
                 "LinearRegression(num_features, noise=0.5), or a guide and log_evidence."
             )
         check_given(x, len(self.weights_scale), "LinearRegression")
+        check_float64(x, "LinearRegression")
         check_finite(x, "x", minimum=0)
-        design = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        return design, torch.cat([self.weights_scale, self.bias_scale[None]]), self.noise
+        rows = x.double()
+        center = rows.sum(0) / max(1, len(rows))
+        scale = torch.cat([self.weights_scale, self.bias_scale[None]]).double()  # S^{1/2}
+        at_mean = scale * nn.functional.pad(center, (0, 1), value=1.0)  # (D + 1,)
+        axes = torch.linalg.qr(torch.cat([at_mean[:, None], torch.eye(len(scale)).to(rows)], 1)).Q
+        basis = scale[:, None] * axes
+        design = (rows - center) @ basis[:-1]
+        design[:, 0] += at_mean @ axes[:, 0]
+        return design, basis, self.noise.double()
 
 
 def _check_targets(y: Tensor | None, num_rows: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from guides import AmortizedNormal
-from ppl_models import PCA, VAE, fit, log_evidence
+from ppl_models import PCA, VAE, fit, from_pyro_svi, log_evidence
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from ppl_models.autoencoders.reconstruction import reconstruction
@@ -233,3 +233,7 @@ def test_probabilities_that_are_none(bad):
 def test_an_autoencoder_as_a_program_has_nothing_to_say():
     with pytest.raises(ValueError, match="observes nothing"):
         log_evidence(lambda x: pyro.param("p", torch.ones(())), None, torch.ones(3, 6))
+    with pytest.raises(ValueError, match=r"no pyro\.sample.*try model\.encode\(x\)"):
+        from_pyro_svi(AutoEncoder(6, 2), None, torch.ones(3, 6))
+    with pytest.raises(ValueError, match=r"no pyro\.sample"):
+        from_pyro_svi(lambda x: pyro.deterministic("y", x), None, torch.ones(3, 6))

@@ -267,6 +267,24 @@ def test_ones_own_network():
     assert total.item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_densities_have_the_precision_of_the_rows():
+    class Half(nn.Module):
+        """Gives its logits in half precision, as under autocast."""
+
+        def __init__(self):
+            super().__init__()
+            self.logit = nn.Parameter(torch.tensor(0.3))
+
+        def forward(self, x):
+            return self.logit.bfloat16().expand(*x.shape, 1)
+
+    x = torch.ones(2, 400)
+    found = log_evidence(AutoregressiveModel(Half(), Bernoulli(), 400), None, x)
+    logit = torch.tensor(0.3).bfloat16().double()
+    expected = 400 * nn.functional.logsigmoid(logit)
+    torch.testing.assert_close(found.value, expected.expand(2), atol=1e-3, rtol=0)
+
+
 @every_model
 @pytest.mark.parametrize(
     ("x", "error", "message"),

@@ -406,3 +406,22 @@ def test_there_are_two_features(dim):
             model.conditional(dim, 0.0)
     with pytest.raises(ValueError, match="got dim=0 of 1"):
         one()[0].marginal(0)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-4, 1.0, 1e4, 1e6])
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_units_and_offsets_change_no_proportion(unit, precision):
+    """A density over edges as they are rounded: it integrates to one, and moves by log c."""
+    x = torch.randn(500, 2, dtype=torch.float64)
+    expected = HistogramDensity(*bin_edges(x, 8)).maximum_likelihood(x)
+    y = (unit * x + 1e4 * unit).to(precision)
+    edges = bin_edges(y, 8)
+    model = HistogramDensity(*edges).maximum_likelihood(y)
+    moved = model.evidence().log_prob(y).double().mean() + 2 * math.log(unit)
+    within = 1e-6 if precision == torch.float64 else 1e-2  # rows near an edge change their bin
+    assert abs(moved - expected.evidence().log_prob(x).mean()) < within
+    widths = edges[0].double().diff()[:, None] * edges[1].double().diff()
+    middles = [(e[1:] + e[:-1]) / 2 for e in edges]
+    grid = torch.cartesian_prod(*middles)
+    total = (model.evidence().log_prob(grid).double().exp() * widths.flatten()).sum()
+    assert total.item() == pytest.approx(1, abs=1e-5)

@@ -91,3 +91,30 @@ def test_monte_carlo_error_of_the_bound_is_that_of_seeds():
     spread = torch.tensor([b.mean for b in bounds]).std().item()
     stated = sum(b.monte_carlo_error for b in bounds) / len(bounds)
     assert 0.75 * spread < stated < 1.6 * spread
+
+
+class Terms:
+    """In the place of a diffusion model: terms of the bound whose variance is known."""
+
+    def __init__(self, monkeypatch, model, reading, step):
+        for name, function in {
+            "reconstruction": lambda x, y: reading * torch.randn(len(x), dtype=F64),
+            "prior_divergence": lambda x: torch.zeros(len(x), dtype=F64),
+            "step_divergence": lambda x, t, y, steps: step * torch.randn(len(x), dtype=F64),
+        }.items():
+            monkeypatch.setattr(model, name, function)
+
+
+@pytest.mark.parametrize(("reading", "step"), [(0.0, 1.0), (1.0, 0.0), (2.0, 0.3)])
+@pytest.mark.parametrize(("draws", "batch_size"), [(2, 40_000), (10, 40_000), (30, 80_000)])
+def test_monte_carlo_variance_of_the_bound_is_that_of_its_terms(
+    monkeypatch, reading, step, draws, batch_size
+):
+    """Of independent terms: S (T / S)^2 s^2 of the steps, r^2 / C of C = 4 + S // 10 readings."""
+    model, x = small(num_steps=50), torch.zeros(20_000, 2, dtype=F64)
+    Terms(monkeypatch, model, reading, step)
+    found = variational_bound(model, x, num_samples=draws, batch_size=batch_size, seed=0)
+    expected = 50**2 / draws * step**2 + reading**2 / (4 + draws // 10)
+    assert found.row_variance.mean().item() == pytest.approx(expected, rel=0.05)
+    assert found.value.var().item() == pytest.approx(expected, rel=0.05)
+    assert found.monte_carlo_error == pytest.approx((expected / 20_000) ** 0.5, rel=0.03)

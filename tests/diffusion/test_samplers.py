@@ -31,7 +31,7 @@ def denoiser(mean=0.0, variances=VARIANCES):
     return denoise
 
 
-def scales(sampler, schedule, num_steps, **options):
+def scales(sampler, schedule, num_steps, variances=VARIANCES, **options):
     """The exact standard deviations of what a sampler returns, (D,)."""
     units = torch.zeros(num_steps if sampler in WITH_CHANCE else 1, 4, dtype=F64)
     units[0] = 1.0  # the noise it starts from; each other row holds that of one draw
@@ -45,7 +45,8 @@ def scales(sampler, schedule, num_steps, **options):
 
     if sampler in WITH_CHANCE:
         options["noise"] = noise
-    return sampler(denoiser(), units, schedule, num_steps, **options).square().sum(0).sqrt()
+    drawn_rows = sampler(denoiser(0.0, variances), units, schedule, num_steps, **options)
+    return drawn_rows.square().sum(0).sqrt()
 
 
 def frechet(sampler, schedule, num_steps, **options):
@@ -163,6 +164,20 @@ def test_a_known_row_is_found_in_any_number_of_steps(sampler, schedule):
     for steps in (1, 2, 7):
         got = sampler(lambda z, log_snr: x, torch.randn(3, 4, dtype=F64), schedule, steps)
         torch.testing.assert_close(got, x)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), LogLinear(9.0, -9.0)])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_few_steps_end_within_the_rows_and_many_have_their_scale(sampler, schedule, scale):
+    """A step from much noise to little is stable: heun in 2 had a scale of 45 for 0.5."""
+    variances = torch.full((4,), scale**2, dtype=F64)
+    most = {heun: 1.25, langevin: 1.06}.get(sampler, 1.02)
+    enough, near = {heun: (18, 0.06), ddim: (50, 0.06)}.get(sampler, (50, 0.12))
+    for steps in (1, 2, 3, 4, 7, 12, 18, 50):
+        off = scales(sampler, schedule, steps, variances) / scale - 1
+        assert (off < most - 1).all()
+        assert steps < enough or (off.abs() < near).all()
 
 
 def test_corrector_mends_a_bad_predictor():

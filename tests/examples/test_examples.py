@@ -1,11 +1,14 @@
 """The examples run, and what they print is right."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import EXAMPLES, check_pictures, load, numbers
 from tests.support.oracles import need_data
 
 
@@ -115,3 +118,26 @@ def test_own_model_unfitted_is_found_out(tmp_path, capsys):
     load("own_model").main(["--outdir", str(tmp_path), "--samples", "100", "--epochs", "1"])
     (shift,) = numbers(r"difference +(\S+) standard deviations", capsys.readouterr().out)
     assert abs(shift) > 5
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "gan"])
+def test_a_missing_data_folder_is_one_line(name, tmp_path):
+    """Its images cannot be fetched there: the folder is a file."""
+    file = tmp_path / "file"
+    file.touch()
+    data = "binary-mnist" if name == "autoregressive" else "mnist"
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--data", data, "--data-root", file]
+    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(file) in last
+    assert "Try fetching" in last
+
+
+def test_all_examples_with_a_data_folder_end_alike():
+    with_folder = [f.read_text() for f in EXAMPLES.glob("*.py") if "--data-root" in f.read_text()]
+    assert len(with_folder) == 6
+    assert len({text.partition('if __name__ == "__main__":')[2] for text in with_folder}) == 1

@@ -11,7 +11,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import ExactPosterior
-from ppl_models import FactorAnalysis, ProbabilisticPCA, elbo, fit, fit_em
+from ppl_models import PCA, FactorAnalysis, ProbabilisticPCA, elbo, fit, fit_em
 from ppl_models.factors.likelihood import (
     RIDGE,
     _hessian,
@@ -545,7 +545,7 @@ BAD = [
     (X[:1], ValueError, "at least two rows of finite numbers, got 1"),
     (X[:0], ValueError, "at least two rows of finite numbers, got 0"),
     (X[:3], ValueError, "subspace of 2 dimensions.*more rows than 3"),
-    (FLAT, ValueError, "subspace of 2 dimensions.*Try fewer factors than 2"),
+    (FLAT, ValueError, "subspace of 1 dimension, .*Try PCA with num_factors=1"),
     (X.index_fill(1, torch.tensor([1, 4]), 0.1), ValueError, r"feature\(s\) 1, 4 are constant"),
     (spoiled(math.nan), ValueError, "1 of 10 rows hold NaN.*isfinite.*missing='marginalise'"),
     (spoiled(math.inf), ValueError, "1 of 10 rows hold NaN or infinity"),
@@ -563,6 +563,28 @@ def test_rows_that_cannot_be_fitted(x, error, message, method):
     with pytest.raises(error, match=f"FactorAnalysis: .*{message}"):
         getattr(model, method)(x)
     assert same(before, state(model))
+
+
+def test_advice_on_rows_without_rank_is_true():
+    """What is advised is taken, and what is not advised would not be."""
+    wide, flat = torch.randn(20, 10), torch.randn(20, 2) @ torch.randn(2, 6)
+    with pytest.raises(ValueError, match=r"8 rows .* 7 dim.*factors than 7, or more rows than 8"):
+        FactorAnalysis(10, 7).maximum_likelihood(wide[:8])
+    with pytest.raises(ValueError, match=r"subspace of 7 .*factors than 7, or more rows than 10"):
+        FactorAnalysis(10, 9).maximum_likelihood(wide[:8])
+    with pytest.raises(ValueError, match=r"6 features cannot\. Try fewer factors than 6, or PCA"):
+        FactorAnalysis(6, 6).maximum_likelihood(torch.randn(50, 6))
+    with pytest.raises(ValueError, match=r"subspace of 2 .*Try fewer factors than 2, or PCA with"):
+        FactorAnalysis(6, 3).maximum_likelihood(flat)
+    for model, x in (
+        (ProbabilisticPCA(10, 6), wide[:8]),
+        (ProbabilisticPCA(10, 7), wide[:9]),
+        (ProbabilisticPCA(10, 9), wide[:11]),
+        (ProbabilisticPCA(6, 5), torch.randn(50, 6)),
+        (ProbabilisticPCA(6, 1), flat),
+    ):
+        assert model.maximum_likelihood(x).evidence().log_prob(x).isfinite().all()
+    assert PCA(6, 2).least_squares(flat).components.shape == (2, 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

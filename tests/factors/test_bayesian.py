@@ -205,6 +205,14 @@ def test_initial_values_are_about_the_maximum_of_the_likelihood():
     assert (start["factor_scale"].diff() < 0).all()
 
 
+def test_initial_values_have_the_variances_of_the_rows():
+    """Those of the maximum of the likelihood: over the number of rows, few as they are."""
+    x = simulated(seed=1, rows=12, features=6)
+    start = BayesianFactorAnalysis(6, 2).double().initial_values(x)
+    variances = start["loadings"].square().sum(1) + start["noise_variance"]
+    torch.testing.assert_close(variances, x.var(0, correction=0), atol=0, rtol=0.02)
+
+
 def test_initial_values_move_with_the_units():
     x, center, spread = simulated(0, 50, 6), draw(6), draw(6).exp()
     plain = BayesianFactorAnalysis(6, 2).double().initial_values(x)

@@ -333,3 +333,13 @@ def test_prdc_of_copies(scale):
     if scale:
         other = prdc(x, x + scale)
         assert (other.precision, other.recall, other.coverage) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_units_and_offsets_change_no_comparison(unit):
+    real, generated = torch.randn(200, 3).double(), 1.2 * torch.randn(200, 3).double() + 0.3
+    distance, shares = frechet(real, generated), prdc(real, generated)
+    x, y = (unit * rows + 1e4 * unit for rows in (real, generated))
+    assert frechet(x, y) / unit**2 == pytest.approx(distance, rel=1e-6)
+    assert prdc(x, y) == shares
+    assert frechet(x.float(), y.float()) / unit**2 == pytest.approx(distance, rel=1e-2)

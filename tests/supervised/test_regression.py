@@ -3,6 +3,7 @@
 import math
 
 import arviz as az
+import mpmath
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -462,3 +463,44 @@ def test_priors_that_cannot_be(kind, name, value, message):
 def test_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# Rows far from zero, and in other units
+
+
+def in_sixty_digits(x, y, scales, noise):
+    """The posterior's means and standard deviations, and log p(y | x)."""
+    with mpmath.workdps(60):
+        design = mpmath.matrix([[*row, 1.0] for row in x.double().tolist()])
+        target, size = mpmath.matrix(y.double().tolist()), len(scales)
+        prior = mpmath.diag([mpmath.mpf(s) ** -2 for s in scales])
+        precision = prior + design.T * design / noise**2
+        mean = mpmath.lu_solve(precision, design.T * target / noise**2)
+        square = (target.T * target)[0] / noise**2 - (mean.T * precision * mean)[0]
+        log_det = mpmath.log(mpmath.det(precision) / mpmath.det(prior))
+        log_det += len(x) * mpmath.log(2 * mpmath.pi * mpmath.mpf(noise) ** 2)
+        inverse = precision**-1
+        deviations = [float(mpmath.sqrt(inverse[i, i])) for i in range(size)]
+        return [float(m) for m in mean], deviations, float(-(square + log_det) / 2)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("far", [0.0, 1e2, 1e4, 1e6])
+def test_closed_forms_far_from_zero_and_in_other_units(far, unit, precision):
+    """In float32 the products of such rows leave the weights no digits."""
+    x = torch.randn(15, 2).double()
+    y = (x @ torch.tensor([1.0, -2.0]).double() + 3 + 0.5 * torch.randn(15)).to(precision)
+    x = (unit * x + far * unit).to(precision)
+    scales = [1 / unit, 2 / unit, 8.0]
+    model = LinearRegression(
+        2, noise=0.5, weights_scale=torch.tensor(scales[:2], dtype=precision), bias_scale=8.0
+    ).to(precision)
+    mean, deviations, evidence = in_sixty_digits(x, y, [*model.weights_scale.tolist(), 8.0], 0.5)
+    posterior = model.posterior(x, y)
+    within = 1e-8 if precision == torch.float64 else 1e-4
+    found = posterior.mean.double().numpy()
+    np.testing.assert_allclose((found - mean) / np.array(deviations), 0, atol=within)
+    np.testing.assert_allclose(posterior.stddev.double().numpy(), deviations, rtol=within)
+    assert model.marginal(x).log_prob(y).item() == pytest.approx(evidence, abs=1e-7)
+    assert posterior.mean.dtype == precision

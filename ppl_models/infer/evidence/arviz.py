@@ -21,6 +21,7 @@ from ppl_models.infer.evidence.likelihood import Likelihood, likelihoods
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
+from ppl_models.infer.trials.points import check_meant
 from ppl_models.user_line import warn
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def from_pyro_svi(
     `log_likelihood` is one number for each row, over which enumerated sites are summed: those of
     observed sites that share one are named together (`"x+y"`), and sites whose rows an enumerated
     site ties together are left out, with a warning. Where data are masked, it holds the others,
-    along `"x_entry"`.
+    along `"x_entry"`. Of latents that are masked in part, as those of `obs_mask`, the posterior
+    holds draws of the model's own there, of which the data say nothing.
 
     `az.loo` is meant for latents shared by all rows. With latents of a row (a VAE), leaving that
     row out changes its posterior altogether: use `log_evidence` there.
@@ -62,7 +64,7 @@ def from_pyro_svi(
     Arguments:
         model: A Pyro program.
         guide: Its guide; None where all latents are enumerated, or the model has `posterior(x)`.
-        data: The rows, as the model takes them.
+        data: The rows, as the model takes them; arrays and data frames become tensors.
         num_samples: The number of draws.
         coords: Labels along dimensions, such as `{"factor": ["ability"]}`.
         dims: Names for the event dimensions of sites, such as `{"z": ["factor"]}`.
@@ -83,8 +85,13 @@ def from_pyro_svi(
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
     with sampling(model, guide, data, seed) as joint:
-        joint.check_points(checks.check_meant)
+        checks.check_program(joint.first.model)
+        joint.check_points(check_meant)
+        unknown = joint.why_unknown()
         groups = collect(joint, dims, num_samples, batch_size)
+    if unknown:
+        warn(f"{unknown} The draws are of the guide; sample_stats has no 'log_q'.")
+        groups["sample_stats"].pop("log_q")
     return to_arviz(groups, joint.arguments(), coords or {})
 
 
@@ -123,7 +130,7 @@ class Variables:
             self.event_dims[name] = site.get("infer", {}).get("event_dims", ())
 
         results: Results = {}
-        for name, site in sites.reported_sites(predictive).items():
+        for name, site in self._posterior(draws, predictive).items():
             group = "posterior_predictive" if name in observed else "posterior"
             results[group, name] = self._values(group, name, draws, site)
         for name, site in sites.reported_sites(prior).items():
@@ -145,6 +152,14 @@ class Variables:
                 batches.append(value.detach().cpu().numpy())
             elif not batches:  # the same for all draws
                 batches.append(value[:1].detach().cpu().numpy())
+
+    def _posterior(self, draws: Draws, predictive: poutine.Trace) -> dict[str, dict]:
+        """The sites of a predictive trace, what is a function of data as it is of those given."""
+        found = sites.reported_sites(predictive)
+        if any(map(is_deterministic, found.values())):
+            given = self.joint.conditioned(draws, predictive)
+            found |= {n: given.nodes[n] for n, s in found.items() if is_deterministic(s)}
+        return found
 
     def _prior(self, draws: Draws) -> poutine.Trace:
         """The model without data or guide; no sites where a prior cannot be sampled."""

@@ -27,11 +27,15 @@ from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.precision import check_density
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.program import Program, modules_of_programs
+from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.points import check_no_point
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
 CARRYING = 50  # draws that must carry the weight of a row, for its Monte Carlo error to hold
+RUNS = 4  # of a program that may draw by itself, by which that shows
+ROUNDING = 1e-5  # of its number, relative to its size
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,9 @@ def log_evidence(
     r"""Returns the log evidence of rows of data, in nats, and says which kind of number it is.
 
     It is exact where the model has `evidence()`, which is compared with the program on a few rows,
-    or no latents but enumerated ones. Otherwise it is the importance-weighted lower bound, which
-    rises to the exact value as the number of samples grows. Modules are in evaluation mode
-    meanwhile.
+    or no latents but enumerated ones, and draws nothing by itself. Otherwise it is the
+    importance-weighted lower bound, which rises to the exact value as the number of samples grows.
+    Modules are in evaluation mode meanwhile.
 
     A guide that leaves out a part of the posterior leaves out its evidence, and no error tells:
     the components of a mixture have :math:`K!` labelings, all alike, and with a guide of one of
@@ -166,7 +170,7 @@ def log_evidence(
     Arguments:
         model: A Pyro program.
         guide: Its guide. It may be None where the evidence is exact, or the posterior is known.
-        data: The rows, as the model takes them.
+        data: The rows, as the model takes them; arrays and data frames become tensors.
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
@@ -189,6 +193,7 @@ def log_evidence(
     if method not in ("auto", "exact", "importance"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
+    data = as_rows(data, modules_of_programs(model, guide))
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
         known = _closed_form(model, guide is not None, data, batch_size)
@@ -197,16 +202,25 @@ def log_evidence(
 
     with sampling(model, guide, data, seed) as joint:
         checks.check_observed(joint.first.model)
-        exact = set(joint.latent) == joint.enumeration.names
+        enumerated = set(joint.latent) == joint.enumeration.names
+        exact = enumerated and _is_certain(joint)
+        if method == "exact" and enumerated and not exact:
+            raise ValueError(
+                f"method: no exact value is known for {type(model).__name__}, which draws what is "
+                f"no latent site of it, such as by ConjugateReparam, and another number each time. "
+                f"Try method='importance', the bound over such draws."
+            )
         if method == "exact" and not exact:
             raise ValueError(
                 f"method: no closed form is known for {type(model).__name__} with latent site(s) "
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
         if not exact:
-            joint.check_points(checks.check_no_point)
+            joint.check_points(check_no_point)
+            joint.check_known()
         count = 1 if exact else num_samples
         value, variance = _importance(joint, count, batch_size)
+        _check_number(joint, value)
     evidence = Evidence(
         value,
         kind="exact" if exact else "lower bound",
@@ -218,8 +232,8 @@ def log_evidence(
     if evidence.is_unreliable:
         warn(
             f"log_evidence: {num_samples} draws are as good as {evidence._carrying():.1f} "
-            f"(Evidence.effective_draws), as a few carry most of the weight. The bound may be far "
-            f"too low, by more than its Monte Carlo error says. Try more of them (num_samples), "
+            f"(Evidence.effective_draws), as a few carry most of the weight. The bound may be too "
+            f"low by more than its Monte Carlo error says. Try more of them (num_samples), "
             f"or a guide that is nearer to the posterior; one that is too wide loses less than one "
             f"that is too narrow."
         )
@@ -256,6 +270,23 @@ def _closed_form(
     )
 
 
+def _is_certain(joint: Joint) -> bool:
+    """Whether a program without latents to draw has the same number each time that it runs.
+
+    It has not where it draws by itself, as `poutine.reparam` makes it do: the weight of such a
+    draw is an estimate, and exact if all have the same.
+    """
+    rows = slice(0, 8) if joint.tiled else joint.all_rows
+    weights = []
+    for seed in range(RUNS):
+        with own_rng(seed, joint.data[0].device):
+            draws = joint.draw(rows, 1)
+        weights.append(draws.log_weight)
+    error = (torch.stack(weights) - weights[0]).abs()
+    same = torch.stack([weight == weights[0] for weight in weights])
+    return bool((same | (error <= ROUNDING * (1 + draws.log_p.abs()))).all())
+
+
 def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """The log of the mean weight of each row, and its variance by the delta method."""
     first = torch.full((joint.num_rows if joint.by_row else 1,), -math.inf, dtype=torch.float64)
@@ -269,6 +300,20 @@ def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor
     # var(log mean w) = (E[w^2] / E[w]^2 - 1) / (S - 1), unknown (0 / 0) after a single draw
     spread = (second - 2 * first).exp() * num_samples - 1
     return value, spread.clamp(min=0) / (num_samples - 1)
+
+
+def _check_number(joint: Joint, value: Tensor) -> None:
+    """Raises where a value is none: zero density of all draws is one, minus infinity."""
+    wrong = value.isnan() | (value == math.inf)
+    if wrong.any():
+        first = checks.first_not_finite(joint.first.model, joint.first.guide)
+        seen = f" In a first run, {first}." if first.startswith("the first site") else ""
+        raise FloatingPointError(
+            f"log_evidence: {int(wrong.sum())} of {len(value)} values are "
+            f"{value[wrong][0].item()}.{seen} Expected log-densities that are finite numbers, or "
+            f"minus infinity. Try other data, a guide with less extreme draws, or double "
+            f"precision: model.double(), guide.double(), x.double()."
+        )
 
 
 def _log_weight(draws: Draws) -> Results:

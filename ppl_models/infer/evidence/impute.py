@@ -25,7 +25,8 @@ from ppl_models.checks import allows_missing, check_count, check_devices, check_
 from ppl_models.infer.evidence.closed_forms import HasImpute, is_of_its_program
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.programs import sites
-from ppl_models.infer.programs.program import Program
+from ppl_models.infer.programs.program import Program, modules_of_programs
+from ppl_models.infer.programs.tables import as_rows
 from ppl_models.scoped import modes, own_rng
 
 
@@ -70,6 +71,7 @@ def impute(
         torch.Size([10, 1, 3])
     """
     check_count(num_samples=num_samples, num_particles=num_particles)
+    (x,) = as_rows((x,), modules_of_programs(model, guide))
     if isinstance(model, HasImpute) and is_of_its_program(model, "impute"):
         return _exact(model, x, num_samples, seed)
     with sampling(model, guide, (x,), seed) as joint:
@@ -78,6 +80,7 @@ def impute(
                 "impute: expected latents of rows that are independent of each other, and a guide "
                 "that takes any rows (an amortised one), so that each row has weights of its own."
             )
+        joint.check_known()
         size = max(1, 100_000 // num_particles)
         parts = [
             _weighted(joint, rows, num_samples, num_particles) for rows in _slices(len(x), size)

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.infer.discrete import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -30,12 +32,17 @@ from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_gu
 from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.auxiliary import Draw, is_of_pyro, why_unknown
+from ppl_models.infer.trials.independence import FEW as TRIED
+from ppl_models.infer.trials.independence import Pair, Trial
+from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
+from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
+AT_ONCE = 4096  # rows of which masks are tried
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 
 
@@ -53,11 +60,14 @@ def sampling(
     a generator of their own. The arguments are those of `Joint`.
     """
     programs = [Program(model, "model")]
-    programs += [] if guide is None else [Program(guide, "guide")]
+    programs += [] if guide is None else [Program(guide, "guide", programs[0])]
+    for program in programs:
+        program.is_evaluated = True
 
     def modules() -> list[nn.Module]:
         return [module for program in programs for module in program.modules().values()]
 
+    data = as_rows(data, modules())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(modules(), training=False))
@@ -120,6 +130,7 @@ class Joint:
         by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
         self.numbered, self.by_row = numbered, by_row and not numbered
         self.tiled = self.by_row and amortised and self._has_independent_rows()
+        self.masked = [] if numbered else self._follow_masks()
         if known:
             with kept_rng(data[0].device):
                 check_posterior(self.draw(slice(0, 8), 2), model)
@@ -128,7 +139,7 @@ class Joint:
 
     def _first_run(self) -> tuple[FirstRun, bool]:
         """Runs both once, and says whether the guide takes any rows."""
-        if not isinstance(self.guide.inner, AutoGuide):
+        if not isinstance(self.guide.inner, (AutoGuide, AutoMessenger, EasyGuide)):
             # A few rows, and not as many as there are: parameters for each row do not fit them.
             with suppress(RuntimeError, ValueError):
                 return self._run_both(slice(0, 2), 3 if self.num_rows == 4 else 2), True
@@ -152,6 +163,29 @@ class Joint:
             return self._trial(None).of_parts() is None
         except Exception:  # whatever a program does that takes no other number of rows
             return False
+
+    def _follow_masks(self) -> list[str]:
+        """Which latents are masked, whose entries the guide is then to leave out, too."""
+        width = AT_ONCE if self.tiled else None
+        trial = self._trial(None if self.tiled else self.num_rows)
+        first = Pair(self.first.model, self.first.guide)
+        return follow_masks(self.model, self.guide, first, trial, width)
+
+    def _is_alike_tiled(self, num_samples: int, batch_size: int) -> bool:
+        """Whether as many rows as will be run at once are what they are by themselves."""
+        width = min(self.num_rows, batch_size)
+        count = width * min(num_samples, max(1, batch_size // width))
+        few = width if count > width else min(width, TRIED)
+        try:
+            found = self._trial(None).of_sizes(count, few)
+        except Exception:  # whatever a program does that takes no other number of rows
+            found = None
+        if found and not self._has_own_latents():
+            raise ValueError(
+                f"{found}: the log-density of a row is another among {count} rows than among "
+                f"{few}, and depends on the latents of others. Try batch_size={self.num_rows}."
+            )
+        return not found
 
     def _has_own_latents(self) -> bool:
         """Whether no row depends on the latents of another, so that each has its own weight."""
@@ -203,6 +237,8 @@ class Joint:
             batch_size: How many draws of rows are made at once. Draws of the whole data are as many
                 as make no tensor larger than `ROOM` numbers for each of these.
         """
+        if self.tiled and not self._is_alike_tiled(num_samples, batch_size):
+            self.tiled = False
         if self.tiled:
             checked: set[int] = set()
             for rows, count in self._batches(num_samples, batch_size):
@@ -248,13 +284,30 @@ class Joint:
 
     def check_points(self, check: Callable[..., None]) -> None:
         """Applies a check of points to the guide, with draws of its own."""
-        call, _ = self._call_on(slice(0, 8) if self.tiled else self.all_rows, 1)
+        with kept_rng(self.data[0].device):
+            check(self.first.model, self.first.guide, self._draws(slice(0, 8)))
+
+    def why_unknown(self) -> str | None:
+        """Why the density of the latents that the guide draws cannot be told, or None."""
+        if is_of_pyro(self.guide.inner):
+            return None
+        traces, rows = (self.first.model, self.first.guide), slice(0, self.first.num_rows)
+        with kept_rng(self.data[0].device):
+            return why_unknown(*traces, self._draws(rows), self.by_row)
+
+    def check_known(self) -> None:
+        """Raises where the density of the latents that the guide draws cannot be told."""
+        if reason := self.why_unknown():
+            raise ValueError(reason)
+
+    def _draws(self, some: slice) -> Draw:
+        """Draws from the guide, of some rows, if these are as good as any."""
+        call, _ = self._call_on(some if self.tiled else self.all_rows, 1)
 
         def again(given: poutine.Trace) -> poutine.Trace:
             return call(poutine.trace(poutine.replay(self.guide, trace=given)).get_trace)
 
-        with kept_rng(self.data[0].device):
-            check(self.first.model, self.first.guide, again)
+        return again
 
     def latents(self, draws: Draws) -> poutine.Trace:
         """The trace of the latents, with draws of the enumerated ones given the others."""
@@ -273,7 +326,15 @@ class Joint:
         program: Callable[..., Any] = Unobserved()(self.model)
         if given is not None:
             program = poutine.replay(program, trace=given)
+        if self.masked:
+            program = OwnWhereMasked(self.masked)(program)
         return draws.call(poutine.trace(program).get_trace)
+
+    def conditioned(self, draws: Draws, predictive: poutine.Trace) -> poutine.Trace:
+        """A trace of the model with its data and the latents of a predictive trace."""
+        if not self.masked and not self.enumeration.names:
+            return draws.model  # which had them already
+        return draws.call(poutine.trace(poutine.replay(self.model, trace=predictive)).get_trace)
 
     def unstack(self, draws: Draws, site: dict, value: Tensor, event_dim: int) -> Tensor:
         """Returns a tensor of a site with the draws in front, `(K, *batch, *event)`."""
@@ -303,7 +364,10 @@ def _check_data(model: Program, guide: Program | None, data: tuple[Tensor, ...])
     """Raises unless the data are finite rows, as the programs take them and where they are."""
     for x in data:
         if not isinstance(x, Tensor):
-            raise TypeError(f"data: expected tensors, got {type(x).__name__}.")
+            raise TypeError(
+                f"data: expected tensors, arrays or data frames of rows, got {type(x).__name__}. "
+                f"Try torch.as_tensor(x)."
+            )
     if not data:
         raise ValueError("data: expected at least one tensor of rows, got none.")
     for program in (model, guide):

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_models.infer.evidence.arviz import BATCH, Names, collect, to_arviz
 from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program
-from ppl_models.infer.programs.pyro_internals import run_of
+from ppl_models.infer.programs.pyro_internals import is_made, run_of
 
 
 def from_pyro_mcmc(
@@ -33,14 +34,15 @@ def from_pyro_mcmc(
         seed: Seeds the predictive draws; by default they come from torch's generator.
 
     Raises:
-        ValueError: If the sampler has not run.
+        ValueError: If the sampler has not run, or parameters that it ran with are gone.
     """
     model, (samples, args, kwargs) = getattr(mcmc.kernel, "model", None), run_of(mcmc)
     if model is None or not samples:
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
 
     def program(*_: Tensor, size: int | None = None) -> Any:
-        return model(*args, **kwargs)
+        with _AsItRan():  # no `Program`: it ran in Pyro's own store
+            return model(*args, **kwargs)
 
     values = next(iter(samples.values()))
     chains, number = values.shape[:2]
@@ -51,6 +53,19 @@ def from_pyro_mcmc(
     groups["sample_stats"]["diverging"] = ["chain", "draw"], _diverging(mcmc, chains, number)
     arguments = Program(model, "model").name_arguments(args) | kwargs
     return to_arviz(groups, arguments, coords or {})
+
+
+class _AsItRan(Messenger):
+    """Raises where a model makes parameters anew: the draws are of the ones that it had."""
+
+    def _pyro_param(self, message: dict) -> None:
+        if is_made(message):
+            raise ValueError(
+                f"parameter {message['name']!r}: it is no more in Pyro's store, where the sampler "
+                f"had it, and would be made anew. Expected the parameters of the run; they are "
+                f"gone where the store was cleared, or where chains ran in processes of their own. "
+                f"Try num_chains=1, or model(*data) once before mcmc.run."
+            )
 
 
 def replayed(samples: dict[str, Tensor]) -> Callable[..., None]:

@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.distributions import ImproperUniform
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
@@ -32,8 +33,11 @@ from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.mcmc import replayed
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.programs.own import own_parameters
+from ppl_models.infer.programs.program import Program, modules_of_programs, no_latents
 from ppl_models.infer.programs.pyro_internals import plate_frames
+from ppl_models.infer.programs.rows import Rows, UnknownRowsError
+from ppl_models.infer.programs.tables import as_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 DRAWS = 500  # of a guide
@@ -66,7 +70,7 @@ def predict(
         model: A Pyro program.
         guide_or_posterior: Its fitted guide; or what `from_pyro_svi` or `from_pyro_mcmc` returned;
             or None where all rows share no latents.
-        new: The new inputs, as the model takes them.
+        new: The new inputs, as the model takes them; arrays and data frames become tensors.
         num_samples: The number of draws. Default: 500 of a guide, all of a posterior.
         size: The number of fresh rows, where there are no new inputs.
         coords: Labels along dimensions.
@@ -89,7 +93,10 @@ def predict(
         (1, 9, 3, 5)
     """
     check_count(num_samples=DRAWS if num_samples is None else num_samples, batch_size=batch_size)
-    program, count = Program(model, "model"), _num_rows(new, size)
+    program = Program(model, "model")
+    program.is_evaluated = True
+    new = as_rows(new, modules_of_programs(model, guide_or_posterior))
+    count = _num_rows(new, size)
     with _evaluating(program, new):
         rows = NewRows(program, new, count)
         shape = 1, num_samples or DRAWS
@@ -235,7 +242,10 @@ def _num_rows(new: tuple[Tensor, ...], size: int | None) -> int:
     for x in new:
         if not isinstance(x, Tensor) or x.dim() == 0:
             kind = "a number" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"new: expected tensors with one entry for each row, got {kind}.")
+            raise TypeError(
+                f"new: expected tensors, arrays or data frames with one entry for each row, got "
+                f"{kind}. Try torch.as_tensor(x)."
+            )
     if new and size is not None:
         raise ValueError(f"size: expected none beside new inputs, got {size!r}.")
     if not new and size is None:
@@ -276,17 +286,36 @@ def _sampler(rows: NewRows, given: set[str], guide: Callable[..., Any]) -> Sampl
 def _amortised(guide: Any, rows: NewRows) -> Sampler:
     """The model and its guide at new rows, whose latents the guide infers."""
     if guide is not None:
-        program = Program(guide, "guide")
-        parts = program.owner.modules() if program.owner is not None else []
-        if any(isinstance(p, AutoGuide) and "data" in plate_frames(p) for p in parts):
-            raise ValueError(
-                f"guide: {type(guide).__name__} has the latents {_names(sorted(rows.inferred))} of "
-                f"the rows that it was fitted to, and new rows have others. Try an amortised "
-                f"guide, such as AmortizedNormal(num_features, num_latents)."
-            )
+        program = Program(guide, "guide", rows.program)
+        program.is_evaluated = True
         program.check_arguments(len(rows.data))
+        _check_amortised(program, rows)
         _check_no_rows_read(program, rows)
     return Sampler(rows.program.program, guide, rows.data, numbered=False)
+
+
+def _check_amortised(guide: Program, rows: NewRows) -> None:
+    """Raises where a guide has parameters for each row that it was fitted to."""
+    parts = [] if guide.owner is None else [*guide.owner.modules()]
+    inner: Any = guide.inner
+    if isinstance(inner, AutoMessenger) and not [*inner.parameters(), *own_parameters(inner)]:
+        raise ValueError(_not_fitted(inner))
+    error = ValueError(
+        f"guide: {type(inner).__name__} has the latents {_names(sorted(rows.inferred))} of "
+        f"the rows that it was fitted to, and new rows have others. Try an amortised guide, such "
+        f"as AmortizedNormal(num_features, num_latents)."
+    )
+    if any(isinstance(part, AutoGuide) and "data" in plate_frames(part) for part in parts):
+        raise error
+    try:
+        with kept_rng(rows.device), Rows(None, rows.size, rows.size), guide.noticing():
+            guide(*rows.data, size=rows.size)
+    except UnknownRowsError as unknown:
+        raise error from unknown
+
+
+def _not_fitted(guide: Any) -> str:
+    return f"guide: {type(guide).__name__} has not been fitted. Try fit(elbo(model, guide), data)."
 
 
 def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
@@ -294,17 +323,16 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
     if guide is None or rows.latents.keys() == rows.of_rows:
         rows.check({}, "guide")
         return _sampler(rows, set(), no_latents)
-    program = Program(guide, "guide")
+    program = Program(guide, "guide", rows.program)
+    program.is_evaluated = True
     inner: Any = program.inner
-    if isinstance(inner, AutoMessenger):
+    if isinstance(inner, GuideMessenger):
         raise ValueError(
             f"guide: {type(inner).__name__} would guide what is to be predicted. Try {POSTERIOR}."
         )
     automatic = isinstance(inner, AutoGuide)
     if automatic and inner.prototype_trace is None:
-        raise ValueError(
-            f"guide: {type(inner).__name__} has not been fitted. Try fit(elbo(model, guide), data)."
-        )
+        raise ValueError(_not_fitted(inner))
     data = () if automatic else rows.data
 
     def shared(*_: Tensor, size: int | None = None) -> None:

@@ -13,7 +13,7 @@ References:
     | https://arxiv.org/abs/1509.00519
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,8 +26,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_models.infer.programs import sites
+from ppl_models.infer.programs.checks import check_unscaled
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import model_factors, packed_dims
+from ppl_models.infer.trials.auxiliary import each_value, is_summed
 
 Call = Callable[[Callable[..., Any]], Any]  # runs a program on some rows
 
@@ -61,7 +63,7 @@ class Draws:
         model: The trace of the model. Enumerated sites are summed over in `log_p`.
         guide: The trace of the guide.
         log_p: The joint log-density of the model, `(K, R)`, or `(K, 1)` of the whole data.
-        log_q: That of the guide.
+        log_q: That of the guide, its discrete auxiliaries summed over.
         summed_out: What is left of the enumerated sites, where there are some.
     """
 
@@ -105,13 +107,34 @@ def draw(
         program = EnumMessenger(first_available_dim=enumeration.first_dim)(program)
     joint = call(poutine.trace(poutine.replay(program, trace=guided)).get_trace)
     guided, joint = prune_subsample_sites(guided), prune_subsample_sites(joint)
+    check_unscaled(joint, guided)
     guided.compute_log_prob()
     joint.compute_log_prob()
     total = None if rows is None else count * rows
-    log_q = log_density(guided, total, device).reshape(count, -1)
+    latent, by_row = set(sites.latent_sites(joint)), rows is not None
+    if is_summed(guided, latent, by_row):
+        traces = _of_each_value(call, guide, guided, latent, by_row)
+        terms = [log_density(trace, total, device) for trace in traces]
+        log_q = torch.stack(terms).logsumexp(0).reshape(count, -1)
+    else:
+        log_q = log_density(guided, total, device).reshape(count, -1)
     summed_out = sum_out(joint, guided) if enumeration.names else None
     log_p = log_density(joint, total, device, summed_out).reshape(count, -1)
     return Draws(call, count, joint, guided, log_p, log_q, summed_out)
+
+
+def _of_each_value(
+    call: Call, guide: Program, drawn: poutine.Trace, latent: set[str], by_row: bool
+) -> Iterator[poutine.Trace]:
+    """Traces of a guide whose densities add up to that of the latents that it drew."""
+
+    def again(given: poutine.Trace) -> poutine.Trace:
+        return call(poutine.trace(poutine.replay(guide, trace=given)).get_trace)
+
+    for trace in each_value(again, drawn, latent, by_row):
+        trace = prune_subsample_sites(trace)
+        trace.compute_log_prob()
+        yield trace
 
 
 def sum_out(model: poutine.Trace, guide: poutine.Trace) -> SummedOut:

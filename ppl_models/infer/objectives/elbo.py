@@ -20,9 +20,17 @@ from torch import Tensor, nn
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.independence import check_minibatches, named_rows
 from ppl_models.infer.programs.program import Program, no_latents
-from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.trials.auxiliary import auxiliary_sites, check_told, is_of_pyro
+from ppl_models.infer.trials.independence import (
+    Pair,
+    Trial,
+    check_minibatches,
+    known_rows,
+    named_rows,
+)
+from ppl_models.infer.trials.masks import follow_masks
+from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng
 
 
@@ -77,7 +85,7 @@ class EvidenceLowerBound(Objective):
     ) -> None:
         self._model = Program(model, "model")
         self.model, self.guide = model, _made(guide, model)
-        self._guide = Program(no_latents if guide is None else self.guide, "guide")
+        self._guide = Program(no_latents if guide is None else self.guide, "guide", self._model)
         gives_loss = hasattr(estimator, "differentiable_loss") and not isinstance(estimator, type)
         if estimator is not None and not gives_loss:
             raise TypeError(
@@ -85,10 +93,13 @@ class EvidenceLowerBound(Objective):
                 f"{estimator!r}. Try Trace_ELBO(num_particles=10) or TraceMeanField_ELBO()."
             )
         self.estimator = direct(estimator) or estimator
+        self._knows_masks = False
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         size = len(batch[0]) if size is None else size
         estimator = self.estimator or self._choose_estimator(batch, size)
+        if not self._knows_masks:
+            self._learn_masks(batch, size)
         if torch.is_grad_enabled() or isinstance(estimator, (DirectELBO, DirectEnumELBO)):
             total = estimator.differentiable_loss(self._model, self._guide, *batch, size=size)
         else:  # some of Pyro's own refuse to give a loss without a gradient
@@ -108,8 +119,11 @@ class EvidenceLowerBound(Objective):
         for trace, name in zip(traces, ("model", "guide"), strict=True):
             check_rows(trace, name, batch)
             checks.check_plates(trace, name, rows, size, scaled)
+        if self.estimator is not None:
+            self._check_auxiliary(traces, batch, size)
         if isinstance(self.estimator, Trace_ELBO):
             checks.check_not_enumerated(traces[0], self.estimator)
+        self._learn_masks(batch, size, data, Pair(*traces))
         if rows < size and not named_rows(traces[0], traces[1], rows):
             check_minibatches(self._model, self._guide, batch, size, data)
         with torch.no_grad():
@@ -141,12 +155,47 @@ class EvidenceLowerBound(Objective):
             model = poutine.trace(poutine.replay(self._model, guide)).get_trace(*batch, size=size)
         return model, guide
 
+    def _check_auxiliary(
+        self, traces: tuple[poutine.Trace, poutine.Trace], batch: tuple[Tensor, ...], size: int
+    ) -> None:
+        """Raises where the guide draws what its latents do not tell: the loss would be no bound."""
+        if is_of_pyro(self._guide.inner) or not auxiliary_sites(*traces):
+            return
+
+        def again(given: poutine.Trace) -> poutine.Trace:
+            guide = poutine.replay(self._guide, trace=given)
+            return poutine.trace(guide).get_trace(*batch, size=size)
+
+        with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
+            check_told(*traces, again)
+
+    def _learn_masks(
+        self,
+        batch: tuple[Tensor, ...],
+        size: int,
+        data: tuple[Tensor, ...] | None = None,
+        traces: Pair | None = None,
+    ) -> None:
+        """Has the guide count what masks of the model leave of its latents, on all data at hand."""
+        if traces is None:
+            with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
+                traces = Pair(*self._traces(batch, size))
+        rows, every = known_rows(batch, size), data if data and len(data[0]) == size else batch
+        if rows is not None and every is not batch:
+            rows = torch.arange(size, device=rows.device)
+        trial = Trial(self._model, self._guide, every, rows, size)
+        follow_masks(self._model, self._guide, traces, trial, len(batch[0]), trained=True)
+        self._knows_masks = True
+
     def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:
         with torch.no_grad(), kept_rng(batch[0].device), pyro.validation_enabled(False):
             model, guide = self._traces(batch, size)
         checks.check_sites(model, guide)
         check_rows(model, "model", batch)
         check_rows(guide, "guide", batch)
+        self._check_auxiliary((model, guide), batch, size)
+        if not self._knows_masks:
+            self._learn_masks(batch, size, traces=Pair(model, guide))
         enumerated = sites.enumerated_sites(model) or sites.marked_sites(guide)
         depth = sites.plate_depth(model, guide)
         kind = DirectEnumELBO if enumerated else DirectELBO

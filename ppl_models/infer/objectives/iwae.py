@@ -25,6 +25,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.effect import AutoMessenger
 from torch import Tensor
 
 from ppl_models.checks import check_count
@@ -32,9 +33,12 @@ from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
-from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.programs.shapes import check_rows
+from ppl_models.infer.trials.auxiliary import check_told
+from ppl_models.infer.trials.independence import Pair, Trial
+from ppl_models.infer.trials.masks import follow_masks
+from ppl_models.infer.trials.points import check_no_point
+from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng
 
 
@@ -82,6 +86,10 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         self.num_particles = num_particles
         self.enumeration: Enumeration | None = None  # known from the first batch on
 
+    def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
+        self._check_guide()  # before a first run gives it the shape of this batch
+        super().prepare(*batch, size=size, data=data)
+
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         if self.enumeration is None:
             self.enumeration = self._enumeration(batch)
@@ -104,12 +112,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
     def _enumeration(self, batch: tuple[Tensor, ...]) -> Enumeration:
         """What the model enumerates. Refuses programs that have no such bound."""
         rows = len(batch[0])
-        if isinstance(self._guide.inner, AutoGuide):
-            raise ValueError(
-                f"iwae: {type(self._guide.inner).__name__} has parameters for each row or draws "
-                f"all rows together, and each row needs {self.num_particles} draws of its own. "
-                f"Try an amortised guide, or elbo(model, guide)."
-            )
+        self._check_guide()
         with (
             torch.no_grad(),
             kept_rng(batch[0].device),
@@ -123,12 +126,23 @@ class ImportanceWeightedBound(EvidenceLowerBound):
                 guide = poutine.replay(self._guide, trace=given)
                 return poutine.trace(guide).get_trace(*batch, size=rows)
 
-            checks.check_no_point(model, guide, again)
+            check_no_point(model, guide, again)
+            check_told(model, guide, again)
         for trace, program in ((model, "model"), (guide, "guide")):
             self._check_trace(trace, program)
             check_rows(trace, program, batch)
+        trial = Trial(self._model, self._guide, batch, None, None)
+        follow_masks(self._model, self._guide, Pair(model, guide), trial, trained=True)
         self._check_independence(batch)
         return Enumeration.of(model, guide)
+
+    def _check_guide(self) -> None:
+        if isinstance(self._guide.inner, (AutoGuide, AutoMessenger)):
+            raise ValueError(
+                f"iwae: {type(self._guide.inner).__name__} has parameters for each row or draws "
+                f"all rows together, and each row needs {self.num_particles} draws of its own. "
+                f"Try an amortised guide, or elbo(model, guide)."
+            )
 
     def _check_independence(self, batch: tuple[Tensor, ...]) -> None:
         try:

@@ -1,8 +1,8 @@
 """What a first run of a model and a guide must show: checks that come before any work is lost."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from pyro import poutine
@@ -11,14 +11,13 @@ from pyro.infer import TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from ppl_models.infer.programs.sites import (
     base,
     enumerated_sites,
     in_data_plate,
     is_derived,
-    is_discrete,
     is_masked,
     kind,
     latent_sites,
@@ -27,9 +26,10 @@ from ppl_models.infer.programs.sites import (
     random_sites,
     reparameterised_sites,
 )
-from ppl_models.user_line import warn
 
-Draw = Callable[[poutine.Trace], poutine.Trace]  # a trace of the guide, with some sites given
+MISMATCH = re.compile(
+    r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-?\d+), (\d+) vs (\d+)"
+)
 
 
 def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | None = None) -> None:
@@ -37,14 +37,16 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
     if observed := sorted(observed_sites(guide)):
         raise ValueError(
             f"guide: its site(s) {_names(observed)} are observed, and would count against those of "
-            f"the model. Try a guide of latents alone; for a guide that runs the model "
-            f"(AutoNormalMessenger), AutoNormal."
+            f"the model. Try a guide of latents alone; for one that runs the model inside of "
+            f"another (AutoNormalMessenger in an AutoGuideList), AutoNormal."
         )
     by_draws = isinstance(estimator, TraceTMC_ELBO)  # it weighs draws of what is marked
     summed_out = marked_sites(model) if by_draws else enumerated_sites(model)
     wanted = set(latent_sites(model)) - summed_out
     given = {
-        name for name, site in latent_sites(guide).items() if not site["infer"].get("is_auxiliary")
+        name
+        for name, site in latent_sites(guide).items()
+        if not site["infer"].get("is_auxiliary") or name in wanted
     }
     missing = sorted(wanted - given)
     if other := [name for name in missing if name in marked_sites(model)]:
@@ -70,7 +72,8 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
             f"guide: its site(s) {_names(extra)} are not latent in the model, which has "
             f"{_names(sorted(wanted)) or 'none'}."
             + (f" The model observes {_names(observed)}." if observed else "")
-            + " Try the model's names, or infer={'is_auxiliary': True}."
+            + f" Try the model's names, or pyro.sample({extra[0]!r}, ...) in the model, too, after "
+            f"the other latents and given these, as its reverse model."
         )
 
 
@@ -80,6 +83,16 @@ def check_observed(model: poutine.Trace) -> None:
         raise ValueError(
             "model: it observes nothing, so that there is no evidence. Try "
             "pyro.sample('x', ..., obs=x) in a program model(x=None, size=None)."
+        )
+
+
+def check_program(model: poutine.Trace) -> None:
+    """Raises where a model has no random site at all: there is no posterior, and nothing else."""
+    if not random_sites(model):
+        raise ValueError(
+            "model: it has no pyro.sample, so that there is neither a posterior nor a likelihood. "
+            "Expected a Pyro program, got a function without chance, such as a network. Of an "
+            "AutoEncoder, try model.encode(x), the codes of rows, or a VAE, which has a posterior."
         )
 
 
@@ -110,6 +123,8 @@ def check_support(
         if inside is None:  # the support may be another for each row of the batch
             every, inside = value, _inside(site["fn"], value)
         if inside is None or inside.all():
+            if inside is not None:
+                _check_edge(name, site, every)
             continue
         outside = every[~inside].flatten()  # elements, or rows where the support is one of rows
         rows = (~inside).flatten(1).any(1) if inside.ndim > 1 else ~inside
@@ -124,6 +139,45 @@ def check_support(
                 else "Try other data, or another likelihood."
             )
         )
+
+
+def _check_edge(name: str, site: dict, every: Tensor) -> None:
+    """Raises where data lie on an edge of a support at which the density is zero or infinite.
+
+    It is looked at where the distribution of the first batch puts it there, so that an edge with a
+    density, as that of an `Exponential`, is let through.
+    """
+    fn, value = site["fn"], site["value"]
+    support = _support(fn)
+    if support.is_discrete or is_masked(site) or every.dtype == torch.bool:
+        return
+    edges = _edges(support)
+    rows = torch.zeros(len(every), dtype=torch.bool, device=every.device)
+    for edge in edges:
+        with suppress(RuntimeError):  # an edge of its own for each row of another batch
+            rows |= (every == edge).reshape(len(every), -1).any(1)
+    if not rows.any():
+        return
+    first = every[int(rows.nonzero()[0])]
+    density = fn.log_prob(first.expand_as(value) if value.dim() else first)
+    if density.isfinite().all() or not torch.isfinite(fn.log_prob(value)).any():
+        return
+    numbers = [x for x in first.flatten().tolist() if any((x == e).any() for e in edges)]
+    raise ValueError(
+        f"site {name!r}: {int(rows.sum())} of {len(every)} rows lie on the edge of the support of "
+        f"its {kind(fn)} ({support}), such as {numbers[0]:g}, where its log-density is "
+        f"{density[~density.isfinite()].flatten()[0].item()}, whatever the learning rate. Expected "
+        f"rows inside. Try x.clamp(eps, ...) where numbers were rounded, or a likelihood that "
+        f"gives the edge a probability."
+    )
+
+
+def _edges(support: constraints.Constraint) -> list[Tensor]:
+    """The ends of a support that belong to it; of a simplex, what an entry may fall to."""
+    if support is constraints.simplex:
+        return [torch.zeros(())]
+    ends = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    return [torch.as_tensor(end) for end in ends if end is not None]
 
 
 def _check_own_variable(model: poutine.Trace, batch: tuple[Tensor, ...]) -> None:
@@ -196,102 +250,33 @@ def check_plates(
 
 
 def check_unscaled(*traces: poutine.Trace) -> None:
-    """Raises where a density is scaled: by `poutine.scale`, or a plate that subsamples."""
-    for trace in traces:
-        for site in random_sites(trace):
-            if (scale := float(site["scale"])) != 1.0:
-                raise ValueError(
-                    f"site {site['name']!r}: its log-density counts {scale:g} times, by "
-                    f"poutine.scale or a plate that draws some of the rows, and the numbers would "
-                    f"be none of the model. Try a program over all rows, without a scale."
-                )
+    """Raises where a density is scaled: by `poutine.scale`, or a plate that subsamples.
 
-
-def check_no_point(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> None:
-    """Raises where the guide is a point, such as that of `AutoDelta`, which has no density."""
-    for name in point_sites(model, guide, draw):
-        raise ValueError(
-            f"guide: its site {name!r} is a point, or a function of others, which has no density, "
-            f"so that there is no bound on the evidence. Try AutoNormal, or another guide that "
-            f"spreads.{_of_laplace(guide)}"
-        )
-
-
-def check_meant(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> None:
-    """Warns of points, and raises where a guide is one that was meant to spread."""
-    for name in point_sites(model, guide, draw):
-        text = (
-            f"guide: its site {name!r} is a point, or a function of others, and its draws have no "
-            f"spread of their own."
-        )
-        if before := _of_laplace(guide):
-            raise ValueError(text + before)
-        warn(f"{text} Try AutoNormal, or another guide that spreads.")
-        return
-
-
-def point_sites(model: poutine.Trace, guide: poutine.Trace, draw: Draw) -> list[str]:
-    """The continuous latents of which a guide says no more than a point.
-
-    Two draws are the same there. Or it is a `Delta` that moves, and that no density is of: it is no
-    function of the sites of the guide, or there are more such numbers than auxiliary sites have.
-
-    Arguments:
-        model: A trace of the model.
-        guide: One of the guide.
-        draw: Draws another of the guide, with some sites given.
+    A scale may be one of each row, so that it is looked at wherever numbers of rows are made.
     """
-    latent = latent_sites(guide)
-    names = [n for n in latent if n in model.nodes and not is_discrete(model.nodes[n])]
-    if not names:
-        return []
-    first, sources = draw(poutine.Trace()), poutine.Trace()
-    for name, site in latent_sites(first).items():
-        if kind(site["fn"]) != "Delta":
-            sources.add_node(name, **site)
-    points = [n for n in names if n in sources.nodes and _is_narrow(sources.nodes[n])]
-    deltas = [n for n in names if n not in sources.nodes]
-    if not deltas:
-        return points
-    same, again = draw(sources), draw(poutine.Trace())
-
-    def moved(trace: poutine.Trace, name: str) -> Tensor:
-        return (trace.nodes[name]["value"] - first.nodes[name]["value"]).abs()
-
-    points += [n for n in deltas if not moved(again, n).any()]
-    deltas = [n for n in deltas if n not in points]
-    of_sources = [n for n in deltas if (moved(same, n) <= 1e-3 * moved(again, n).amax()).all()]
-    bare = [n for n in deltas if not torch.as_tensor(base(first.nodes[n]["fn"]).log_density).any()]
-    points += [n for n in bare if n not in of_sources]
-    room = sum(_freedom(s, s) for s in sources.nodes.values() if s["infer"].get("is_auxiliary"))
-    if room < sum(_freedom(first.nodes[n], model.nodes[n]) for n in of_sources):
-        points += [n for n in bare if n in of_sources] or of_sources
-    return points
-
-
-def _is_narrow(site: dict) -> bool:
-    """Whether the draws of a distribution are the same, as numbers of this precision."""
-    return site["value"].numel() > 0 and torch.equal(site["fn"].sample(), site["value"])
-
-
-def _freedom(drawn: dict, site: dict) -> int:
-    """How many numbers are free in the value of a site, whose support is that of another."""
-    shape = drawn["value"].shape
-    try:
-        return math.prod(biject_to(site["fn"].support).inverse_shape(shape))
-    except NotImplementedError:
-        return math.prod(shape)
-
-
-def _of_laplace(guide: poutine.Trace) -> str:
-    """What to do about a guide that is a point behind an auxiliary site, before it spreads."""
-    for name, site in latent_sites(guide).items():
-        if site["infer"].get("is_auxiliary") and kind(site["fn"]) == "Delta":
-            return (
-                f" It comes from {name!r}. Where that is of AutoLaplaceApproximation, try "
-                f"guide = guide.laplace_approximation(*data) after the fit."
+    for trace in traces:
+        if all(_counts_once(s["scale"]) for s in trace.nodes.values() if s["type"] == "sample"):
+            continue
+        for site in random_sites(trace):
+            scale = torch.as_tensor(site["scale"])
+            odd = scale != 1.0
+            if not odd.any():
+                continue
+            times = f"{scale[odd].flatten()[0].item():g}"
+            some = f" in {int(odd.sum())} of {odd.numel()} places" if odd.numel() > 1 else ""
+            raise ValueError(
+                f"site {site['name']!r}: its log-density counts {times} times{some}, by "
+                f"poutine.scale or a plate that draws some of the rows, and evidences, weights of "
+                f"draws and log-likelihoods would be of no density of rows. Expected a program "
+                f"over all rows, without a scale, which fit alone may have (as a weight of terms "
+                f"of its loss). Try the program without it here, and rows that count n times as "
+                f"n rows: x.repeat_interleave(n, 0)."
             )
-    return ""
+
+
+def _counts_once(scale: float | Tensor) -> bool:
+    """Whether a scale is none, without a look at a tensor."""
+    return not isinstance(scale, Tensor) and scale == 1
 
 
 def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:
@@ -330,11 +315,31 @@ def noting_batch(batch: tuple[Tensor, ...]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _explain(error)
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in batch)
         error.add_note(f"This came from the program, called with a batch of {shapes}.")
         if isinstance(error, RuntimeError) and ("dtype" in str(error) or "Double" in str(error)):
             error.add_note("Try x.float(), or model.double() and guide.double().")
         raise
+
+
+def _explain(error: Exception) -> None:
+    """Says what a plate expected, and takes Pyro's tables of shapes so far off an error."""
+    if not isinstance(error, (RuntimeError, ValueError)) or not error.args:
+        return
+    text = str(error.args[0]).partition("\nTrace Shapes:")[0].rstrip()
+    found = MISMATCH.match(text)
+    if found:
+        plate, site, dim, size, got = found.groups()
+        text = (
+            f"site {site!r}: the plate {plate!r} holds {size} entries along dimension {dim} of the "
+            f"batch shape, and its distribution has {got} there. Expected {size} or 1, with what "
+            f"belongs to one entry in the event. Try dist.<...>(...).to_event(1) if {got} are the "
+            f"features of a row, parameters of this batch if they are rows, or dim=-2 in the plate "
+            f"that is the outer one of two."
+        )
+    error.args = (text, *error.args[1:])
+    error.__cause__, error.__suppress_context__ = None, True  # the same, with those tables
 
 
 def _names(names: list[str]) -> str:

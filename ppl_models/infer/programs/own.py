@@ -7,6 +7,7 @@ be moved, or loaded, therefore takes them with it: while it runs, they stand in 
 their names, and what was there before stands there again afterwards.
 """
 
+import types
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ from ppl_models.infer.programs.pyro_internals import (
 )
 
 _KEPT = "_own_params"  # in the `__dict__` of a module, so that copies and pickles have it, too
+
+
+_METHODS = "_own_methods"  # those that made parameters by `pyro.param`, by their names
 
 
 class Running(NamedTuple):
@@ -68,6 +72,8 @@ def make_own(module: nn.Module) -> dict[str, Tensor]:
             replaced |= _make_own(part)
     if not isinstance(module, PyroModule) and own_parameters(module):
         _hook(module)
+    for name in vars(module).get(_METHODS, ()):
+        vars(module)[name] = Method(module, name)
     return replaced
 
 
@@ -107,10 +113,14 @@ def _entries(owner: nn.Module) -> dict[str, Stored]:
     return {**(registered_parameters(owner) if isinstance(owner, PyroModule) else {}), **found}
 
 
+_AS_IT_IS = nullcontext()
+
+
 def _taken_along(owners: list[nn.Module]) -> AbstractContextManager[None]:
     """A context in which the parameters of some modules stand in Pyro's store."""
-    if any(owner is each.module for each in running for owner in owners):
-        return nullcontext()
+    for each in running:
+        if each.module in owners:  # a program here, whose store is its own already
+            return _AS_IT_IS
     return in_store(lambda: {n: e for owner in owners for n, e in _entries(owner).items()})
 
 
@@ -130,6 +140,33 @@ class _OwnContext(Context):
         super().__exit__(*error)
         if not self.active:
             self.open.pop().__exit__(None, None, None)
+
+
+def note_method(method: types.MethodType) -> None:
+    """Takes note of a method, run as a program, that `pyro.param` made parameters in."""
+    module, name = method.__self__, method.__name__
+    plain = getattr(type(module), name, None) is method.__func__
+    if plain and name not in ("forward", "__call__"):  # a call of the module takes them along
+        vars(module).setdefault(_METHODS, set()).add(name)
+
+
+class Method:
+    """A method of a module that is no `forward`, with its parameters taken along.
+
+    It stands in the module's `__dict__`, before that of the class, and is pickled with it.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    @property
+    def plain(self) -> types.MethodType:
+        """The method as the class has it."""
+        return types.MethodType(getattr(type(self.module), self.name), self.module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _taken_along([self.module]):
+            return self.plain(*args, **kwargs)
 
 
 # Of a plain module: around its `forward`. Functions of this file, so that it can be pickled.

@@ -19,14 +19,32 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_models.infer.programs.own import Running, keep, kept, make_own, own_parameters, running
-from ppl_models.infer.programs.pyro_internals import mark_reparameterised, unhandled
-from ppl_models.infer.programs.rows import following_rows
+from ppl_models.infer.programs.messengers import Statements, guide_alone
+from ppl_models.infer.programs.own import (
+    Method,
+    Running,
+    keep,
+    kept,
+    make_own,
+    note_method,
+    own_parameters,
+    running,
+)
+from ppl_models.infer.programs.pyro_internals import (
+    is_made,
+    mark_reparameterised,
+    model_of,
+    put_from,
+    unhandled,
+)
+from ppl_models.infer.programs.rows import FollowingRows, rejoin
 
 
 class Program:
@@ -35,12 +53,16 @@ class Program:
     Arguments:
         program: A callable with Pyro primitives.
         name: What to call it in errors: `"model"` or `"guide"`.
+        model: Of a guide, the model: Pyro takes that of an autoguide away when it is pickled.
 
     Raises:
         TypeError: If `program` cannot be called, or is a class.
+        ValueError: If it is an autoguide that lost its model before its first call.
     """
 
-    def __init__(self, program: Callable[..., Any], name: str) -> None:
+    def __init__(
+        self, program: Callable[..., Any], name: str, model: "Program | None" = None
+    ) -> None:
         if isinstance(program, type) or not callable(program):
             kind = f"the class {program.__name__}" if isinstance(program, type) else repr(program)
             raise TypeError(
@@ -53,12 +75,39 @@ class Program:
         self.owner = _owner(self.inner)
         self.found: dict[str, Tensor] = {}  # by name in the store, unconstrained
         self.noticed: list[nn.Module] = []  # that a function reaches on the way
+        self._own: dict[int, Tensor] = {}  # those that its module holds itself, by `id`
         self.running = False
+        self.is_evaluated = False
         self._scope = _Scope(self)
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext  # while it runs
         self._signature = _signature(program)
         self.takes_size = _takes_size(self._signature)
-        if isinstance(self.inner, AutoGuide):  # it hands its arguments on to its model
-            self.takes_size = _takes_size(_signature(self.inner.model))
+        if isinstance(self.inner, AutoGuide):
+            self._follow_rows(self.inner, model)
+        if isinstance(self.inner, EasyGuide):
+            self._signature = _signature(self.inner.guide)
+            self.takes_size = _takes_size(self._signature)
+            self.around = functools.partial(_without_plates, self.inner)
+        if isinstance(self.inner, GuideMessenger):
+            self._show_alone(self.inner)
+
+    def _follow_rows(self, guide: AutoGuide, model: "Program | None") -> None:
+        """Has an autoguide, which hands its arguments on to its model, follow the rows."""
+        its_model = model_of(guide) or (model and model.program)
+        if its_model is not None:
+            self.takes_size = _takes_size(_signature(its_model))
+        following = FollowingRows(guide, self.takes_size, its_model)
+        self.around = lambda: following
+        _check_whole(guide)
+        rejoin(guide)
+
+    def _show_alone(self, guide: GuideMessenger) -> None:
+        """Has a guide that runs its model show no more than what it says itself."""
+        self.takes_size = _takes_size(_signature(guide.model))
+        statements = Statements(guide, self.takes_size)
+        replayed = Program(statements(guide.model), "model")
+        self._signature, has_store = replayed._signature, self.owner is not None
+        self.around = functools.partial(guide_alone, guide, replayed, statements, has_store)
 
     def check_arguments(self, count: int) -> None:
         """Raises a TypeError unless the program takes `count` tensors and, if at all, `size`."""
@@ -86,17 +135,12 @@ class Program:
     def __call__(self, *batch: Tensor, size: int | None = None) -> Any:
         self.running = True
         try:
-            with self._scope, self._following_rows():
+            with self._scope, self.around():
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
         finally:
             self.running = False
-
-    def _following_rows(self) -> AbstractContextManager[None]:
-        if isinstance(self.inner, AutoGuide):
-            return following_rows(self.inner, self.takes_size)
-        return nullcontext()
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that the program runs: its owner, or those that a function refers to."""
@@ -157,11 +201,28 @@ class Program:
                 seen.add(id(tensor))
                 yield name, tensor
 
+    def created(
+        self, owner: nn.Module, params: dict[str, Tensor], outside: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Of what a call left in the owner's store, what `pyro.param` statements made.
+
+        That is neither the module's own, which it holds itself, nor what stands in the store
+        outside, nor what an autoguide's model created while the guide looked at it (hidden from
+        the handler that notes the others).
+        """
+        known = self.found.keys() | own_parameters(owner).keys()
+        strange = {n: p for n, p in params.items() if n in known and id(p) not in self._own}
+        if strange:  # or the module's are others now; to go through them at each call is slow
+            self._own = {id(p): p for p in [*owner.parameters(), *outside.values()]}
+        return {n: p for n, p in strange.items() if id(p) not in self._own}
+
 
 class _Scope(Messenger):
     """Runs a program with its owner's store in place, and notes the parameters it uses.
 
-    It marks what `poutine.reparam` may have made of sites, as long as that can be told.
+    Where it is evaluated and not trained, it finds what its statements made in Pyro's own training,
+    or by MCMC, as in any other call. It marks what `poutine.reparam` may have made of sites, as
+    long as that can be told.
     """
 
     def __init__(self, program: Program) -> None:
@@ -174,7 +235,8 @@ class _Scope(Messenger):
             store = pyro.get_param_store()
             running.append(Running(owner, store.get_state()))
             store.clear()
-            store.set_state(kept(owner))
+            if own_parameters(owner):
+                store.set_state(kept(owner))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -185,18 +247,13 @@ class _Scope(Messenger):
         store = pyro.get_param_store()
         if len(store):
             state = store.get_state()
-            # Not kept: the module's own, which it holds itself, and what an autoguide's model
-            # created while the guide looked at it (hidden from this handler).
-            own = {id(parameter) for parameter in owner.parameters()}
-            known = self.program.found.keys() | own_parameters(owner).keys()
-            created = {
-                name: parameter
-                for name, parameter in state["params"].items()
-                if id(parameter) not in own and name in known
-            }
+            theirs = running[-1].suspended["params"]
+            created = self.program.created(owner, state["params"], theirs)
             if created:
                 constraints = {name: state["constraints"][name] for name in created}
                 keep(owner, {"params": created, "constraints": constraints})
+                if isinstance(self.program.inner, types.MethodType):
+                    note_method(self.program.inner)
         store.clear()
         store.set_state(running[-1].suspended)
         running.pop()
@@ -205,13 +262,25 @@ class _Scope(Messenger):
         if message["is_observed"]:
             mark_reparameterised(message)
 
+    def _pyro_param(self, message: dict) -> None:
+        if self.program.is_evaluated and self.program.owner is not None and is_made(message):
+            put_from(running[-1].suspended, message["name"])
+
     def _pyro_post_param(self, message: dict) -> None:
         self.program.found[message["name"]] = message["value"].unconstrained()
+
+
+def modules_of_programs(*programs: Any) -> list[nn.Module]:
+    """The modules of models and guides; what is no program has none."""
+    there = [Program(p, "program") for p in programs if callable(p) and not isinstance(p, type)]
+    return [module for program in there for module in program.modules().values()]
 
 
 def _inner(program: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function, method or module inside of handlers, partials and decorators."""
     program = unhandled(program)
+    if isinstance(program, Method):
+        program = program.plain
     if isinstance(program, functools.partial):
         first = next(iter(program.args), None)
         method = getattr(type(first), getattr(program.func, "__name__", ""), None)
@@ -230,12 +299,31 @@ def _owner(inner: Callable[..., Any]) -> nn.Module | None:
 
 def _signature(program: Callable[..., Any]) -> inspect.Signature:
     program = unhandled(program)
+    if isinstance(program, Method):
+        return _signature(program.plain)
     if isinstance(program, nn.Module):
         return _signature(program.forward)
     if isinstance(program, functools.partial) and isinstance(program.func, nn.Module):
         bound = functools.partial(program.func.forward, *program.args, **program.keywords)
         return _signature(bound)
     return inspect.signature(program)
+
+
+def _check_whole(guide: AutoGuide) -> None:
+    """Raises where a guide cannot be made any more, as it was pickled before its first call."""
+    if model_of(guide) is None and guide.prototype_trace is None:
+        kind = type(guide).__name__
+        raise ValueError(
+            f"guide: {kind} was pickled before its first call, which made it lose its model, and "
+            f"it has no parameters yet. Expected one that was called or fitted before. Try "
+            f"{kind}(model), made anew."
+        )
+
+
+def _without_plates(guide: EasyGuide) -> AbstractContextManager[None]:
+    """A context for a guide without the plates of a call that ended in an error."""
+    guide.plates.clear()
+    return nullcontext()
 
 
 def _takes_size(signature: inspect.Signature) -> bool:

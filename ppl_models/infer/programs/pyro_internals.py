@@ -18,6 +18,7 @@ from pyro.infer.elbo import ELBO
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context
 from pyro.params import param_with_module_name
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
@@ -64,12 +65,34 @@ def unhandled(program: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
+def model_of(guide: AutoGuide) -> Callable[..., Any] | None:
+    """The model of an autoguide; None where it was taken away, as it is when the guide is pickled.
+
+    The public `model` fails then, of the guide that was pickled and of what comes of the pickle.
+    """
+    return guide._model[0] if guide._model else None
+
+
 def plate_frames(guide: AutoGuide) -> dict[str, CondIndepStackFrame]:
     """The plates that an autoguide found in its model, by name; empty before its first call.
 
     Its public `plates` are those of the call that runs, made from these.
     """
     return guide._prototype_frames
+
+
+@contextmanager
+def run_model_as(guide: GuideMessenger, program: Callable[..., Any]) -> Iterator[None]:
+    """A context in which a messenger guide runs a program in place of its model.
+
+    Its public `model` can be read, and not be set.
+    """
+    before = guide._model
+    guide._model = (program,)
+    try:
+        yield
+    finally:
+        guide._model = before
 
 
 def traces(
@@ -93,8 +116,9 @@ def mark_reparameterised(message: dict) -> None:
     Such a site looks observed, its distribution a `Delta` at its own value, whose density is what
     the reparameteriser says. Nothing else in a trace tells it from a likelihood written as one.
     """
-    if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
-        message["infer"] = {**(message["infer"] or {}), "_reparameterised": True}
+    for handler in _PYRO_STACK:
+        if isinstance(handler, ReparamMessenger):
+            message["infer"] = {**(message["infer"] or {}), "_reparameterised": True}
 
 
 def is_reparameterised(site: dict) -> bool:
@@ -207,6 +231,21 @@ def _put(name: str, tensor: Tensor, constraint: constraints.Constraint) -> None:
     store = pyro.get_param_store()
     store._params[name], store._constraints[name] = tensor, constraint
     store._param_to_name[tensor] = name
+
+
+def is_made(message: dict) -> bool:
+    """Whether a `pyro.param` statement, about to run, makes a parameter that is in no store.
+
+    Those of modules, which `pyro.module` registers, are made before.
+    """
+    init = message["args"][1] if len(message["args"]) > 1 else message["kwargs"].get("init_tensor")
+    return message["name"] not in pyro.get_param_store() and not isinstance(init, nn.Parameter)
+
+
+def put_from(state: Any, name: str) -> None:
+    """Puts a parameter of some state of Pyro's store into it, if that has one of the name."""
+    if name in state["params"]:
+        _put(name, state["params"][name], state["constraints"][name])
 
 
 class Run(NamedTuple):

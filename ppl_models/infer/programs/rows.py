@@ -5,15 +5,21 @@ for each row to the wrong rows, without any error; so the true indices are suppl
 to the plate named `"data"`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoDiscreteParallel,
+    AutoGaussian,
+    AutoGuide,
+    AutoStructured,
+)
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -28,10 +34,17 @@ _UNKNOWN = (
     "amortised guide, which takes any."
 )
 
+# Made for the rows of a first batch, and no more: as one vector, or with no parameters for others.
+_WHOLE = (AutoContinuous, AutoStructured, AutoGaussian, AutoDiscreteParallel)
+
 _LIKE = {
     *(getattr(torch.ops.aten, f"{kind}_like").default for kind in ("zeros", "ones", "full")),
     *(getattr(torch.ops.aten, f"new_{kind}").default for kind in ("zeros", "ones", "full")),
 }
+
+
+class UnknownRowsError(ValueError):
+    """What belongs to single rows was asked for, and it is not known which these are."""
 
 
 class Rows(Messenger):
@@ -68,7 +81,7 @@ class Rows(Messenger):
         placed = message["kwargs"].get("event_dim") is not None
         plates = {frame.name: frame for frame in message["cond_indep_stack"]}
         if self.rows is None and placed and "data" in plates:
-            raise ValueError(f"parameter {message['name']!r}: {_UNKNOWN}")
+            raise UnknownRowsError(f"parameter {message['name']!r}: {_UNKNOWN}")
 
 
 class _Unknown(Tensor):
@@ -90,11 +103,10 @@ class _Unknown(Tensor):
         if func in _LIKE:  # which take no more than its shape
             plain = torch.empty(args[0].shape, dtype=torch.int64, device=args[0].device)
             return func(plain, *args[1:], **(kwargs or {}))
-        raise ValueError(f"an index of the plate 'data': {_UNKNOWN}")
+        raise UnknownRowsError(f"an index of the plate 'data': {_UNKNOWN}")
 
 
-@contextmanager
-def following_rows(guide: AutoGuide, takes_size: bool) -> Iterator[None]:
+class FollowingRows:
     """A context in which the plate `"data"` of an autoguide follows the batch it is called with.
 
     By itself an autoguide keeps the number of rows of the first batch, which the last, uneven one
@@ -104,22 +116,42 @@ def following_rows(guide: AutoGuide, takes_size: bool) -> Iterator[None]:
     Arguments:
         guide: The autoguide.
         takes_size: Whether its model has an argument `size`. One without may draw rows of its own.
+        model: Its model, where that is known.
     """
-    if guide.master is not None or guide.create_plates is not None:
-        yield
-        return
-    fresh = guide.prototype_trace is None
-    guide.create_plates = partial(_plates_of_batch, guide, takes_size)
-    try:
-        yield
-    finally:
-        guide.create_plates = None
-        if fresh and takes_size:
-            _stand_for_all(guide)
+
+    def __init__(
+        self, guide: AutoGuide, takes_size: bool, model: Callable[..., Any] | None
+    ) -> None:
+        self.guide, self.takes_size = guide, takes_size
+        self.plates = partial(_plates_of_batch, guide, takes_size, model)
+
+    def __enter__(self) -> None:
+        guide = self.guide
+        if guide.master is None and guide.create_plates is None:
+            vars(guide)["create_plates"] = self.plates  # a module's own way to set it is slow
+            self.fresh = guide.prototype_trace is None
+
+    def __exit__(self, *error: Any) -> None:
+        if self.guide.create_plates is self.plates:
+            vars(self.guide)["create_plates"] = None
+            if self.fresh and self.takes_size:
+                _stand_for_all(self.guide)
+
+
+def rejoin(guide: AutoGuide) -> None:
+    """Puts the parts of an autoguide under it again, which Pyro takes apart where it is copied."""
+    if guide.master is None:
+        for part in guide.modules():
+            if part is not guide and isinstance(part, AutoGuide) and part.master is None:
+                part.master = weakref.ref(guide)
 
 
 def _plates_of_batch(
-    guide: AutoGuide, takes_size: bool, *batch: Tensor, **named: Any
+    guide: AutoGuide,
+    takes_size: bool,
+    model: Callable[..., Any] | None,
+    *batch: Tensor,
+    **named: Any,
 ) -> list[pyro.plate]:
     """The plate `"data"` for the rows of a batch, where the guide has one."""
     frame = plate_frames(guide).get("data")
@@ -129,7 +161,7 @@ def _plates_of_batch(
     kind = type(guide).__name__
     handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
     strange = handler.size != size if handler is not None else count != size
-    if strange and not takes_size and _plate_of_model(guide, *batch, **named) == frame:
+    if model and strange and not takes_size and _plate_of_model(model, *batch, **named) == frame:
         return []  # of something else than rows: it is alike for any number of them
     if handler is not None and handler.size != size:
         raise ValueError(
@@ -144,10 +176,11 @@ def _plates_of_batch(
             f"guide, which takes any."
         )
     for part in guide.modules():
-        joint = isinstance(part, AutoContinuous) and "data" in plate_frames(part)
-        if joint and (count, size) != (frame.size, frame.size):
+        whole = isinstance(part, _WHOLE) and "data" in plate_frames(part)
+        if whole and (count, size) != (frame.size, frame.size):
+            what = "probabilities" if isinstance(part, AutoDiscreteParallel) else "one vector"
             raise ValueError(
-                f"{type(part).__name__}: it holds the latents of all rows in one vector, made "
+                f"{type(part).__name__}: it holds the latents of all rows in {what}, made "
                 f"for the {frame.size} rows of its first batch, and cannot take {count} of "
                 f"{size}. Try batch_size=None (the whole data), AutoNormal, or an amortised "
                 f"guide."
@@ -157,10 +190,10 @@ def _plates_of_batch(
     return [pyro.plate("data", size, subsample_size=count, dim=frame.dim)]
 
 
-def _plate_of_model(guide: AutoGuide, *batch: Tensor, **named: Any) -> Any:
+def _plate_of_model(model: Callable[..., Any], *batch: Tensor, **named: Any) -> Any:
     """The plate `"data"` that the model has for a batch."""
     with kept_rng(batch[0].device), torch.no_grad(), poutine.block():
-        trace = poutine.trace(guide.model).get_trace(*batch, **named)
+        trace = poutine.trace(model).get_trace(*batch, **named)
     frames = (f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"])
     return next((frame for frame in frames if frame.name == "data"), None)
 
@@ -171,7 +204,7 @@ def _stand_for_all(guide: AutoGuide) -> None:
     Not where one vector holds the latents of the rows of that batch, and of no others.
     """
     for part in guide.modules():
-        if isinstance(part, AutoGuide) and not isinstance(part, AutoContinuous):
+        if isinstance(part, AutoGuide) and not isinstance(part, _WHOLE):
             frames = plate_frames(part)
             frame = frames.get("data")
             if frame is not None and frame.full_size and frame.size != frame.full_size:

@@ -3,6 +3,8 @@
 A site is a dict of Pyro's: its name, its distribution `fn`, its `value`, its plates.
 """
 
+from collections.abc import Iterator
+
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -87,22 +89,23 @@ def is_factor(site: dict) -> bool:
 
 def is_masked(site: dict) -> bool:
     """Whether some of a site may be left out, by `poutine.mask` or a masked distribution."""
+    mask = site.get("mask")
+    return not (mask is None or mask is True) or has_masked_distribution(site)
+
+
+def has_masked_distribution(site: dict) -> bool:
+    """Whether some of a site may be left out by its distribution itself."""
     fn = site["fn"]
     while isinstance(fn, (Independent, ExpandedDistribution)):
         fn = fn.base_dist
-    mask = site.get("mask")
-    return not (mask is None or mask is True) or isinstance(fn, MaskedDistribution)
+    return isinstance(fn, MaskedDistribution)
 
 
 def mask_of(site: dict) -> Tensor | None:
     """Which entries of a site count, with the shape of its log-density; None where all do."""
-    masks, fn = [site.get("mask")], site["fn"]
-    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
-        if isinstance(fn, MaskedDistribution):
-            inside = site["fn"].event_dim - fn.event_dim  # dimensions of an event since then
-            masks.append(_any(fn._mask, inside))
-        fn = fn.base_dist
-    given = [mask for mask in masks if mask is not None and mask is not True]
+    event_dim = site["fn"].event_dim
+    masks = [_any(mask, event_dim - events) for mask, events in _masks(site)]
+    given = [mask for mask in masks if mask is not True]
     if not given:
         return None
     whole = torch.ones_like(site["log_prob"], dtype=torch.bool)
@@ -113,7 +116,44 @@ def mask_of(site: dict) -> Tensor | None:
 
 def _any(mask: Tensor | bool, dims: int) -> Tensor | bool:
     """Whether anything counts over the last dimensions of a mask."""
-    return mask.flatten(-dims).any(-1) if isinstance(mask, Tensor) and dims else mask
+    return over_events(mask, dims) if isinstance(mask, Tensor) else mask
+
+
+def over_events(mask: Tensor, dims: int) -> Tensor:
+    """Whether anything counts over the last dimensions of a mask."""
+    return mask.flatten(-dims).any(-1) if dims else mask
+
+
+def is_masked_by_itself(site: dict) -> bool:
+    """Whether a distribution leaves out all of its density, as `.mask(False)` does."""
+    return any(mask is False for mask, _ in _masks({**site, "mask": None}))
+
+
+def counting(site: dict) -> Tensor:
+    """Which elements of the value of a site count, with its shape."""
+    counts = torch.ones_like(site["value"], dtype=torch.bool)
+    for mask, events in _masks(site):
+        if isinstance(mask, Tensor):
+            counts = counts & mask.reshape(mask.shape + (1,) * events)
+        elif not mask:
+            counts = torch.zeros_like(counts)
+    return counts
+
+
+def is_masked_inside(site: dict) -> bool:
+    """Whether a mask tells the elements of an event apart."""
+    return any(events < site["fn"].event_dim for _, events in _masks(site))
+
+
+def _masks(site: dict) -> Iterator[tuple[Tensor | bool, int]]:
+    """The masks of a site, and how many dimensions of an event are right of each."""
+    fn = site["fn"]
+    if site.get("mask") is not None:
+        yield site["mask"], fn.event_dim
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            yield fn._mask, fn.event_dim
+        fn = fn.base_dist
 
 
 def reparameterised_sites(trace: poutine.Trace) -> dict[str, dict]:

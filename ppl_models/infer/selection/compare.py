@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count
 from ppl_models.infer.evidence.evidence import log_evidence
+from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em
 from ppl_models.scoped import mix, own_rng
@@ -48,7 +49,7 @@ def compare(
     Arguments:
         candidates: The models by name, such as `{k: GaussianMixture(2, k) for k in range(1, 8)}`.
             They have `em_step`, `initialise`, `evidence` and `num_parameters`.
-        x: The rows, with shape `(N, D)`.
+        x: The rows, with shape `(N, D)`: a tensor, an array or a data frame.
         folds: The number of parts, each of which is left out once.
         restarts: The number of starts of each fit.
         max_steps: The largest number of steps of each fit.
@@ -70,6 +71,7 @@ def compare(
         >>> compare(candidates, x, folds=2, restarts=1, seed=0).best("bic")
         2
     """
+    x = as_data(x, candidates.values() if isinstance(candidates, Mapping) else ())
     _check(candidates, x, folds)
     check_count(restarts=restarts, max_steps=max_steps)
     seed = int(torch.randint(2**31, ())) if seed is None else seed

@@ -274,10 +274,10 @@ class Descent:
         else:
             with Rows(batch.rows, batch.size, len(batch.values[0])):
                 cause = objective.blame(*batch.values, size=batch.size)
-        return (
-            f"{objective.name}: the loss is {loss.item()} {when}; {cause}. "
-            f"Try a smaller lr, clip=1.0, or a floor under scales."
-        )
+        advice = "a smaller lr, clip=1.0, or a floor under scales"
+        if self.step_number == 0:  # nothing has moved
+            advice = "other data, or initial values at which all log-densities are finite"
+        return f"{objective.name}: the loss is {loss.item()} {when}; {cause}. Try {advice}."
 
     def check_parameters(self) -> None:
         """Raises where parameters turned up after the start, or are no longer finite."""

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
+from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.training.batches import InMemory, Loaded, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
 from ppl_models.row_weights import check_sample_weight
@@ -85,7 +86,8 @@ def fit_em(
 
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
-        data: A tensor of rows, or a `Dataset` or `DataLoader` that streams them in batches.
+        data: A tensor (array, data frame) of rows, or a `Dataset` or `DataLoader` that streams
+            them in batches.
         sample_weight: How many times each row counts, `(N,)`, 0 or more, in the order of the rows,
             which a `DataLoader` must not shuffle. Default: once.
         initialise: Whether to choose a start; else it is where the model is.
@@ -122,6 +124,7 @@ def fit_em(
     began = time.perf_counter()
     missing = allows_missing([model])
     place = next(iter(model.parameters())).device
+    data = as_data(data, [model])
     rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
     weight = _weight(model, rows, sample_weight)
     if seed is not None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ppl_models.checks import allows_missing, check_count
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
+from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.training import files
 from ppl_models.infer.training.average import check_decay
 from ppl_models.infer.training.batches import (
@@ -90,7 +91,8 @@ def fit(
         objective: What to descend, such as `elbo(model, guide)`.
         data: A tensor of rows, a tuple of tensors, a `Transformed`, a `Dataset` or a
             `DataLoader`. Tensors are checked whole before the first step; of the last two only
-            the first batch can be.
+            the first batch can be. Arrays and data frames become tensors, where a tensor is taken:
+            floating-point numbers in the precision of the modules, integers as they are.
         epochs: How often to go through the data, a resumed part included.
         steps: The number of steps in all, instead of `epochs`.
         batch_size: The rows of a minibatch; the last one may have fewer. Default: all.
@@ -294,12 +296,13 @@ def _sources(
     place: torch.device | None,
 ) -> tuple[Source, HeldOut | None]:
     """The rows to learn from, and those held out, where there are any."""
-    missing = allows_missing(modules_of(objectives))
-    train = source(data, batch_size, place, missing)
+    modules = modules_of(objectives)
+    missing = allows_missing(modules)
+    train = source(as_data(data, modules), batch_size, place, missing)
     if validation is None:
         return train, None
     at_once = None if isinstance(validation, DataLoader) else batch_size
-    return train, HeldOut(source(validation, at_once, place, missing))
+    return train, HeldOut(source(as_data(validation, modules), at_once, place, missing))
 
 
 def _seeded(seed: int | None) -> int:

@@ -109,7 +109,8 @@ class Loss:
 
     def __init__(self, model: Any, guide: Any, estimator: Any) -> None:
         self.model, self.guide, self.estimator = model, guide, estimator
-        self.programs = Program(model, "model"), Program(guide, "guide")
+        whole = Program(model, "model")
+        self.programs = whole, Program(guide, "guide", whole)
         self.parameters: dict[str, Tensor] = {}
         self.stored: set[str] = set()  # the names of those that are in Pyro's store
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced

@@ -147,6 +147,22 @@ def test_a_density_that_is_nowhere_agrees_with_itself():
     assert log_evidence(model, None, torch.tensor([[3.2], [0.5]])).kind == "exact"
 
 
+def test_a_small_error_is_more_than_rounding():
+    """A scale that is wrong by one in two thousand, and with it each row by as many nats."""
+
+    class Nearly(nn.Module):
+        def forward(self, x=None, size=None):
+            with data_plate(x, size):
+                return pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+        def evidence(self):
+            return dist.Normal(0.0, 1.0005)
+
+    with pytest.warns(UserWarning, match=NOT_OF_IT):
+        evidence = log_evidence(Nearly(), None, torch.zeros(4))
+    assert evidence.mean == pytest.approx(-0.5 * math.log(2 * math.pi), abs=1e-6)
+
+
 def linear(x=None, size=None, mean=0.0):
     with data_plate(x, size):
         z = pyro.sample("z", dist.Normal(mean, 1.0))

@@ -125,6 +125,23 @@ def test_names_of_dimensions_and_labels():
             draw(model, ExactPosterior(model), x, **bad)
 
 
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_what_is_a_function_of_data_is_that_of_the_data(enumerated):
+    def model(x=None, size=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with data_plate(x, size):
+            if enumerated:
+                pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            seen = pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+            pyro.deterministic("residual", seen - m)
+
+    x = torch.arange(5.0)
+    guide = AutoNormal(poutine.block(model, expose=["m"]))
+    posterior = from_pyro_svi(model, guide, x, num_samples=8)["posterior"]
+    m, residual = (torch.as_tensor(posterior[name].values)[0] for name in ("m", "residual"))
+    torch.testing.assert_close(residual, x - m[:, None])
+
+
 def test_event_dims_are_named_at_the_site():
     def model(x=None, size=None):
         prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)

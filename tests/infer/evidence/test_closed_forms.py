@@ -88,6 +88,33 @@ def test_a_posterior_that_is_not_of_the_program_is_refused():
         from_pyro_svi(model, None, x, num_samples=3)
 
 
+class Wider(nn.Module):
+    """A posterior that is wider than that of the program."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def posterior(self, x):
+        return dist.Normal(x / 2, 0.5**0.5 * (1 + self.by))
+
+
+def test_a_posterior_that_is_nearly_that_of_the_program_is_refused():
+    torch.manual_seed(0)
+    x = torch.randn(8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="is not the posterior of the program"):
+        log_evidence(Wider(by=5e-4), None, x)
+    rounded = log_evidence(Wider(by=1e-7), None, x, num_samples=3, seed=0)
+    torch.testing.assert_close(
+        rounded.value, dist.Normal(0.0, 2**0.5).log_prob(x), atol=1e-5, rtol=0
+    )
+
+
 def test_latents_that_are_not_of_rows_need_a_guide():
     class Shared(nn.Module):
         def forward(self, x=None, size=None):

@@ -169,7 +169,9 @@ def test_what_the_posterior_lacks_is_not_drawn_from_the_prior():
     assert predict(plain, exact_weight, NEW)["predictions"]["y"].dims[2:] == ("obs",)
     with pytest.raises(ValueError, match=r"If 'y' is what is to be predicted, try predict\("):
         from_pyro_svi(regression, exact_weight, NEW)
-    with pytest.raises(TypeError, match="expected tensors with one entry for each row, got None"):
+    with pytest.raises(
+        TypeError, match=r"expected tensors, .* with one entry for each row, got None"
+    ):
         predict(regression, exact_weight, NEW, None)
     with pytest.raises(ValueError, match="AutoNormal has not been fitted"):
         predict(regression, AutoNormal(regression), NEW)
@@ -399,6 +401,14 @@ def test_numbers_of_draws_names_and_seeds():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_fewer_draws_are_taken_from_all_chains():
+    chains = np.array([[[9.0, 0.0]] * 10, [[-9.0, 0.0]] * 10])  # (chain, draw, feature)
+    weight = xarray.Dataset({"weight": (("chain", "draw", "weight_dim_0"), chains)})
+    posterior = xarray.DataTree.from_dict({"posterior": weight})
+    y = drawn(predict(regression, posterior, NEW, num_samples=4, seed=0), "y")
+    assert np.sign(y[:, 0]).tolist() == [1, 1, -1, -1]
 
 
 def test_a_posterior_of_either_generation_of_arviz():

@@ -1,5 +1,7 @@
 """What `poutine.reparam` makes of a latent is a function of others: no datum, and reported."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -215,3 +217,73 @@ def test_data_in_a_variable_of_the_same_volume_are_taken():
     exact = dist.Normal(0.0, 3.0).log_prob(x).sum(1)
     got = log_evidence(rotated, None, x)
     torch.testing.assert_close(got.value, exact.double(), rtol=1e-5, atol=0)
+
+
+def of_counts(share):
+    """Counts whose rate is drawn by an update with that share of the data: all, or too few."""
+
+    def update(x=None, size=None):
+        return dist.Gamma(1 + share * x.sum(), torch.tensor(share * len(x)))
+
+    return poutine.reparam(counts, {"rate": ConjugateReparam(update)})
+
+
+def of_each_count(share):
+    def rows(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Gamma(torch.full_like(x, 2.0), 1.0))
+            return pyro.sample("x", dist.Poisson(z), obs=x)
+
+    def update(x=None, size=None):
+        return dist.Gamma(1 + share * x, torch.full_like(x, share))
+
+    return poutine.reparam(rows, {"z": ConjugateReparam(update)})
+
+
+def unseen(share):
+    """A normal with noise that no site tells of; without a share, with none."""
+
+    def rows(x=None, size=None):
+        with data_plate(x, size):
+            noise = (1 - share) * torch.randn_like(x)
+            return pyro.sample("x", dist.Normal(noise, 1.0), obs=x)
+
+    return rows
+
+
+def exact_counts(x):
+    total, rows = x.sum(), len(x)
+    value = torch.lgamma(2 + total) - (2 + total) * math.log(1 + rows) - torch.lgamma(1 + x).sum()
+    return value.reshape(1)
+
+
+def exact_each(x):
+    return torch.lgamma(2 + x) - (2 + x) * math.log(2) - torch.lgamma(1 + x)
+
+
+DRAWN = {  # the program, the share at which it is exact, another, and the evidence at both
+    "shared": (of_counts, 0.5, exact_counts, exact_counts),
+    "of rows": (of_each_count, 0.5, exact_each, exact_each),
+    "no site": (
+        unseen,
+        0.0,
+        lambda x: dist.Normal(0.0, 1.0).log_prob(x),
+        lambda x: dist.Normal(0.0, 2**0.5).log_prob(x),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_only_what_no_draw_changes_is_exact(name, float64):
+    """The weight of a draw, prior / update times likelihood, has the evidence as its mean."""
+    make, share, exact, other = DRAWN[name]
+    x = torch.tensor([3.0, 1.0, 4.0, 1.0])
+    evidence = log_evidence(make(1.0), None, x, num_samples=10)
+    assert (evidence.kind, evidence.num_samples) == ("exact", 0)
+    torch.testing.assert_close(evidence.value, exact(x))
+    evidence = log_evidence(make(share), None, x, num_samples=20_000, seed=0)
+    assert (evidence.kind, evidence.num_samples) == ("lower bound", 20_000)
+    assert 0 < evidence.monte_carlo_error < 0.05
+    torch.testing.assert_close(evidence.value, other(x), atol=0.1, rtol=0)
+    with pytest.raises(ValueError, match="which draws what is no latent site of it"):
+        log_evidence(make(share), None, x, method="exact")

@@ -66,6 +66,24 @@ def test_exact_posterior_closes_the_gap(estimator, gradient):
     torch.testing.assert_close(loss.double(), expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_program_without_size_counts_the_rows_of_its_batch(gradient):
+    class Plain(FactorAnalysis):
+        def forward(self, x):
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Plain(5, 2).double(), torch.randn(20, 5, dtype=torch.float64)
+    exact = ExactPosterior(model)
+    objective = elbo(model, lambda x: exact(x))
+    with torch.set_grad_enabled(gradient):
+        loss = objective.loss(x[:5], size=20)
+    expected = -model.evidence().log_prob(x)
+    torch.testing.assert_close(loss, expected[:5].mean(), atol=1e-10, rtol=0)
+    run = quiet(objective, x, epochs=1, batch_size=5, lr=1e-12)
+    assert run.history["loss"] == pytest.approx([expected.mean().item()])
+
+
 @unused
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_trains(estimator):

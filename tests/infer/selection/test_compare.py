@@ -226,7 +226,7 @@ def test_refuses_one_model_under_two_names():
 
 def test_refuses_what_is_no_tensor_of_rows():
     with pytest.raises(ValueError, match="x: expected a tensor of rows"):
-        compare(mixtures(1), clusters().numpy())
+        compare(mixtures(1), clusters().tolist())
 
 
 def test_refuses_an_unknown_criterion():

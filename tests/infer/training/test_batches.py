@@ -116,8 +116,8 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (np.ones((9, 4)), r"data: expected a tensor.*got ndarray. Try torch.as_tensor"),
-        ([[1.0] * 4] * 9, r"data: expected a tensor.*got list"),
+        (np.full((9, 4), "a"), r"data\[0\]: expected real numbers, got ndarray with entries of"),
+        ([[1.0] * 4] * 9, r"data: expected a tensor.*got list. Try torch.as_tensor"),
         ({"x": torch.ones(9, 4)}, r"data: expected a tensor.*got dict"),
         ((), r"data: expected a tensor.*got tuple"),
         (None, r"data: expected a tensor.*got NoneType"),

@@ -47,6 +47,39 @@ def test_the_parameters_are_those_of_the_last_loss():
     assert gain < 1e-8 <= before
 
 
+class Overtaking(nn.Module):
+    """Starts side by side, of which the one that is behind at first ends higher."""
+
+    PATHS = torch.tensor([[0.0, 0.1, 0.1, 0.1], [-1.0, 0.5, 0.5, 0.5]], dtype=torch.float64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.steps = 0
+
+    def initialise(self, x):
+        self.at.data.copy_(self.PATHS[:, 0])
+
+    def stack(self, restarts):
+        copied = Overtaking()
+        copied.at = nn.Parameter(self.at.detach().expand(restarts).clone())
+        return copied
+
+    @torch.no_grad()
+    def em_step(self, x):
+        value = self.at.clone()
+        self.steps += 1
+        self.at.copy_(self.PATHS[:, self.steps])
+        return value
+
+
+def test_the_best_end_is_kept_and_not_the_best_start():
+    model = Overtaking()
+    run = fit_em(model, heads(), restarts=2)
+    assert run.history["loss"] == [1.0, -0.5, -0.5]
+    assert model.at.item() == 0.5
+
+
 def test_a_step_that_lowers_the_evidence_is_an_error_and_is_not_accepted():
     model = Bernoullis(fault=0.2)
     good = Bernoullis()

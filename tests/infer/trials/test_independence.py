@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_models import data_plate, elbo, fit, from_pyro_svi, iwae, log_evidence
-from ppl_models.infer.programs.independence import Trial
 from ppl_models.infer.programs.program import Program, no_latents
+from ppl_models.infer.trials.independence import Trial
 from tests.support.every_objective import ALL, programs
 from tests.support.oracles import same, state
 from tests.support.runs import quiet
@@ -121,6 +121,13 @@ def test_minibatches_of_them_are_refused_and_the_whole_is_not(of_batch):
             quiet(objective, data, steps=2, **options)
     run = quiet(objective, X, steps=1)
     assert run.history["loss"][0] == pytest.approx(-both.evidence_of(X).mean().item())
+
+
+def test_a_little_of_the_batch_is_more_than_rounding_in_double_precision():
+    torch.manual_seed(0)
+    both = Looking(lambda x: (6e-6 * x.mean().expand(len(x)), x.new_ones(len(x))))
+    with pytest.raises(ValueError, match=r"site 'x' of the model.*depends on the other rows"):
+        quiet(elbo(both.model, both.guide), X, steps=1, batch_size=4)
 
 
 @pytest.mark.parametrize("of_batch", LOOKING.values(), ids=LOOKING)
@@ -253,6 +260,19 @@ def test_statistics_of_each_batch_are_one():
         fit(elbo(program.model, amortised), X.float(), steps=2, batch_size=5, progress=False)
 
 
+def test_numbers_far_from_zero_hide_no_batch():
+    """Rounding moves these log-densities, a thousandth as much as the place of a row does."""
+
+    def model(x, size=None):
+        with data_plate(x, size):
+            mean = pyro.param("mean", torch.tensor(1000.0)) + 0.1 * torch.arange(len(x))
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    x = X.float() + 1000
+    with pytest.raises(ValueError, match=r"site 'x' of the model.*depends on the other rows"):
+        quiet(elbo(model), x, steps=1, batch_size=4)
+
+
 def test_numbers_far_from_zero_are_no_alarm():
     program, x = Net(nn.ReLU()), X.float() * 0.1 + 1e4
     assert quiet(elbo(program.model, amortised), x, steps=2, batch_size=5, lr=1e-9).steps == 2
@@ -275,3 +295,35 @@ def test_what_a_guide_draws_beside_its_sites_is_no_alarm():
     for seed in range(5):
         pyro.set_rng_seed(seed)
         assert fit(make(), data, steps=1, batch_size=23, progress=False).steps == 1
+
+
+def branching(limit):
+    """Other scales where there are more rows than a few show."""
+    return Looking(
+        lambda x: (torch.zeros_like(x), torch.full_like(x, 3.0 if len(x) > limit else 1))
+    )
+
+
+LONG = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("limit", [17, 40, 59, 60, 100, 500])
+def test_branches_on_how_many_rows_there_are(limit):
+    """Tiled, 60 rows are up to 1200 or 300: right is what the program says of 60."""
+    both = branching(limit)
+    for batch_size in (4096, 300):
+        found = log_evidence(both.model, both.guide, LONG, num_samples=20, batch_size=batch_size)
+        torch.testing.assert_close(found.value, both.evidence_of(LONG))
+    draws = from_pyro_svi(both.model, both.guide, LONG, num_samples=20)["sample_stats"]
+    weights = torch.tensor((draws["log_p"] - draws["log_q"]).values)
+    torch.testing.assert_close(weights, both.evidence_of(LONG).sum().expand(1, 20))
+
+
+@pytest.mark.parametrize(("limit", "batch_size"), [(40, 20), (20, 20), (59, 25), (20, 25)])
+def test_minibatches_of_branches_are_refused(limit, batch_size):
+    """Batches of 20, or of 25, 25 and 10, of 60 rows."""
+    both = branching(limit)
+    with pytest.raises(ValueError, match=r"depends on the other rows.*on how many there are"):
+        quiet(elbo(both.model, both.guide), LONG, steps=2, batch_size=batch_size)
+    alike = branching(200)  # more than there are
+    assert quiet(elbo(alike.model, alike.guide), LONG, steps=2, batch_size=batch_size).steps == 2

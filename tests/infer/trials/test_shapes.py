@@ -115,6 +115,22 @@ def rows_on_the_left(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(pyro.param("loc", x.new_zeros(SIZE)), 1.0), obs=x)
 
 
+def turned_left(x: Tensor, size: int | None = None) -> None:
+    """Rows that are single numbers, which stand where the plate on the right of theirs is."""
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("copies", SIZE, dim=-1):
+        pyro.sample("x", dist.Normal(pyro.param("loc", x.new_zeros(())), 1.0), obs=x)
+
+
+def test_rows_on_the_right_of_their_plate():
+    for refused in (
+        lambda: log_evidence(turned_left, None, X[0]),
+        lambda: from_pyro_svi(turned_left, None, X[0], num_samples=4),
+        lambda: elbo(turned_left).loss(X[0]),
+    ):
+        with pytest.raises(ValueError, match=r"site 'x' of the model.* takes dimension -2 "):
+            refused()
+
+
 def turned_rightly(x: Tensor, size: int | None = None) -> None:
     with data_plate(x, size), pyro.plate("features", SIZE, dim=-2):
         pyro.sample("x", dist.Normal(x.new_zeros(SIZE, 1), 1.0), obs=x.T)

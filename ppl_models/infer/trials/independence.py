@@ -32,6 +32,7 @@ FEW = 16  # rows that are tried
 FEWEST = 4
 ROUNDING = 1e-3  # of a log-density in nats, and of that share of it where it is larger
 ROUNDING_64 = 1e-6
+ROOM = 2**18  # numbers of data that are tried at once, beside batches
 NOISE = 30  # times what a change of the last digits does to a log-density: that is no rounding
 
 
@@ -74,6 +75,14 @@ class Trial:
         order = torch.arange(len(places)).flip(0)
         return self._first_other(places, (order[::2], order[1::2]))
 
+    def of_sizes(self, whole: int, *parts: int) -> str | None:
+        """The same, of so many rows, which are repeated if need be, and of the first so many.
+
+        A program may branch on how many there are, which no few rows show.
+        """
+        places = torch.arange(whole) % len(self.data[0])
+        return self._first_other(places, [torch.arange(part) for part in parts if part])
+
     def of_order(self) -> str | None:
         """The same, where a program takes no other number of rows."""
         count = len(self.data[0])
@@ -83,13 +92,13 @@ class Trial:
         """The first site to which the latents of other rows make a difference, or None."""
         count = len(self.data[0])
         every = torch.arange(count)
-        with self._quietly():
-            one, other = self._run(every), self._run(every)
+        with self.quietly():
+            one, other = self.run(every), self.run(every)
             generator = torch.Generator().manual_seed(0)
             ours = torch.zeros(count, dtype=torch.bool)
             ours[torch.randperm(count, generator=generator)[: count // 2]] = True
             latents = Pair(*(_mixed(*traces, ours) for traces in zip(one, other, strict=True)))
-            mixed = self._run(every, latents)
+            mixed = self.run(every, latents)
             shown = [
                 difference
                 for before, mine in ((one, every[ours]), (other, every[~ours]))
@@ -98,8 +107,8 @@ class Trial:
             return self._beyond_noise(shown, every, one)
 
     def _first_other(self, places: Tensor, parts: Sequence[Tensor]) -> str | None:
-        with self._quietly():
-            drawn, every = self._run(places), torch.arange(len(places))
+        with self.quietly():
+            drawn, every = self.run(places), torch.arange(len(places))
             whole = self._run_again(places, drawn, every)
             shown = []
             for part in parts:
@@ -110,19 +119,19 @@ class Trial:
     def _run_again(self, places: Tensor, drawn: Pair, part: Tensor) -> Pair:
         """Runs both on a part of the rows, with the latents drawn, and the same chance beside."""
         with own_rng(0, self.data[0].device):  # of what a program draws without a site
-            return self._run(places[part], Pair(*(_taken(trace, part) for trace in drawn)))
+            return self.run(places[part], Pair(*(_taken(trace, part) for trace in drawn)))
 
     def _beyond_noise(self, shown: list["Difference"], places: Tensor, whole: Pair) -> str | None:
         """The first difference that neither rounding nor a program's own chance explains."""
         large = [d for d in shown if d.size > d.rounding]
         if not large:
             return None
-        again = self._run(places, Pair(*map(_jittered, whole)), jitter=True)
+        again = self.run(places, Pair(*map(_jittered, whole)), jitter=True)
         every = torch.arange(len(places))
         noise = {d.where: d.size for d in _differences(whole, again, every, every)}
         return next((d.where for d in large if d.size > NOISE * noise.get(d.where, 0.0)), None)
 
-    def _run(self, places: Tensor, latents: Pair | None = None, jitter: bool = False) -> Pair:
+    def run(self, places: Tensor, latents: Pair | None = None, jitter: bool = False) -> Pair:
         """Runs both on some rows; with latents that are given, or drawn by the guide."""
         places = places.to(self.data[0].device)
         batch = tuple(_moved(x[places]) if jitter else x[places] for x in self.data)
@@ -142,7 +151,7 @@ class Trial:
         return Pair(joint, guided)
 
     @contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def quietly(self) -> Iterator[None]:
         """A run that leaves nothing behind: no gradients, no training, no draws."""
         modules = [m for p in (self.model, self.guide) for m in p.modules().values()]
         with (
@@ -287,7 +296,10 @@ def check_minibatches(
     every = None if rows is None or data is None else torch.arange(size, device=rows.device)
     try:
         if data is not None:
-            found = Trial(model, guide, data, every, size).of_parts()
+            trial, count = Trial(model, guide, data, every, size), len(batch[0])
+            room = ROOM * size // max(1, sum(x.numel() for x in data))  # rows of so many numbers
+            whole = min(size, max(2 * count, room))
+            found = trial.of_parts() or trial.of_sizes(whole, count, size % count)
         else:
             found = Trial(model, guide, batch, rows, size).of_parts()
     except Exception:  # whatever a program does that takes batches of one size only
@@ -302,6 +314,15 @@ def check_minibatches(
             f"whole. Try batch_size=None, or what a row needs to know of the others as a tensor "
             f"beside it, fit(objective, (x, covariate), ...)."
         )
+
+
+def known_rows(batch: tuple[Tensor, ...], size: int) -> Tensor | None:
+    """Which rows a batch holds, as a handler `Rows` around this says, or as it is all of them."""
+    handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
+    if handler is not None:
+        return handler.rows
+    whole = len(batch[0]) == size
+    return torch.arange(size, device=batch[0].device) if whole else None
 
 
 def named_rows(model: poutine.Trace, guide: poutine.Trace, rows: int) -> bool:

@@ -1,0 +1,1 @@
+"""What a number rests on, tried on the program itself before there is one."""
