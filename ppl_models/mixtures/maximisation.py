@@ -54,10 +54,10 @@ def maximisation(sums: Statistics, covariance: str, floor: Tensor) -> Maximum:
     log_weights = (sums.counts + 1e-15).log().log_softmax(1)
     if covariance == "full":
         outer = mean[..., None] * mean[..., None, :]
-        scale = _factor(sums.second / counts[..., None] - outer, floor)
+        scale = floored_factor(sums.second / counts[..., None] - outer, floor)
     elif covariance == "tied":
         between = torch.einsum("rk,rkd,rke->rde", sums.counts, mean, mean)
-        scale = _factor((sums.second - between) / sums.rows, floor[:, 0])
+        scale = floored_factor((sums.second - between) / sums.rows, floor[:, 0])
     elif covariance == "diag":
         scale = (sums.second / counts - mean**2).maximum(floor**2).sqrt()
     else:
@@ -66,7 +66,7 @@ def maximisation(sums: Statistics, covariance: str, floor: Tensor) -> Maximum:
     return Maximum(log_weights, mean + sums.center, scale)
 
 
-def _factor(covariance: Tensor, floor: Tensor) -> Tensor:
+def floored_factor(covariance: Tensor, floor: Tensor) -> Tensor:
     """Returns the Cholesky factor of the best covariance, (*, D, D), above a floor (*, F)."""
     units = floor[..., None]
     return units * factor(covariance / (units * units.mT), 1.0)

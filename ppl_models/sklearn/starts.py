@@ -13,7 +13,7 @@ from ppl_models.checks import check_choice
 from ppl_models.missing import observed_mean
 from ppl_models.mixtures.expectation import from_labels
 from ppl_models.mixtures.kmeans import kmeans
-from ppl_models.mixtures.maximisation import factor
+from ppl_models.mixtures.maximisation import floored_factor
 
 KINDS = ("kmeans", "k-means++", "random", "random_from_data")
 
@@ -61,14 +61,14 @@ class Start(NamedTuple):
 
 def _set_precisions(model: Any, precisions: Tensor) -> None:
     """Sets covariances to the inverses of precisions, none below the floor of the model."""
-    floor = model.min_scale**2
+    floor = model._floor()  # (1, 1, F)
     if model.covariance in ("full", "tied"):
-        root = factor(torch.linalg.inv(precisions), floor)
+        root = floored_factor(torch.linalg.inv(precisions), floor[0, 0])
         model.log_scale.copy_(root.diagonal(dim1=-2, dim2=-1).log())
         model.lower.copy_(root.tril(-1))
     else:
-        variances = (1 / precisions).clamp(min=floor)
-        model.log_scale.copy_(variances.log().div(2).view_as(model.log_scale))
+        variances = (1 / precisions).view_as(model.log_scale).maximum(floor[0] ** 2)
+        model.log_scale.copy_(variances.log().div(2))
 
 
 def _tensor(values: Any) -> Tensor:
