@@ -90,9 +90,12 @@ TESTS = {
     ]
     for name, test in theirs(module, ours).items()
 }
-for name, test in TESTS.items():
-    test = skipped(NOT_OURS[name]) if name in NOT_OURS else test
-    globals()[f"test_{name.replace('.test', '')}"] = test
+globals().update(
+    {
+        f"test_{name.replace('.test', '')}": skipped(NOT_OURS[name]) if name in NOT_OURS else test
+        for name, test in TESTS.items()
+    }
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sklearn.exceptions.ConvergenceWarning",
