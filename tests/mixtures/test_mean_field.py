@@ -27,6 +27,15 @@ def test_the_bound_rises_and_stays_below_the_evidence(covariance, weights):
     assert exact - best.bound < 3.5
 
 
+def test_the_ascent_ends_where_nothing_more_is_to_be_gained():
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(60, 2), torch.randn(60, 2) + 2]).double()
+    prior, start = BayesianGaussianMixture(2, 2).double().prior, torch.rand(120, 2).double()
+    start = start / start.sum(1, keepdim=True)
+    limit = ascend(prior, x, start, max_steps=5000, tolerance=0).bound
+    assert limit - 1e-4 < ascend(prior, x, start).bound <= limit + 1e-9
+
+
 def test_the_ascent_is_scikit_learns():
     """The same fixed point from the same start, a Dirichlet over full covariances."""
     model, x = build(3, prior_strength=0.5, prior_df=5.0, concentration=0.25), clusters(0.6)

@@ -163,6 +163,21 @@ def test_a_small_error_is_more_than_rounding():
     assert evidence.mean == pytest.approx(-0.5 * math.log(2 * math.pi), abs=1e-6)
 
 
+def test_rows_that_are_sorted_are_compared_from_all_parts():
+    class Levels(nn.Module):
+        def forward(self, x=None, size=None):
+            with data_plate(x, size):
+                return pyro.sample("x", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])), obs=x)
+
+        def evidence(self):
+            return dist.Categorical(torch.tensor([0.5, 0.25, 0.25]))
+
+    x = torch.tensor([0.0] * 20 + [1.0] * 10 + [2.0] * 10)
+    with pytest.warns(UserWarning, match=NOT_OF_IT):
+        evidence = log_evidence(Levels(), None, x)
+    assert evidence.value.exp().unique().tolist() == pytest.approx([0.2, 0.3, 0.5])
+
+
 def linear(x=None, size=None, mean=0.0):
     with data_plate(x, size):
         z = pyro.sample("z", dist.Normal(mean, 1.0))

@@ -264,6 +264,17 @@ def test_mcmc(chains):
     assert np.isfinite(float(az.summary(data)["mean"].iloc[0]))
 
 
+def test_trajectories_that_diverged_are_of_their_chain():
+    mcmc = MCMC(NUTS(counts_model, jit_compile=False), 8, 5, disable_progbar=True)
+    mcmc.run(COUNTS)
+    mcmc._samples = {k: v.reshape(2, 4) for k, v in mcmc._samples.items()}
+    (found,) = mcmc._diagnostics
+    mcmc._diagnostics = [{**found, "divergences": [2]}, {**found, "divergences": [0, 3]}]
+    mcmc.num_chains, mcmc.num_samples = 2, 4
+    diverging = from_pyro_mcmc(mcmc)["sample_stats"]["diverging"].values
+    assert diverging.tolist() == [[False, False, True, False], [True, False, False, True]]
+
+
 def test_mcmc_of_a_regression_keeps_covariates():
     mcmc = MCMC(NUTS(regression), 20, 20, disable_progbar=True)
     x, y = torch.randn(9, 2), torch.randn(9)

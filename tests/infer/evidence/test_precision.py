@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from scipy import stats
 
@@ -58,6 +59,33 @@ def test_large_numbers_are_refused_in_float32_and_right_in_float64(name):
         log_evidence(model_of(make, torch.float32), None, x.float())
     with pytest.raises(ValueError, match=r"site 'x': .*\.double\(\)"):
         from_pyro_svi(model_of(make, torch.float32), None, x.float(), num_samples=3)
+
+
+def test_large_numbers_that_are_masked_are_no_alarm():
+    x = torch.tensor([3.0, COUNT, 5.0])
+
+    def model(x, size=None):
+        with data_plate(x, size), poutine.mask(mask=x < 10):
+            pyro.sample("x", dist.Poisson(x + 0.5), obs=x)
+
+    found = log_evidence(model, None, x).value
+    expected = dist.Poisson(x + 0.5).log_prob(x).double()
+    torch.testing.assert_close(found, expected * torch.tensor([1.0, 0.0, 1.0]))
+
+
+def test_the_sum_over_many_rows_keeps_its_digits():
+    def model(x, size=None):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x, size=None):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.zeros(300_001)
+    found = log_evidence(model, guide, x, num_samples=1)
+    each = dist.Normal(0.0, 1.0).log_prob(x[0]).item()
+    assert found.value.item() == pytest.approx(300_001 * each, abs=1e-6, rel=0)
 
 
 def test_a_row_that_is_not_among_the_first():
