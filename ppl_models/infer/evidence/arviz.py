@@ -54,7 +54,8 @@ def from_pyro_svi(
     `log_likelihood` is one number for each row, over which enumerated sites are summed: those of
     observed sites that share one are named together (`"x+y"`), and sites whose rows an enumerated
     site ties together are left out, with a warning. Where data are masked, it holds the others,
-    along `"x_entry"`.
+    along `"x_entry"`. Of latents that are masked in part, as those of `obs_mask`, the posterior
+    holds draws of the model's own there, of which the data say nothing.
 
     `az.loo` is meant for latents shared by all rows. With latents of a row (a VAE), leaving that
     row out changes its posterior altogether: use `log_evidence` there.

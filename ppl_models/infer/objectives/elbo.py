@@ -167,7 +167,7 @@ class EvidenceLowerBound(Objective):
         if rows is not None and every is not batch:
             rows = torch.arange(size, device=rows.device)
         trial = Trial(self._model, self._guide, every, rows, size)
-        follow_masks(self._model, self._guide, traces, trial, len(batch[0]))
+        follow_masks(self._model, self._guide, traces, trial, len(batch[0]), trained=True)
         self._knows_masks = True
 
     def _choose_estimator(self, batch: tuple[Tensor, ...], size: int) -> ELBO:

@@ -129,7 +129,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             self._check_trace(trace, program)
             check_rows(trace, program, batch)
         trial = Trial(self._model, self._guide, batch, None, None)
-        follow_masks(self._model, self._guide, Pair(model, guide), trial)
+        follow_masks(self._model, self._guide, Pair(model, guide), trial, trained=True)
         self._check_independence(batch)
         return Enumeration.of(model, guide)
 

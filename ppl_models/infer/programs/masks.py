@@ -13,7 +13,7 @@ are changed, and no density that counts may be another.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -30,7 +30,9 @@ from ppl_models.infer.programs.pyro_internals import active_handlers, is_reparam
 from ppl_models.scoped import own_rng
 
 TRIES = 8  # other values of what is masked, to see whether something depends on it
+MORE = 2  # of each minibatch after the first
 FAR = 3.0  # by how much the auxiliary numbers of a guide are moved
+NEAR = 1e-2  # by how much parameters are moved
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 Sources = dict[str, list[str]]  # the auxiliary sites behind each latent of a guide
@@ -56,8 +58,9 @@ class SameMasks(Messenger):
         for handler in active_handlers():
             if isinstance(handler, ReplayMessenger) and handler.trace is not None:
                 for name in (message["name"], *self.sources.get(message["name"], ())):
-                    if name in handler.trace:
-                        _leave_out(handler.trace.nodes[name], message)
+                    drawn = handler.trace.nodes.get(name, {})
+                    if "fn" in drawn:  # none, where Pyro replays values alone
+                        _leave_out(drawn, message)
 
 
 class OwnWhereMasked(Messenger):
@@ -87,7 +90,7 @@ def _leave_out(drawn: dict, site: dict) -> None:
     depth = drawn["fn"].event_dim - inner.event_dim
     if drawn["value"].shape != counts.shape:  # other numbers in an event, as of a simplex
         mask = sites.over_events(counts, site["fn"].event_dim)
-    elif depth and sites.is_masked_inside(site):
+    elif depth and (sites.is_masked_inside(site) or drawn["fn"].event_dim > site["fn"].event_dim):
         mask = sites.over_events(counts, inner.event_dim)
         drawn["fn"] = inner.mask(mask).to_event(depth)
         return
@@ -97,7 +100,12 @@ def _leave_out(drawn: dict, site: dict) -> None:
 
 
 def follow_masks(
-    model: Program, guide: Program, first: Pair, trial: Trial, width: int | None = None
+    model: Program,
+    guide: Program,
+    first: Pair,
+    trial: Trial,
+    width: int | None = None,
+    trained: bool = False,
 ) -> list[str]:
     """Has a guide count the entries of latents that the model counts, from now on.
 
@@ -107,6 +115,8 @@ def follow_masks(
         first: Traces of both.
         trial: Runs both on the data, which are tried.
         width: How many rows are run at once; None for all.
+        trained: Whether parameters are yet to be moved, so that what reads nothing where some are
+            zero may do so later.
 
     Returns:
         The masked latents.
@@ -123,14 +133,31 @@ def follow_masks(
     masked = [name for name, site in latents.items() if sites.is_masked(site)]
     if not masked and not any(map(sites.is_masked, sites.random_sites(first.guide))):
         return []
-    with trial.quietly():
+    with trial.quietly(), _moved_parameters(model, guide) if trained else nullcontext():
         places = list(_places(len(trial.data[0]), width))
         masked = [name for name in masked if not _is_base(name, trial, places[0])]
         sources = _sources(trial, places[0], masked)
         model.masking = SameMasks(masked, sources)
-        for part in places:
-            _try(trial, part, masked, sources)
+        _check_masks(trial, places[0], masked, sources)
+        for n, part in enumerate(places):
+            _try(trial, part, masked, sources, range(n, n + (MORE if n else TRIES)))
     return masked
+
+
+@contextmanager
+def _moved_parameters(*programs: Program) -> Iterator[None]:
+    """A context in which all parameters are others, a little."""
+    modules = [m for program in programs for m in program.modules().values()]
+    found = [x for program in programs for x in program.found.values()]
+    found += [x for module in modules for x in module.parameters()]
+    kept = {id(x): (x, x.detach().clone()) for x in found if x.is_floating_point()}
+    try:
+        for x, before in kept.values():
+            x.data.add_(NEAR * (1 + before.abs()) * torch.randn_like(before))
+        yield
+    finally:
+        for x, before in kept.values():
+            x.data.copy_(before)
 
 
 def _check_shapes(trace: poutine.Trace, program: str) -> None:
@@ -252,17 +279,17 @@ def _joint(name: str, latent: str, behind: set[str]) -> str:
     )
 
 
-def _try(trial: Trial, places: Tensor, masked: list[str], sources: Sources) -> None:
-    """Raises unless the masks of both are alike, and what is masked is read by nothing else."""
+def _try(trial: Trial, places: Tensor, masked: list[str], sources: Sources, tries: range) -> None:
+    """Raises unless the guide counts what the model does, and what is masked is read by nothing."""
     drawn = trial.run(places)
     counts = _counts(drawn.model, masked)
     _check_guide(drawn, counts, sources)
+    if all(bool(x.all()) for x in counts.values()):
+        return
     before = _again(trial, places, drawn, {})
-    for number in range(TRIES if counts else 0):
-        _check_masks(counts, _anew(trial, places, drawn, sources, number))
-        if all(bool(x.all()) for x in counts.values()):
-            continue
+    for number in tries:
         after = _again(trial, places, drawn, _altered(drawn, counts, sources, number))
+        _check_drawn(before.model, after.model, counts)
         for one, other, program in zip(before, after, ("model", "guide"), strict=True):
             _check_unread(one, other, program, sorted(counts))
 
@@ -295,23 +322,23 @@ def _check_guide(drawn: Pair, counts: dict[str, Tensor], sources: Sources) -> No
             )
 
 
-def _anew(
-    trial: Trial, places: Tensor, drawn: Pair, sources: Sources, number: int
-) -> poutine.Trace:
-    """The model with other values of all latents; as it was, where it does not take them."""
+def _check_masks(trial: Trial, places: Tensor, masked: list[str], sources: Sources) -> None:
+    """Raises where a mask is another with other latents."""
+    drawn = trial.run(places)
     none = {
         name: torch.zeros_like(site["value"], dtype=torch.bool)
         for name, site in sites.latent_sites(drawn.model).items()
     }
-    try:
-        return _again(trial, places, drawn, _altered(drawn, none, sources, number)).model
-    except Exception:  # whatever a program does with draws of its prior
-        return drawn.model
+    counts = _counts(drawn.model, masked)
+    for number in range(TRIES if masked else 0):
+        again = counts
+        with suppress(Exception):  # whatever a program does with draws of its prior
+            other = _again(trial, places, drawn, _altered(drawn, none, sources, number)).model
+            again = _counts(other, masked)
+        _check_same(counts, again)
 
 
-def _check_masks(counts: dict[str, Tensor], other: poutine.Trace) -> None:
-    """Raises where a mask is another with other latents."""
-    again = _counts(other, list(counts))
+def _check_same(counts: dict[str, Tensor], again: dict[str, Tensor]) -> None:
     for name, mask in counts.items():
         if name not in again or not torch.equal(mask, again[name]):
             raise ValueError(
@@ -321,21 +348,39 @@ def _check_masks(counts: dict[str, Tensor], other: poutine.Trace) -> None:
             )
 
 
+def _check_drawn(one: poutine.Trace, other: poutine.Trace, counts: dict[str, Tensor]) -> None:
+    """Raises where the guide draws what counts by what is masked."""
+    for name, site in sites.latent_sites(one).items():
+        a, b = site["value"], other.nodes[name]["value"]
+        if name in counts:
+            a, b = a[counts[name]], b[counts[name]]
+        if not _near(a, b):
+            raise ValueError(_by_guide(name, sorted(counts)))
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    near = ROUNDING.get(a.dtype, ROUNDING[torch.float32])
+    return a.shape == b.shape and torch.allclose(a, b, near, near, equal_nan=True)
+
+
+def _by_guide(name: str, masked: list[str]) -> str:
+    return (
+        f"guide: the density of its site {name!r} depends on entries of "
+        f"{', '.join(map(repr, masked))} that the model masks, and cannot leave them out. Expected "
+        f"entries that are drawn independently. Try AutoNormal, or, in both programs, a plate of "
+        f"entries instead of .to_event()."
+    )
+
+
 def _check_unread(one: poutine.Trace, other: poutine.Trace, program: str, names: list[str]) -> None:
     """Raises where a density that counts is another than before."""
     for site in sites.random_sites(one):
         a, b = site["log_prob"], other.nodes[site["name"]]["log_prob"]
-        near = ROUNDING.get(a.dtype, ROUNDING[torch.float32])
-        if a.shape == b.shape and torch.allclose(a, b, near, near, equal_nan=True):
+        if _near(a, b):
             continue
-        masked = ", ".join(map(repr, names))
         if program == "guide":
-            raise ValueError(
-                f"guide: the density of its site {site['name']!r} depends on entries of {masked} "
-                f"that the model masks, and cannot leave them out. Expected entries that are drawn "
-                f"independently. Try AutoNormal, or, in both programs, a plate of entries instead "
-                f"of .to_event()."
-            )
+            raise ValueError(_by_guide(site["name"], names))
+        masked = ", ".join(map(repr, names))
         raise ValueError(
             f"model: its site {site['name']!r} depends on entries of {masked} that a mask leaves "
             f"out: they would have no prior. Expected masked latents that nothing reads which "

@@ -4,6 +4,7 @@ With the exact posterior as the guide, each draw says the evidence of what count
 """
 
 import functools
+import math
 
 import arviz as az
 import pyro
@@ -11,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -25,6 +26,7 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 from pyro.infer.autoguide.utils import deep_setattr
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroParam
 from torch.distributions import constraints
 
@@ -224,7 +226,7 @@ class TestObservedInPart:
 
 JOINT = [
     *(AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDiagonalNormal, AutoIAFNormal),
-    *(AutoLaplaceApproximation, AutoGaussian, AutoStructured),
+    *(AutoLaplaceApproximation, AutoGaussian),
 ]
 
 
@@ -248,6 +250,33 @@ def test_a_joint_guide_beside_one_of_entries_is_taken():
     fit(elbo(imputing, guide), SOME, epochs=500, lr=0.05, seed=0)
     evidence = log_evidence(imputing, guide, SOME, num_samples=4000, seed=0)
     assert evidence.value.item() == pytest.approx(TestObservedInPart.truth.item(), abs=0.1)
+
+
+def test_a_structured_guide_is_joint_once_it_has_learned():
+    """Its entries read one another with weights that are zero before the first step."""
+    for options in ({}, {"conditionals": "mvn", "dependencies": {}}):
+        with pytest.raises(ValueError, match=r"(?s)^guide: .*'x_unobserved'.*Try AutoNormal"):
+            elbo(imputing, AutoStructured(imputing, **options)).loss(SOME)
+    guide = AutoStructured(imputing, conditionals="normal", dependencies={})
+    fit(elbo(imputing, guide), SOME, epochs=500, lr=0.05, seed=0)
+    evidence = log_evidence(imputing, guide, SOME, num_samples=4000, seed=0)
+    assert evidence.value.item() == pytest.approx(TestObservedInPart.truth.item(), abs=0.1)
+
+
+@pytest.mark.parametrize("kind", [elbo, lambda model, guide: iwae(model, guide, 2)])
+def test_what_is_read_with_a_weight_that_is_zero_before_the_first_step(kind):
+    def model(x=None, mask=None, size=None):
+        weight = pyro.param("weight", torch.zeros(()))
+        rows, time = plates(x, size)
+        with rows, time:
+            with poutine.mask(mask=mask):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(weight * z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="model: its site 'x' depends on entries of 'z'"):
+        kind(model, exact(model)).loss(X, MASK)
+    assert pyro.param("weight") == 0.0
+    log_evidence(model, exact(model), X, MASK, num_samples=2)  # right, as it is
 
 
 def test_a_density_of_a_whole_row_is_refused():
@@ -567,6 +596,50 @@ def test_discrete_latents_of_the_guide(enumerate_):
     truth = (seen * MASK).sum(1) + 3 * dist.Normal(0.0, 2.0**0.5).log_prob(torch.tensor(1.0))
     close(elbo(model, guide).loss(X, MASK), -truth.mean())
     close(log_evidence(model, guide, X, MASK, num_samples=2).value, truth)
+
+
+def test_binary_data_observed_in_part():
+    """What is missing is enumerated, and where nothing is missing it is masked."""
+
+    @config_enumerate
+    def model(x=None, size=None):
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Bernoulli(p), obs=x, obs_mask=OBSERVED)
+
+    def guide(x=None, size=None):
+        pyro.sample("p", dist.Beta(torch.tensor(6.0), torch.tensor(4.0)))
+
+    x = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    truth = math.log(math.gamma(4) * math.gamma(6) * math.gamma(4) / math.gamma(10))
+    close(log_evidence(model, guide, x, num_samples=2).value, [truth])
+    close(elbo(model, guide).loss(x), -truth / 10)
+    posterior = from_pyro_svi(model, guide, x, num_samples=300, seed=0)["posterior"]
+    assert (posterior["x"].values[0, :, :6] == x[:6].numpy()).all()
+    assert abs(posterior["x"].values[0, :, 6:].mean() - 0.6) < 0.1
+
+
+def test_a_density_over_rows_that_are_independent_in_it():
+    """The guide has the entries in an event, the model has them in its plates."""
+
+    def guide(x=None, mask=None, size=None):
+        pyro.sample("z", dist.Normal(X / 2, 0.5**0.5).to_event(2))
+
+    close(log_evidence(by_handler, guide, X, MASK, num_samples=2).value, TRUTH.sum()[None])
+
+
+def test_reparameterised_sites():
+    """What is masked is another latent then, that the guide has, and the posterior both."""
+    model = poutine.reparam(by_handler, config={"z": LocScaleReparam(0.0)})
+    guide = AutoNormal(model)
+    guide(X, MASK)
+    deep_setattr(guide.locs, "z_decentered", PyroParam(X / 2, constraints.real, 0))
+    scales = torch.full_like(X, 0.5**0.5)
+    deep_setattr(guide.scales, "z_decentered", PyroParam(scales, guide.scale_constraint, 0))
+    close(elbo(model, guide).loss(X, MASK), -TRUTH.mean())
+    posterior = from_pyro_svi(model, guide, X, MASK, num_samples=300, seed=0)["posterior"]
+    sd = torch.as_tensor(posterior["z"].values)[0].std(0)
+    assert ((sd / torch.where(MASK, 0.5**0.5, 1.0) - 1).abs() < 0.2).all()
 
 
 def test_a_simplex_has_fewer_unconstrained_numbers():
