@@ -290,6 +290,7 @@ def _try(trial: Trial, places: Tensor, masked: list[str], sources: Sources, trie
     before = _again(trial, places, drawn, {})
     for number in tries:
         after = _again(trial, places, drawn, _altered(drawn, counts, sources, number))
+        _check_drawn(before.model, after.model, counts)
         for one, other, program in zip(before, after, ("model", "guide"), strict=True):
             _check_unread(one, other, program, sorted(counts))
 
@@ -348,21 +349,39 @@ def _check_same(counts: dict[str, Tensor], again: dict[str, Tensor]) -> None:
             )
 
 
+def _check_drawn(one: poutine.Trace, other: poutine.Trace, counts: dict[str, Tensor]) -> None:
+    """Raises where the guide draws what counts by what is masked."""
+    for name, site in sites.latent_sites(one).items():
+        a, b = site["value"], other.nodes[name]["value"]
+        if name in counts:
+            a, b = a[counts[name]], b[counts[name]]
+        if not _near(a, b):
+            raise ValueError(_by_guide(name, sorted(counts)))
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    near = ROUNDING.get(a.dtype, ROUNDING[torch.float32])
+    return a.shape == b.shape and torch.allclose(a, b, near, near, equal_nan=True)
+
+
+def _by_guide(name: str, masked: list[str]) -> str:
+    return (
+        f"guide: the density of its site {name!r} depends on entries of "
+        f"{', '.join(map(repr, masked))} that the model masks, and cannot leave them out. Expected "
+        f"entries that are drawn independently. Try AutoNormal, or, in both programs, a plate of "
+        f"entries instead of .to_event()."
+    )
+
+
 def _check_unread(one: poutine.Trace, other: poutine.Trace, program: str, names: list[str]) -> None:
     """Raises where a density that counts is another than before."""
     for site in sites.random_sites(one):
         a, b = site["log_prob"], other.nodes[site["name"]]["log_prob"]
-        near = ROUNDING.get(a.dtype, ROUNDING[torch.float32])
-        if a.shape == b.shape and torch.allclose(a, b, near, near, equal_nan=True):
+        if _near(a, b):
             continue
-        masked = ", ".join(map(repr, names))
         if program == "guide":
-            raise ValueError(
-                f"guide: the density of its site {site['name']!r} depends on entries of {masked} "
-                f"that the model masks, and cannot leave them out. Expected entries that are drawn "
-                f"independently. Try AutoNormal, or, in both programs, a plate of entries instead "
-                f"of .to_event()."
-            )
+            raise ValueError(_by_guide(site["name"], names))
+        masked = ", ".join(map(repr, names))
         raise ValueError(
             f"model: its site {site['name']!r} depends on entries of {masked} that a mask leaves "
             f"out: they would have no prior. Expected masked latents that nothing reads which "
