@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_elbo import Trace_ELBO
+from pyro.infer.trace_mean_field_elbo import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
@@ -123,6 +124,8 @@ class EvidenceLowerBound(Objective):
             self._check_auxiliary(traces, batch, size)
         if isinstance(self.estimator, Trace_ELBO):
             checks.check_not_enumerated(traces[0], self.estimator)
+        if isinstance(self.estimator, TraceMeanField_ELBO):
+            checks.check_mean_field(*traces)
         self._learn_masks(batch, size, data, Pair(*traces))
         if rows < size and not named_rows(traces[0], traces[1], rows):
             check_minibatches(self._model, self._guide, batch, size, data)

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from ppl_models.infer.programs.sites import (
     base,
     enumerated_sites,
+    has_density,
     in_data_plate,
     is_derived,
     is_masked,
@@ -104,6 +105,20 @@ def check_not_enumerated(model: poutine.Trace, estimator: ELBO) -> None:
             f"estimator: {type(estimator).__name__} samples the site(s) {_names(missing)} that "
             f"are marked for enumeration. Try estimator=None, or TraceEnum_ELBO()."
         )
+
+
+def check_mean_field(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises where `TraceMeanField_ELBO` would leave out a change of variables.
+
+    Its divergence of a `Delta` from the model takes the value, and not the log-density.
+    """
+    for name, site in latent_sites(guide).items():
+        if name in model.nodes and kind(site["fn"]) == "Delta" and has_density(site):
+            raise ValueError(
+                f"estimator: TraceMeanField_ELBO leaves out the density of the guide's site "
+                f"{name!r}, a Delta whose log-density is that of a change of variables. Try "
+                f"estimator=None, or Trace_ELBO()."
+            )
 
 
 def check_support(

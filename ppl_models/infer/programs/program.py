@@ -310,13 +310,13 @@ def _signature(program: Callable[..., Any]) -> inspect.Signature:
 
 
 def _check_whole(guide: AutoGuide) -> None:
-    """Raises where a guide cannot be made any more, as it was pickled before its first call."""
+    """Raises where a guide cannot be made any more, as it was copied before its first call."""
     if model_of(guide) is None and guide.prototype_trace is None:
         kind = type(guide).__name__
         raise ValueError(
-            f"guide: {kind} was pickled before its first call, which made it lose its model, and "
-            f"it has no parameters yet. Expected one that was called or fitted before. Try "
-            f"{kind}(model), made anew."
+            f"guide: {kind} was copied or pickled before its first call, by which it lost its "
+            f"model, and it has no parameters yet. Expected one that was called or fitted before. "
+            f"Try {kind}(model), made anew."
         )
 
 

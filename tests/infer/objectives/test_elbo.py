@@ -19,6 +19,7 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
     AutoNormal,
 )
 from pyro.infer.autoguide.initialization import init_to_median
@@ -156,6 +157,32 @@ def test_enumeration_beside_a_sampled_latent():
 def test_an_estimator_that_would_sample_enumerated_sites_is_refused(estimator):
     with pytest.raises(ValueError, match=r"samples the site.* 'k'.*TraceEnum_ELBO"):
         quiet(elbo(Mixture(), None, estimator()), torch.randn(5, 2).double(), steps=1)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+def test_mean_field_estimators_that_drop_a_change_of_variables_are_refused(kind):
+    """Of a scale they would take the density of its logarithm, 0.35 nats too low a loss."""
+
+    def model(x: Tensor, size: int | None = None) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    x = torch.randn(5)
+    with pytest.raises(ValueError, match=r"TraceMeanField_ELBO leaves out .*'scale'.*Trace_ELBO"):
+        quiet(elbo(model, kind(model), TraceMeanField_ELBO()), x, steps=1)
+
+    def real(x: Tensor, size: int | None = None) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    guide, values = kind(real), []
+    for objective in (elbo(real, guide, TraceMeanField_ELBO()), elbo(real, guide)):
+        objective.prepare(x, size=5)
+        torch.manual_seed(0)
+        values.append(objective.loss(x))
+    torch.testing.assert_close(*values)
 
 
 def test_an_estimator_without_a_differentiable_loss_is_refused():

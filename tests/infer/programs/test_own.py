@@ -197,7 +197,7 @@ def test_a_pickle_with_parameters_of_rows():
 def test_a_pickle_of_what_was_never_called():
     again = pickle.loads(pickle.dumps(AutoNormal(counts)))
     for call in (log_evidence, from_pyro_svi, elbo):
-        with pytest.raises(ValueError, match=r"lose its model.*Try AutoNormal\(model\)"):
+        with pytest.raises(ValueError, match=r"lost its model.*Try AutoNormal\(model\)"):
             call(counts, again, *([] if call is elbo else [FEW]))
 
 

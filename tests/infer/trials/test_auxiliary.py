@@ -186,7 +186,6 @@ def shifted(x=None, size=None):
 NOT_TOLD = {
     "wide": (wide, "'a' are not told"),
     "counted": (counted, "'a' are not told by the latents: its values are masked, or not finitely"),
-    "masked": (masked, "'a' are not told by the latents: its values are masked"),
     "too many": (of_ten, "'a' are not told by the latents: .* not finitely many, 256 in all"),
     "left over": (left_over, "are in the latents"),
     "summed": (summed, "'a', 'b' are not told"),
@@ -206,6 +205,18 @@ def test_what_cannot_be_summed_is_refused(name):
         posterior = from_pyro_svi(model, guide, x, num_samples=5)
     assert "log_q" not in posterior["sample_stats"]
     assert "log_p" in posterior["sample_stats"]
+
+
+def test_auxiliaries_that_are_masked_are_refused():
+    for call in (
+        lambda: log_evidence(model, masked, X.double(), num_samples=10),
+        lambda: fit(elbo(model, masked), X.double(), epochs=1),
+        lambda: from_pyro_svi(model, masked, X.double(), num_samples=5),
+    ):
+        with pytest.raises(
+            ValueError, match="a mask leaves out entries of its site 'a' that count"
+        ):
+            call()
 
 
 @pytest.mark.parametrize("guide", [by_component, one_hot, wide])
