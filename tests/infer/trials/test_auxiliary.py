@@ -266,6 +266,25 @@ def test_the_change_of_volume_is_tried():
             elbo(model, stretched(factor)).loss(x)
 
 
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_change_of_volume_of_a_tenth_is_missed(factor):
+    """By a tenth of a nat for each row: `log 1.1`."""
+
+    def guide(said):
+        def guide(x=None, size=None):
+            with data_plate(x, size):
+                a = pyro.sample("a", dist.Normal(x / 2 / factor, 0.5**0.5 / factor), infer=AUX)
+                pyro.sample("z", dist.Delta(a * factor, torch.full_like(x, said)))
+
+        return guide
+
+    x, right = X.double(), -math.log(factor)
+    torch.testing.assert_close(log_evidence(model, guide(right), x, num_samples=3).value, EXACT)
+    for call in (lambda g: log_evidence(model, g, x), lambda g: elbo(model, g).loss(x)):
+        with pytest.raises(ValueError, match="lacks the change of volume"):
+            call(guide(0.0))
+
+
 def test_a_fold_is_refused():
     """Two values of the auxiliary for each latent: its density is twice that."""
 
@@ -336,6 +355,28 @@ def test_one_for_several_discrete_latents():
     evidence = log_evidence(pair, guide, x, num_samples=4)
     torch.testing.assert_close(evidence.value, log_joint.logsumexp(0, keepdim=True))
     torch.testing.assert_close(elbo(pair, guide).loss(x), -log_joint.logsumexp(0) / 6)
+
+
+def test_one_of_several_that_the_latents_do_not_tell():
+    """The latent is the one of them, and nothing is of the other: its outcomes are to be summed."""
+
+    def coin(x=None, size=None):
+        a = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3).double()))
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    def guide(x=None, size=None):
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.3).double()), infer=AUX)
+        pyro.sample("b", dist.Bernoulli(torch.tensor(0.5).double()), infer=AUX)
+        pyro.sample("z", dist.Delta(a))
+
+    x = X.double()
+    with pytest.raises(ValueError, match="'a', 'b' are not told by .* several of its values lead"):
+        elbo(coin, guide).loss(x)
+    outcomes = dist.Bernoulli(0.3).log_prob(torch.tensor([0.0, 1.0]).double())
+    seen = torch.stack([dist.Normal(z, 1.0).log_prob(x).sum() for z in (0.0, 1.0)])
+    value = log_evidence(coin, guide, x, num_samples=20_000, seed=0).value.item()
+    assert value == pytest.approx((outcomes + seen).logsumexp(0).item(), abs=0.05)
 
 
 PYRO = (

@@ -352,7 +352,8 @@ class TestRead:
             with pytest.raises(ValueError, match=said):
                 call()
 
-    def test_in_a_minibatch_that_comes_later(self):
+    @pytest.mark.parametrize("count", [40, 38])  # of which the last batch has fewer
+    def test_in_a_minibatch_that_comes_later(self, count):
         def model(x=None, mask=None, late=None, size=None):
             rows, time = plates(x, size)
             with rows, time:
@@ -364,8 +365,8 @@ class TestRead:
         def guide(x=None, mask=None, late=None, size=None):
             exact(model)(x, mask, size)
 
-        x, mask = X.repeat(10, 1), MASK.repeat(10, 1)
-        late = torch.arange(40) == 37
+        x, mask = X.repeat(10, 1)[:count], MASK.repeat(10, 1)[:count]
+        late = torch.arange(count) == 37
         with pytest.raises(ValueError, match="its site 'x' depends on entries of 'z'"):
             fit(elbo(model, guide), (x, mask, late), epochs=1, batch_size=4)
 
@@ -454,6 +455,31 @@ class TestMasksOfTheGuide:
         for each in (guide, poutine.mask(guide, mask=False), poutine.mask(auto, mask=MASK)):
             for call in (elbo(model, each).loss, lambda *x, g=each: log_evidence(model, g, *x)):
                 with pytest.raises(ValueError, match="guide: a mask leaves out entries of its"):
+                    call(X, MASK)
+
+    def test_an_auxiliary_site_is_masked(self):
+        """Which is no latent of the model: all of it counts, also that of a `pyro.factor`."""
+
+        def of_site(x=None, mask=None, size=None):
+            rows, time = plates(x, size)
+            with rows, time:
+                with poutine.mask(mask=mask):
+                    a = pyro.sample("a", dist.Normal(x / 2, 0.5**0.5), infer={"is_auxiliary": True})
+                pyro.sample("z", dist.Delta(a))
+
+        def of_factor(x=None, mask=None, size=None):
+            rows, time = plates(x, size)
+            with rows, time:
+                pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+                with poutine.mask(mask=mask):
+                    pyro.factor("a", torch.ones_like(x), has_rsample=True)
+
+        def model(x=None, mask=None, size=None):
+            by_handler(x, torch.ones_like(mask), size)
+
+        for each in (of_site, of_factor):
+            for call in (elbo(model, each).loss, lambda *x, g=each: log_evidence(model, g, *x)):
+                with pytest.raises(ValueError, match="a mask leaves out entries of its site 'a'"):
                     call(X, MASK)
 
 
