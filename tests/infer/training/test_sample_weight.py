@@ -72,6 +72,22 @@ def test_integer_weights_are_repeated_rows(name, missing):
     assert_alike(fitted(GAUSSIAN[name], missing, batches, x, sample_weight=WEIGHTS), expected)
 
 
+@pytest.mark.parametrize("missing", ["error", "marginalise"])
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_rows_keep_their_weights_where_they_come_in_parts(name, missing, monkeypatch):
+    """As there are parts of a tensor that is too large to be in float64 at once."""
+    x = rows(missing)
+    expected = fitted(GAUSSIAN[name], missing, x, x, sample_weight=WEIGHTS)
+    for where, size in [
+        ("factors.moments.CHUNK", 7),
+        ("factors.em.MAX_NUMBERS", 28),
+        ("mixtures.maximisation.CHUNK", 7),
+        ("mixtures.expectation.MISSING_CHUNK", 7),
+    ]:
+        monkeypatch.setattr(f"ppl_models.{where}", size)
+    assert_alike(fitted(GAUSSIAN[name], missing, x, x, sample_weight=WEIGHTS), expected)
+
+
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_narrow_components_count_rows_from_their_centers(kind, monkeypatch):
     x = rows()

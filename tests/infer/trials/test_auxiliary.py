@@ -12,6 +12,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
+    AutoGuideList,
     AutoIAFNormal,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -219,6 +220,18 @@ def test_no_objective_takes_what_its_latents_do_not_tell(guide):
         iwae(model, guide, 3).loss(x)
     with pytest.raises(ValueError, match=said):
         fit(weighted({elbo(model, guide): 2.0}), x, epochs=1)
+
+
+def test_a_part_by_hand_of_an_autoguide_is_tried():
+    def by_hand(x=None, size=None):
+        a = pyro.sample("a", dist.Normal(torch.tensor(0.0).double(), 0.5), infer=AUX)
+        pyro.sample("z", dist.Normal(a, 0.5))
+
+    guide, x = AutoGuideList(shared), X.double()
+    guide.append(by_hand)
+    for call in (lambda: log_evidence(shared, guide, x), lambda: elbo(shared, guide).loss(x)):
+        with pytest.raises(ValueError, match="'a' are not told by the latents"):
+            call()
 
 
 def with_reverse(x=None, size=None):
