@@ -91,6 +91,16 @@ def test_other_starts(kind):
     assert np.isfinite(weighted.score(IRIS))
 
 
+@pytest.mark.parametrize("kind", ["k-means++", "random_from_data"])
+def test_starts_are_drawn_by_weight(kind):
+    """A row that hardly counts is no start: each component begins among the others."""
+    x = np.concatenate([IRIS[:5], np.full((200, 4), 50.0) + RNG.rand(200, 4)])
+    weight = np.where(np.arange(205) < 5, 1.0, 1e-12)
+    settings = {"max_iter": 0, "covariance_type": "spherical", "random_state": 0}
+    ours = GaussianMixture(2, init_params=kind, **settings).fit(x, sample_weight=weight)
+    assert (ours.weights_ > 0.1).all()
+
+
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_more_starts_never_end_lower(covariance):
     for seed in range(6):
