@@ -7,6 +7,7 @@ import torch
 
 from guides import ExactPosterior
 from ppl_models import FactorAnalysis, elbo
+from ppl_models.checks import check_resolution
 from ppl_models.likelihoods import Normal
 from tests.support.refusals import Refused, spoiled, vae
 from tests.support.runs import quiet
@@ -48,3 +49,16 @@ def test_integer_images(dtype):
         TypeError, rf"expected rows of floating-point numbers, got {dtype}.*x.float\(\)", *pair
     ):
         quiet(elbo(*pair), torch.ones(9, 4).to(dtype), steps=2)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 8e5), (torch.float64, 4e14)])
+def test_rows_of_less_than_a_tenth_of_the_spread_of_their_digits(dtype, most):
+    """Numbers of the model are `2**-23` (`2**-52`) of a mean apart, up to a tenth of the spread."""
+    loc, scale = torch.tensor([0.0, 3.0, 9.0]).double(), torch.tensor([0.0, 2.0, 0.0]).double()
+    for sign in (1, -1):
+        for unit in (1e-6, 1.0, 1e6):
+            loc[1] = sign * unit * 2 * most  # a column without any spread is let through
+            check_resolution(loc, unit * scale, dtype, "here")
+            loc[1] *= 1.2
+            with pytest.raises(ValueError, match=r"here: expected rows near zero.*got column 1"):
+                check_resolution(loc, unit * scale, dtype, "here")

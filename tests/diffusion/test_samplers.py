@@ -180,6 +180,25 @@ def test_few_steps_end_within_the_rows_and_many_have_their_scale(sampler, schedu
         assert steps < enough or (off.abs() < near).all()
 
 
+@pytest.mark.parametrize(("first", "last"), [(-8.0, 5.0), (-2.0, 3.0), (2.0, 9.0), (1.0, 1.5)])
+def test_a_step_of_heun_by_hand(first, last):
+    """Between what the denoiser says at both ends, beyond them by `alpha / 2 sigma` at most."""
+    seen = []
+
+    def denoise(z, log_snr):
+        seen.append(z)
+        return log_snr.expand_as(z)
+
+    z = torch.randn(3, 4, dtype=F64)
+    heun(denoise, z, LogLinear(last, first), 2)
+    (alpha, last_alpha), (sigma, last_sigma) = alpha_sigma(torch.tensor([first, last], dtype=F64))
+    share = (sigma / alpha) / (2 * last_sigma / last_alpha)
+    share = min(share, 1 + alpha / (2 * sigma))
+    x = first + share * (last - first)
+    expected = last_alpha * x + last_sigma * (z - alpha * x) / sigma
+    torch.testing.assert_close(seen[-1], expected)
+
+
 def test_corrector_mends_a_bad_predictor():
     """At equal steps it comes nearer than its predictor, at twice the calls."""
     z = torch.randn(1, 4, dtype=F64)

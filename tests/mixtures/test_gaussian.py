@@ -309,6 +309,18 @@ def test_a_component_without_rows_stays_where_it_is(far):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_component_of_few_rows_is_fitted_to_them(kind):
+    """One in a thousand."""
+    x = torch.cat([torch.randn(4995, 2), torch.randn(5, 2) + 100])
+    model = GaussianMixture(2, 2, kind)
+    with torch.no_grad():
+        model.locs.copy_(torch.tensor([[0.0, 0.0], [101.0, 101.0]]))
+    model.em_step(x)
+    torch.testing.assert_close(model.locs[1], x[-5:].mean(0))
+    assert model.weights[1].item() == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_floor_holds_by_gradient_too(kind):
     model = GaussianMixture(2, 2, kind, min_scale=0.1)
     with torch.no_grad():

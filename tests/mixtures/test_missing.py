@@ -127,6 +127,17 @@ def test_em_never_lowers_the_evidence_of_what_was_observed(kind):
         assert parameter.grad.abs().max() < 1e-3, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_floor_is_a_part_of_the_spread_of_what_was_observed(kind):
+    """Means in the place of missing entries, as a start has them, would make that less."""
+    x = clusters() * torch.tensor([1.0, 20.0, 0.3, 5.0]).double()
+    model = GaussianMixture(4, 3, kind, missing="marginalise").double()
+    model.initialise(x)
+    variance = (x - x.nanmean(0)).square().nanmean(0)
+    variance = variance.mean()[None] if kind == "spherical" else variance
+    torch.testing.assert_close(model.floor, 1e-3 * variance.sqrt())
+
+
 def test_gradient_climbs_to_where_em_does():
     x = with_holes(iris())
     em, model = (GaussianMixture(4, 1, missing="marginalise").double() for _ in range(2))

@@ -50,6 +50,20 @@ def test_a_start_that_is_given_is_where_it_begins(covariance):
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("precision", [1e4, 1e12])
+def test_precisions_are_kept_down_to_the_floor(covariance, precision):
+    """A thousandth of the standard deviation of each column, the variance its square."""
+    shape = {"full": (3, 4, 4), "tied": (4, 4), "diag": (3, 4), "spherical": (3,)}[covariance]
+    wide = np.eye(4) if covariance in ("full", "tied") else 1.0
+    given = np.broadcast_to(precision * wide, shape)
+    ours = GaussianMixture(3, covariance_type=covariance, max_iter=0, precisions_init=given)
+    variances = IRIS.var(0).mean() if covariance == "spherical" else IRIS.var(0)
+    expected = np.maximum(1 / precision, 1e-6 * variances)
+    expected = np.broadcast_to(expected * wide, shape)
+    np.testing.assert_allclose(ours.fit(IRIS).covariances_, expected, rtol=1e-9, atol=1e-20)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
 def test_steps_are_those_of_scikit_learn(covariance):
     """From one start, one step at a time."""
     peer = fit_of_scikit_learn(covariance)
@@ -75,6 +89,16 @@ def test_other_starts(kind):
     assert one.lower_bound_ <= mixture.lower_bound_ + 1e-9
     weighted = clone(mixture).fit(IRIS, sample_weight=COUNTS)
     assert np.isfinite(weighted.score(IRIS))
+
+
+@pytest.mark.parametrize("kind", ["k-means++", "random_from_data"])
+def test_starts_are_drawn_by_weight(kind):
+    """A row that hardly counts is no start: each component begins among the others."""
+    x = np.concatenate([IRIS[:5], np.full((200, 4), 50.0) + RNG.rand(200, 4)])
+    weight = np.where(np.arange(205) < 5, 1.0, 1e-12)
+    settings = {"max_iter": 0, "covariance_type": "spherical", "random_state": 0}
+    ours = GaussianMixture(2, init_params=kind, **settings).fit(x, sample_weight=weight)
+    assert (ours.weights_ > 0.1).all()
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

@@ -245,8 +245,10 @@ def _sources(trial: Trial, places: Tensor, masked: list[str]) -> Sources:
     for name, site in sites.latent_sites(drawn.guide).items():
         if not site["infer"].get("is_auxiliary"):
             continue
-        moved = _again(trial, places, drawn, {name: _moved(site)})
-        behind = {n for n in deltas if not _same(deltas[n], moved.guide.nodes[n])}
+        behind: set[str] = set()
+        for number in range(TRIES if sites.is_discrete(site) else 1):
+            moved = _again(trial, places, drawn, {name: _moved(site, number)})
+            behind |= {n for n in deltas if not _same(deltas[n], moved.guide.nodes[n])}
         for latent in behind & set(of_interest):
             if len(behind) > 1 or not _fits(site, drawn.model.nodes[latent]):
                 raise ValueError(_joint(name, latent, behind))
@@ -406,7 +408,7 @@ def _altered(
             if value.shape != kept.shape:
                 same = sites.over_events(kept, site["fn"].event_dim)
                 same = same.reshape(same.shape + (1,) * auxiliary["fn"].event_dim)
-            values[source] = torch.where(same, value, _moved(auxiliary))
+            values[source] = torch.where(same, value, _moved(auxiliary, number))
     return values
 
 
@@ -427,9 +429,11 @@ def _other(prior: Any, guide: Any, number: int) -> Tensor:
     return value
 
 
-def _moved(site: dict) -> Tensor:
+def _moved(site: dict, number: int) -> Tensor:
     """Other numbers of an auxiliary site, where it may have them."""
     value: Tensor = site["value"]
+    if sites.is_discrete(site):  # of which a draw may be the same
+        return _other(sites.base(site["fn"]), site["fn"], number).expand(value.shape)
     support = site["fn"].support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

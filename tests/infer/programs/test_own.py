@@ -450,3 +450,12 @@ def test_parameters_of_mcmc_that_are_gone():
     pyro.clear_param_store()
     with pytest.raises(ValueError, match=r"parameter 'spread'.*would be made anew.*num_chains=1"):
         from_pyro_mcmc(mcmc)
+
+
+def test_what_is_held_stays_held():
+    """A parameter of a guide that Pyro had called, and that is not to be trained."""
+    guide = AutoNormal(counts)
+    guide(FEW)
+    held = guide.scales.rate_unconstrained.requires_grad_(False).clone()
+    fit(elbo(counts, guide), FEW, epochs=3, lr=0.1, progress=False)
+    assert torch.equal(guide.scales.rate_unconstrained, held)

@@ -121,6 +121,15 @@ def test_rows_of_a_dataset_keep_their_identity(guide, batch_size):
     assert correlation(locations(), model.posterior(x).mean) > 0.95
 
 
+@pytest.mark.parametrize("count", [1, 12, 21, 23])
+def test_a_guide_of_rows_takes_no_others_by_itself(count):
+    model, x = frozen()
+    objective = elbo(model, AutoNormal(model))
+    quiet(objective, x, epochs=1, batch_size=5, seed=0)
+    with pytest.raises(ValueError, match=f"each of 22 rows, and was called with {count} rows that"):
+        objective.loss(x.repeat(2, 1)[:count])
+
+
 def test_a_guide_fitted_in_minibatches_takes_all_rows_at_once():
     model, x = frozen()
     guide = AutoNormal(model)

@@ -7,7 +7,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_models import FactorAnalysis, GaussianMixture, PoissonMixture, ProbabilisticPCA, fit_em
 from ppl_models.mixtures import expectation
+from ppl_models.mixtures.expectation import from_labels
 from ppl_models.mixtures.kmeans import _seeds, kmeans
+from ppl_models.mixtures.maximisation import maximisation
 
 NAN = float("nan")
 MIXTURES = {
@@ -68,6 +70,22 @@ def test_integer_weights_are_repeated_rows(name, missing):
     assert_alike(fitted(GAUSSIAN[name], missing, x, x, **tiny), expected)
     batches = DataLoader(TensorDataset(x), batch_size=7)
     assert_alike(fitted(GAUSSIAN[name], missing, batches, x, sample_weight=WEIGHTS), expected)
+
+
+@pytest.mark.parametrize("missing", ["error", "marginalise"])
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_rows_keep_their_weights_where_they_come_in_parts(name, missing, monkeypatch):
+    """As there are parts of a tensor that is too large to be in float64 at once."""
+    x = rows(missing)
+    expected = fitted(GAUSSIAN[name], missing, x, x, sample_weight=WEIGHTS)
+    for where, size in [
+        ("factors.moments.CHUNK", 7),
+        ("factors.em.MAX_NUMBERS", 28),
+        ("mixtures.maximisation.CHUNK", 7),
+        ("mixtures.expectation.MISSING_CHUNK", 7),
+    ]:
+        monkeypatch.setattr(f"ppl_models.{where}", size)
+    assert_alike(fitted(GAUSSIAN[name], missing, x, x, sample_weight=WEIGHTS), expected)
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
@@ -132,6 +150,26 @@ def test_seeds_are_drawn_by_weight():
     assert first.mean().item() == pytest.approx(0.25, abs=0.03)
 
 
+def test_later_seeds_are_drawn_by_weight_too():
+    """A row that hardly counts is no seed, however far away it is."""
+    torch.manual_seed(0)
+    x = torch.tensor([[0.0], [1.0], [1000.0]], dtype=torch.float64)
+    seeds = _seeds(x, 2, 500, torch.tensor([1.0, 1.0, 1e-9]).double())
+    assert seeds.max() == 1.0
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_components_of_labelled_rows(kind):
+    x, labels, floor = rows(), torch.arange(40) % 2, torch.full((1, 1, 1), 1e-6).double()
+    twin = labels.repeat_interleave(WEIGHTS.long())
+    weighted = from_labels(x, labels[None], 2, kind, WEIGHTS.double())
+    expected = from_labels(repeated(x), twin[None], 2, kind)
+    for one, other in zip(
+        maximisation(weighted, kind, floor), maximisation(expected, kind, floor), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
 def test_weights_choose_what_is_fitted():
     """Nine tenths of the weight on one cluster of two: the weights of the mixture say so."""
     x = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 9]).double()
@@ -158,6 +196,30 @@ def test_a_data_set_is_streamed_with_its_weights():
     expected = fitted(MIXTURES["full"], "error", repeated(x), x)
     found = fitted(MIXTURES["full"], "error", Rows(), x, sample_weight=WEIGHTS, batch_size=9)
     assert_alike(found, expected)
+
+
+def test_a_start_from_a_data_set_has_the_weights_of_its_rows():
+    """They are drawn in another order than that of the data."""
+    seen = []
+
+    class Noting(GaussianMixture):
+        def initialise(self, x, sample_weight=None):
+            seen.append((x[:, 0], sample_weight))
+            super().initialise(x, sample_weight)
+
+    weight = torch.arange(1.0, 41.0).double()
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, n):
+            return torch.stack([weight[n], weight[n] % 7])
+
+    fit_em(Noting(2, 1).double(), Rows(), sample_weight=weight, batch_size=9)
+    ((first, weights),) = seen
+    assert not torch.equal(first, weight)
+    assert torch.equal(first, weights)
 
 
 @pytest.mark.parametrize("weight", [[-1.0, 1.0, 1.0], [NAN, 1.0, 1.0], [torch.inf, 1.0, 1.0]])

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
+    AutoGuideList,
     AutoIAFNormal,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -232,6 +233,18 @@ def test_no_objective_takes_what_its_latents_do_not_tell(guide):
         fit(weighted({elbo(model, guide): 2.0}), x, epochs=1)
 
 
+def test_a_part_by_hand_of_an_autoguide_is_tried():
+    def by_hand(x=None, size=None):
+        a = pyro.sample("a", dist.Normal(torch.tensor(0.0).double(), 0.5), infer=AUX)
+        pyro.sample("z", dist.Normal(a, 0.5))
+
+    guide, x = AutoGuideList(shared), X.double()
+    guide.append(by_hand)
+    for call in (lambda: log_evidence(shared, guide, x), lambda: elbo(shared, guide).loss(x)):
+        with pytest.raises(ValueError, match="'a' are not told by the latents"):
+            call()
+
+
 def with_reverse(x=None, size=None):
     """The model with an exact reverse model of what the guide draws."""
     with data_plate(x, size):
@@ -275,6 +288,25 @@ def test_the_change_of_volume_is_tried():
             log_evidence(model, stretched(factor), x)  # of four rows, which are tried
         with pytest.raises(ValueError, match=r"lacks the change of volume\. Expected 4\.159 nats"):
             elbo(model, stretched(factor)).loss(x)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_change_of_volume_of_a_tenth_is_missed(factor):
+    """By a tenth of a nat for each row: `log 1.1`."""
+
+    def guide(said):
+        def guide(x=None, size=None):
+            with data_plate(x, size):
+                a = pyro.sample("a", dist.Normal(x / 2 / factor, 0.5**0.5 / factor), infer=AUX)
+                pyro.sample("z", dist.Delta(a * factor, torch.full_like(x, said)))
+
+        return guide
+
+    x, right = X.double(), -math.log(factor)
+    torch.testing.assert_close(log_evidence(model, guide(right), x, num_samples=3).value, EXACT)
+    for call in (lambda g: log_evidence(model, g, x), lambda g: elbo(model, g).loss(x)):
+        with pytest.raises(ValueError, match="lacks the change of volume"):
+            call(guide(0.0))
 
 
 def test_a_fold_is_refused():
@@ -347,6 +379,28 @@ def test_one_for_several_discrete_latents():
     evidence = log_evidence(pair, guide, x, num_samples=4)
     torch.testing.assert_close(evidence.value, log_joint.logsumexp(0, keepdim=True))
     torch.testing.assert_close(elbo(pair, guide).loss(x), -log_joint.logsumexp(0) / 6)
+
+
+def test_one_of_several_that_the_latents_do_not_tell():
+    """The latent is the one of them, and nothing is of the other: its outcomes are to be summed."""
+
+    def coin(x=None, size=None):
+        a = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3).double()))
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    def guide(x=None, size=None):
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.3).double()), infer=AUX)
+        pyro.sample("b", dist.Bernoulli(torch.tensor(0.5).double()), infer=AUX)
+        pyro.sample("z", dist.Delta(a))
+
+    x = X.double()
+    with pytest.raises(ValueError, match=r"'a', 'b' are not told by .* several of its values"):
+        elbo(coin, guide).loss(x)
+    outcomes = dist.Bernoulli(0.3).log_prob(torch.tensor([0.0, 1.0]).double())
+    seen = torch.stack([dist.Normal(z, 1.0).log_prob(x).sum() for z in (0.0, 1.0)])
+    value = log_evidence(coin, guide, x, num_samples=20_000, seed=0).value.item()
+    assert value == pytest.approx((outcomes + seen).logsumexp(0).item(), abs=0.05)
 
 
 PYRO = (

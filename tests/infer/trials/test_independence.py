@@ -327,3 +327,21 @@ def test_minibatches_of_branches_are_refused(limit, batch_size):
         quiet(elbo(both.model, both.guide), LONG, steps=2, batch_size=batch_size)
     alike = branching(200)  # more than there are
     assert quiet(elbo(alike.model, alike.guide), LONG, steps=2, batch_size=batch_size).steps == 2
+
+
+def test_minibatches_of_rows_in_a_plate_of_another_name():
+    """Which latents are of which rows is not known there, and other rows would be no alarm."""
+
+    def rows(x, size):
+        return pyro.plate("rows", size or len(x), subsample_size=len(x))
+
+    def model(x, size=None):
+        with rows(x, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, size=None):
+        with rows(x, size):
+            pyro.sample("z", dist.Normal(x / 2, pyro.param("scale", torch.tensor(0.5).double())))
+
+    assert quiet(elbo(model, guide), LONG, steps=3, batch_size=20, lr=1e-9).steps == 3

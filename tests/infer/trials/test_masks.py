@@ -40,6 +40,7 @@ X = torch.tensor(
     [[0.3, -0.4, 50.0], [1.0, -70.0, 90.0], [0.8, 1.2, -0.5], [2.0, 0.1, 80.0]]
 ).double()
 LENGTHS = torch.tensor([2, 1, 3, 2])
+AUXILIARY = {"is_auxiliary": True}
 MASK = torch.arange(3) < LENGTHS[:, None]
 TRUTH = (dist.Normal(0.0, 2.0**0.5).log_prob(X) * MASK).sum(1)  # of each series
 
@@ -352,7 +353,8 @@ class TestRead:
             with pytest.raises(ValueError, match=said):
                 call()
 
-    def test_in_a_minibatch_that_comes_later(self):
+    @pytest.mark.parametrize("count", [40, 38])  # of which the last batch has fewer
+    def test_in_a_minibatch_that_comes_later(self, count):
         def model(x=None, mask=None, late=None, size=None):
             rows, time = plates(x, size)
             with rows, time:
@@ -364,8 +366,8 @@ class TestRead:
         def guide(x=None, mask=None, late=None, size=None):
             exact(model)(x, mask, size)
 
-        x, mask = X.repeat(10, 1), MASK.repeat(10, 1)
-        late = torch.arange(40) == 37
+        x, mask = X.repeat(10, 1)[:count], MASK.repeat(10, 1)[:count]
+        late = torch.arange(count) == 37
         with pytest.raises(ValueError, match="its site 'x' depends on entries of 'z'"):
             fit(elbo(model, guide), (x, mask, late), epochs=1, batch_size=4)
 
@@ -455,6 +457,44 @@ class TestMasksOfTheGuide:
             for call in (elbo(model, each).loss, lambda *x, g=each: log_evidence(model, g, *x)):
                 with pytest.raises(ValueError, match="guide: a mask leaves out entries of its"):
                     call(X, MASK)
+
+    def test_an_auxiliary_site_is_masked(self):
+        """Which is no latent of the model: all of it counts, also that of a `pyro.factor`."""
+
+        def of_site(x=None, mask=None, size=None):
+            rows, time = plates(x, size)
+            with rows, time:
+                with poutine.mask(mask=mask):
+                    a = pyro.sample("a", dist.Normal(x / 2, 0.5**0.5), infer=AUXILIARY)
+                pyro.sample("z", dist.Delta(a))
+
+        def of_factor(x=None, mask=None, size=None):
+            rows, time = plates(x, size)
+            with rows, time:
+                pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+                with poutine.mask(mask=mask):
+                    pyro.factor("a", torch.ones_like(x), has_rsample=True)
+
+        def model(x=None, mask=None, size=None):
+            by_handler(x, torch.ones_like(mask), size)
+
+        for each in (of_site, of_factor):
+            for call in (elbo(model, each).loss, lambda *x, g=each: log_evidence(model, g, *x)):
+                with pytest.raises(ValueError, match="a mask leaves out entries of its site 'a'"):
+                    call(X, MASK)
+
+
+def test_parameters_of_rows_in_a_batch_by_hand_are_of_no_known_rows():
+    def guide(x=None, mask=None, size=None):
+        rows, time = plates(x, size)
+        with rows as which, time:
+            loc = pyro.param("loc", X / 2)
+            pyro.sample("z", dist.Normal(loc[which], 0.5**0.5))
+
+    objective = elbo(by_handler, guide)
+    with pytest.raises(ValueError, match="it is not known which rows these are"):
+        objective.loss(X[1:], MASK[1:], size=4)
+    close(elbo(by_handler, guide).loss(X, MASK), -TRUTH.mean())
 
 
 def test_masks_that_depend_on_latents_are_refused():
@@ -596,6 +636,38 @@ def test_discrete_latents_of_the_guide(enumerate_):
     truth = (seen * MASK).sum(1) + 3 * dist.Normal(0.0, 2.0**0.5).log_prob(torch.tensor(1.0))
     close(elbo(model, guide).loss(X, MASK), -truth.mean())
     close(log_evidence(model, guide, X, MASK, num_samples=2).value, truth)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("surely", [False, True])
+def test_discrete_latents_that_are_a_function_in_the_guide(inside, surely):
+    """Another draw of an auxiliary site may be the same, and surely is where all are near one."""
+    seen, x = torch.tensor([True, False, False]), torch.tensor([0.3, -1.2, 2.0]).double()
+    joint = torch.stack([dist.Normal(z, 1.0).log_prob(x) for z in (0.0, 1.0)]) - math.log(2)
+    logits = torch.where(seen, joint[1] - joint[0], 20.0 if surely else 0.0)
+
+    def model(x, size=None):
+        with data_plate(x, size), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, size=None):
+        if inside:
+            with pyro.plate("data", len(x)):
+                a = pyro.sample(
+                    "a", dist.Bernoulli(logits=logits[:, None]).to_event(1), infer=AUXILIARY
+                )
+                pyro.sample("z", dist.Delta(a[:, 0]))
+            return
+        with data_plate(x, size):
+            a = pyro.sample("a", dist.Bernoulli(logits=logits), infer=AUXILIARY)
+            pyro.sample("z", dist.Delta(a))
+
+    truth = joint.logsumexp(0) * seen
+    for seed in range(10):
+        pyro.set_rng_seed(seed)
+        close(elbo(model, guide).loss(x), -truth.mean())
+        close(log_evidence(model, guide, x, num_samples=2).value, truth)
 
 
 def test_binary_data_observed_in_part():

@@ -117,6 +117,21 @@ def test_points_are_no_silent_posterior(name):
         from_pyro_svi(model, guide, X, num_samples=5)
 
 
+def test_one_of_two_points_has_no_spread():
+    """An outcome that chooses it is no number that a density could be of."""
+
+    def chosen(x=None, size=None):
+        first = pyro.sample("first", dist.Bernoulli(0.4), infer={"is_auxiliary": True})
+        pyro.sample("m", dist.Delta(2.5 + 0.4 * first))
+        weights()
+
+    said = SAID.format("m")
+    with pytest.raises(ValueError, match=said):
+        log_evidence(model, chosen, X, num_samples=5)
+    with pytest.warns(UserWarning, match="are not told"), pytest.warns(UserWarning, match=said):
+        from_pyro_svi(model, chosen, X, num_samples=5)
+
+
 def test_the_laplace_approximation_is_the_evidence_where_it_is_exact():
     guide = AutoLaplaceApproximation(normal)
     fit(elbo(normal, guide), X, epochs=400, lr=0.05, seed=0)
