@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from guides import AmortizedNormal
-from ppl_models import VAE, data_plate, elbo, from_pyro_svi, iwae, log_evidence
+from ppl_models import VAE, data_plate, elbo, fit, from_pyro_svi, iwae, log_evidence
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, 1.1, -0.4]).double()
 THERE = torch.tensor([True] * 4 + [False, True])
@@ -194,3 +194,16 @@ def test_rows_that_run_apart_must_have_the_same_sites():
     torch.testing.assert_close(log_evidence(model, None, x, length, batch_size=2).value, exact)
     with pytest.raises(ValueError, match=r"of some rows alone, .* Try a larger batch_size"):
         from_pyro_svi(model, None, x, length, num_samples=2, batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["series", "pairs", "loop"])
+def test_minibatches_are_of_rows(name, float64):
+    model, guide, x, _ = ENTRIES[name]
+
+    def learned(x):
+        pyro.factor("tilt", -pyro.param("learned", zero(x)).square())
+        model(x)
+
+    with pytest.raises(ValueError, match="batch_size=None"):
+        fit(elbo(learned, guide), x, epochs=1, batch_size=2, progress=False)
+    assert fit(elbo(learned, guide), x, epochs=1, progress=False).steps == 1
