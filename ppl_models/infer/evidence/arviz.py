@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.evidence.likelihood import Likelihood, likelihoods
+from ppl_models.infer.evidence.likelihood import Likelihood, factors_of_data, likelihoods
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
@@ -184,6 +184,8 @@ class Variables:
             for group, value in (("log_likelihood", part.value), (MASK, part.mask)):
                 if value is not None:
                     results[group, name] = self._values(group, name, draws, site, value, 0)
+        if beside := tuple(factors_of_data(draws)):
+            self.caveats[beside] = _not_of_factors(beside)
 
     def _values(
         self,
@@ -213,6 +215,7 @@ class Variables:
     def arrays(self, chains: int) -> Groups:
         """The variables of each group, with all the draws."""
         groups: Groups = {}
+        self._check_parts()
         for (group, name), parts in self.parts.items():
             dims = self.dims[group, name]
             arrays = [np.concatenate(batches) for batches in parts.values()]
@@ -235,6 +238,18 @@ class Variables:
             del groups["log_likelihood"]
         return groups
 
+    def _check_parts(self) -> None:
+        """Raises where some rows have sites that others have not."""
+        whole = set().union(*self.parts.values()) if self.parts else set()
+        for (_, name), parts in self.parts.items():
+            if missing := sorted(whole - parts.keys()):
+                raise ValueError(
+                    f"model: {name!r} is of some rows alone, and those from row {missing[0]} on "
+                    f"have other sites. Expected the same sites for all rows. Try a larger "
+                    f"batch_size, so that all rows run at once, or a loop as long for all of them, "
+                    f"and a mask."
+                )
+
 
 def _leave_out(arrays: Arrays, name: str, counts: np.ndarray) -> None:
     """Leaves out what is masked, which `az.loo` would count as data that fit perfectly."""
@@ -254,6 +269,15 @@ def _not_of_rows(part: Likelihood) -> str:
         f"given the draws, got rows that depend on each other through {enumerated}, summed over. "
         f"Try log_evidence, or, where a row is a whole sequence, "
         f"`with data_plate(sequences):` around its states and its observations."
+    )
+
+
+def _not_of_factors(names: tuple[str, ...]) -> str:
+    return (
+        f"log_likelihood: the pyro.factor site(s) {_some(names)} are not in it, and lie in the "
+        f"plates of the data, so that they may be a part of the likelihood of a row, as where data "
+        f"are truncated or censored. Expected all of a likelihood at sites that observe, for "
+        f"az.loo. Try a distribution whose log_prob holds that part, or log_evidence."
     )
 
 

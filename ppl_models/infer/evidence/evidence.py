@@ -330,5 +330,6 @@ def _num_discrete(joint: Joint) -> int | None:
     for site in joint.observed.values():
         if not sites.is_discrete(site) or sites.is_masked(site):
             return None
-        total += site["value"].numel() // joint.first.num_rows
-    return total or None
+        total += site["value"].numel()
+    features, rest = divmod(total, joint.first.num_rows)
+    return None if rest else features or None  # they may be spread over sites of some rows

@@ -24,6 +24,7 @@ from torch import Tensor
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.evidence.closed_forms import HasImpute, is_of_its_program
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
@@ -110,15 +111,32 @@ def _weighted(joint: Joint, rows: slice, num_samples: int, num_particles: int) -
     draws = joint.draw(rows, num_particles)
     log_weight = draws.log_weight.T  # of particles, (B, P)
     chosen = torch.distributions.Categorical(logits=log_weight).sample((num_samples,))  # (S, B)
-    trace = joint.predictive(draws, joint.latents(draws))
     x = joint.data[0][rows]
-    for name in sites.observed_sites(draws.model):
-        site = trace.nodes[name]
-        fresh = joint.unstack(draws, site, site["value"], x.ndim - 1)  # (P, B, D)
-        if fresh.shape[1:] == x.shape:
-            every = chosen.to(fresh.device).unsqueeze(-1).expand(-1, -1, x.shape[1])
-            return torch.where(x.isnan(), fresh.gather(0, every), x)
-    raise ValueError("impute: expected the model to return rows of the shape of x at a site.")
+    name = _site_of(x, joint, draws)
+    site = joint.predictive(draws, joint.latents(draws)).nodes[name]
+    fresh = joint.unstack(draws, site, site["value"], x.ndim - 1)  # (P, B, D)
+    every = chosen.to(fresh.device).unsqueeze(-1).expand(-1, -1, x.shape[1])
+    return torch.where(x.isnan(), fresh.gather(0, every), x)
+
+
+def _site_of(x: Tensor, joint: Joint, draws: Draws) -> str:
+    """The site that observes the rows: its data are they, wherever nothing is missing.
+
+    Others may have their shape, such as one of which entries are missing.
+    """
+    there, found = ~x.isnan(), []
+    for name, site in sites.observed_sites(draws.model).items():
+        value = joint.unstack(draws, site, site["value"], x.ndim - 1)[0]
+        if value.shape == x.shape and torch.equal(value[there].to(x), x[there]):
+            found.append(name)
+    if len(found) != 1:
+        seen = ", ".join(map(repr, found)) or "none"
+        raise ValueError(
+            f"impute: expected one site of the model that observes the rows as they are given, "
+            f"with any numbers where entries are missing, got {seen}. Try "
+            f"pyro.sample('x', ..., obs=x) of the rows x themselves."
+        )
+    return found[0]
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -117,25 +117,32 @@ class Joint:
         self.all_rows = slice(0, self.num_rows)
         known = posterior_guide(model, data) if guide is None else None
         self.model, self.guide = model, guide or Program(known or no_latents, "guide")
-        self.first, amortised = self._first_run()
-        traces = self.first.model, self.first.guide
-        checks.check_sites(*traces)
-        checks.check_unscaled(*traces)
-        for trace, program in zip(traces, ("model", "guide"), strict=True):
-            check_rows(trace, program, self.first.batch)
-        self.latent = sites.latent_sites(traces[0])
-        self.observed = sites.observed_sites(traces[0])
-        self.enumeration = Enumeration.of(*traces)
-        random = [site for trace in traces for site in sites.random_sites(trace)]
-        by_row = bool(random) and all(sites.in_data_plate(site) for site in random)
-        self.numbered, self.by_row = numbered, by_row and not numbered
+        self.numbered, self.by_row = numbered, False
+        first, amortised = self._first_run()
+        self._note(first)
         self.tiled = self.by_row and amortised and self._has_independent_rows()
+        if amortised and not self.tiled and not numbered:
+            with kept_rng(data[0].device):  # a loop over rows has sites that a few do not show
+                self._note(self._run_both(self.all_rows, 1))
         self.masked = [] if numbered else self._follow_masks()
         if known:
             with kept_rng(data[0].device):
                 check_posterior(self.draw(slice(0, 8), 2), model)
         if self.by_row and not self.tiled:
             self.by_row = self._has_own_latents()
+
+    def _note(self, first: FirstRun) -> None:
+        """Takes note of the sites that a run shows, and checks them."""
+        traces = first.model, first.guide
+        checks.check_sites(*traces)
+        checks.check_unscaled(*traces)
+        self.first = first
+        self.latent = sites.latent_sites(traces[0])
+        self.observed = sites.observed_sites(traces[0])
+        self.enumeration = Enumeration.of(*traces)
+        random = [site for trace in traces for site in sites.random_sites(trace)]
+        of_rows = [sites.has_entries(site, first.num_rows) for site in random]
+        self.by_row = bool(random) and all(of_rows) and not self.numbered
 
     def _first_run(self) -> tuple[FirstRun, bool]:
         """Runs both once, and says whether the guide takes any rows."""
@@ -151,6 +158,8 @@ class Joint:
             guide = call(poutine.trace(self.guide).get_trace)
             model = call(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
         checks.check_support(model, batch, self.data)
+        check_rows(model, "model", batch)
+        check_rows(guide, "guide", batch)
         return FirstRun(model, guide, len(batch[0]), batch)
 
     def _trial(self, size: int | None) -> Trial:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from ppl_models.infer.evidence.weights import Draws, sum_out
 from ppl_models.infer.programs import sites
@@ -53,6 +54,25 @@ def likelihoods(draws: Draws) -> list[Likelihood]:
         if name not in summed
     ]
     return alone + [_summed(draws, part) for part in _parts(draws, summed) if part & set(observed)]
+
+
+def factors_of_data(draws: Draws) -> list[str]:
+    """Each `pyro.factor` in a plate of data that says more than what is possible."""
+    plates = {f.name for s in sites.observed_sites(draws.model).values() for f in _frames(s)}
+    return [
+        site["name"]
+        for site in sites.random_sites(draws.model)
+        if sites.is_factor(site)
+        and plates & {frame.name for frame in _frames(site)}
+        and not _is_of_possible(site["log_prob"])
+    ]
+
+
+def _is_of_possible(log_prob: Tensor) -> bool:
+    """Whether a log-density is zero or minus infinity, as far as it may be looked at."""
+    if is_batchedtensor(log_prob):  # of draws side by side; the first one was alone
+        return True
+    return bool(((log_prob == 0) | log_prob.isneginf()).all())
 
 
 def _parts(draws: Draws, summed: set[str]) -> list[set[str]]:

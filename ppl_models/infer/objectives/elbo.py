@@ -31,7 +31,7 @@ from ppl_models.infer.trials.independence import (
     named_rows,
 )
 from ppl_models.infer.trials.masks import follow_masks
-from ppl_models.infer.trials.shapes import check_rows
+from ppl_models.infer.trials.shapes import check_entries, check_rows
 from ppl_models.scoped import kept_rng
 
 
@@ -128,6 +128,7 @@ class EvidenceLowerBound(Objective):
             checks.check_mean_field(*traces)
         self._learn_masks(batch, size, data, Pair(*traces))
         if rows < size and not named_rows(traces[0], traces[1], rows):
+            check_entries(traces[0], batch)
             check_minibatches(self._model, self._guide, batch, size, data)
         with torch.no_grad():
             self.loss(*batch, size=size)

@@ -129,7 +129,7 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             check_no_point(model, guide, again)
             check_told(model, guide, again)
         for trace, program in ((model, "model"), (guide, "guide")):
-            self._check_trace(trace, program)
+            self._check_trace(trace, program, rows)
             check_rows(trace, program, batch)
         trial = Trial(self._model, self._guide, batch, None, None)
         follow_masks(self._model, self._guide, Pair(model, guide), trial, trained=True)
@@ -157,11 +157,13 @@ class ImportanceWeightedBound(EvidenceLowerBound):
                 f"batch, or what a row needs to know of the others as a tensor beside it."
             )
 
-    def _check_trace(self, trace: poutine.Trace, program: str) -> None:
+    def _check_trace(self, trace: poutine.Trace, program: str, rows: int) -> None:
         for site in sites.random_sites(trace):
-            if not sites.in_data_plate(site):
+            if not sites.has_entries(site, rows):
+                plate = any(frame.name == "data" for frame in site["cond_indep_stack"])
+                whose = "is in a plate 'data' of others than" if plate else "is shared by all"
                 raise ValueError(
-                    f"iwae: site {site['name']!r} of the {program} is shared by all rows, so that "
+                    f"iwae: site {site['name']!r} of the {program} {whose} rows, so that "
                     f"no row has a weight of its own, and the weights of a minibatch are none of "
                     f"the whole data. Try elbo(model, guide) to train, and log_evidence, which "
                     f"weighs the whole data."

@@ -134,9 +134,11 @@ def check_support(
         if not isinstance(value, Tensor):
             continue
         every = next((all_ for x, all_ in zip(batch, data, strict=True) if x is value), value)
+        every = torch.atleast_1d(every)  # of a loop over rows: one number
         inside = _inside(site["fn"], every)
         if inside is None:  # the support may be another for each row of the batch
-            every, inside = value, _inside(site["fn"], value)
+            every = torch.atleast_1d(value)
+            inside = _inside(site["fn"], every)
         if inside is None or inside.all():
             if inside is not None:
                 _check_edge(name, site, every)

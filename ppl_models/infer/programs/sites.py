@@ -199,8 +199,14 @@ def summed_out_sites(model: poutine.Trace, guide: poutine.Trace) -> set[str]:
 
 
 def in_data_plate(site: dict) -> bool:
-    """Whether a site belongs to a row."""
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
+    """Whether a site belongs to a row: to an entry of their plate, which is no loop."""
+    return any(f.name == "data" and f.vectorized for f in site["cond_indep_stack"])
+
+
+def has_entries(site: dict, rows: int) -> bool:
+    """Whether a site has an entry for each of so many rows, by their plate."""
+    frames = [f for f in site["cond_indep_stack"] if f.name == "data" and f.vectorized]
+    return any(frame.size == rows for frame in frames)
 
 
 def random_sites(trace: poutine.Trace) -> list[dict]:

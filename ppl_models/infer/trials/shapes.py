@@ -9,7 +9,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_models.infer.programs.sites import in_data_plate, kind, random_sites
+from ppl_models.infer.programs.sites import (
+    has_entries,
+    in_data_plate,
+    kind,
+    observed_sites,
+    random_sites,
+)
 
 
 def check_rows(trace: poutine.Trace, program: str, batch: tuple[Tensor, ...]) -> None:
@@ -38,6 +44,24 @@ def check_rows(trace: poutine.Trace, program: str, batch: tuple[Tensor, ...]) ->
                 f"holds the rows. Expected the rows there, and what belongs to one row in the "
                 f"event. Try dist.{kind(site['fn'])}(...).to_event(1), or parameters of shape "
                 f"({rows},) where a row is a single number."
+            )
+
+
+def check_entries(trace: poutine.Trace, batch: tuple[Tensor, ...]) -> None:
+    """Raises where data in the plate `"data"` are no rows, of which a minibatch could be drawn.
+
+    Arguments:
+        trace: A trace of the model on a minibatch.
+        batch: Its rows.
+    """
+    rows = len(batch[0])
+    for name, site in observed_sites(trace).items():
+        if in_data_plate(site) and not has_entries(site, rows):
+            raise ValueError(
+                f"site {name!r} of the model: a batch of {rows} rows is no {rows} entries of the "
+                f"plate 'data' there, so that rows depend on those that the batch has beside them. "
+                f"Expected an entry for each row. Try batch_size=None, or data whose rows are "
+                f"entries, such as x.reshape(-1, 2, ...) where two are a pair."
             )
 
 

@@ -312,3 +312,25 @@ def test_the_closed_form_makes_the_checks_of_the_model():
     for x in (torch.randn(10, 2, 5), torch.randn(5), torch.randn(10, 4)):
         with pytest.raises(ValueError, match=r"FactorAnalysis: expected rows of 5 features"):
             log_evidence(model, None, x)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_bits_per_dim_count_what_is_observed_of_some_rows(extra):
+    """A chain of coins, whose first is a site of its own, and perhaps others that are no rows."""
+    x = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0])
+
+    def model(x, size=None):
+        pyro.sample("first", dist.Bernoulli(0.5), obs=x[0])
+        with pyro.plate("steps", len(x) - 1):
+            pyro.sample("next", dist.Bernoulli(0.25 + 0.5 * x[:-1]), obs=x[1:])
+        with pyro.plate("more", len(x) + extra):
+            pyro.sample("more_", dist.Bernoulli(0.5), obs=torch.ones(len(x) + extra))
+
+    evidence = log_evidence(model, None, x)
+    nats = 0.5**6 * 0.25 * 0.75 * 0.25 * 0.75
+    assert evidence.value.sum().item() == pytest.approx(math.log(nats) - extra * math.log(2))
+    if extra:  # 12 coins are no number of coins for each of 5 rows
+        with pytest.raises(ValueError, match="bits_per_dim"):
+            evidence.bits_per_dim  # noqa: B018
+    else:
+        assert evidence.bits_per_dim == pytest.approx(-math.log2(nats) / 10)

@@ -17,6 +17,7 @@ from ppl_models import data_plate, from_pyro_mcmc, from_pyro_svi, log_evidence
 INITIAL = torch.tensor([0.6, 0.4])
 MOVES = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
 LOCS = torch.tensor([-1.0, 2.0])
+ODD = torch.tensor(0.3).double()
 
 
 def draw(model, guide, *data, **options):
@@ -268,3 +269,57 @@ def test_sites_that_are_masked_altogether_are_left_out():
                 pyro.sample("y", dist.Normal(loc, 1.0), obs=x)
 
     assert names_of(draw(model, AutoNormal(model), torch.randn(4))) == ["x"]
+
+
+def truncated(x=None, size=None):
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(()).double(), 1.0))
+    with data_plate(x, size):
+        whole = dist.Normal(mean, 1.0)
+        pyro.sample("x", whole, obs=x)
+        pyro.factor("positive", -(1 - whole.cdf(torch.zeros(()).double())).log())
+
+
+def hurdle(x=None, size=None):
+    """Only those that are positive have a normaliser."""
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(()).double(), 1.0))
+    with data_plate(x, size):
+        pyro.sample("any", dist.Bernoulli(torch.tensor(0.4).double()), obs=(x > 1).double())
+        with poutine.mask(mask=x > 1):
+            whole = dist.Poisson(mean.exp())
+            pyro.sample("x", whole, obs=x.round())
+            pyro.factor("positive", -(1 - (-mean.exp()).exp()).log())
+
+
+def truncated_mixture(x=None, size=None):
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(()).double(), 1.0))
+    with data_plate(x, size):
+        k = pyro.sample("k", dist.Bernoulli(ODD), infer={"enumerate": "parallel"})
+        whole = dist.Normal(mean + k, 1.0)
+        pyro.sample("x", whole, obs=x)
+        pyro.factor("positive", -(1 - whole.cdf(torch.zeros(()).double())).log())
+
+
+@pytest.mark.parametrize("model", [truncated, hurdle, truncated_mixture])
+def test_a_factor_beside_data_may_be_of_their_likelihood(model):
+    def guide(x=None, size=None):
+        pyro.sample("mean", dist.Normal(torch.tensor(0.5).double(), 0.7))
+
+    x = torch.tensor([0.3, 1.2, 2.0, 0.7]).double()
+    with pytest.warns(UserWarning, match="pyro.factor site.* 'positive' are not in it"):
+        draw(model, guide, x)
+
+
+def test_a_factor_that_says_what_is_possible_is_none_of_theirs():
+    x, label = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([0, -1, 1])
+
+    def model(x, label, size=None):
+        with data_plate(x, size):
+            k = pyro.sample("k", dist.Categorical(INITIAL), infer={"enumerate": "parallel"})
+            pyro.factor("known", torch.where((label >= 0) & (k != label), -torch.inf, 0.0))
+            pyro.sample("x", dist.Normal(LOCS[k], 1.0), obs=x)
+
+    of_each = dist.Normal(LOCS, 1.0).log_prob(x[:, None])
+    unknown = (of_each + INITIAL.log()).logsumexp(1)
+    given = of_each.gather(1, label.clamp(min=0)[:, None])[:, 0]
+    data = draw(model, None, x, label)
+    close(data["log_likelihood"]["x"].values[0, 0], torch.where(label < 0, unknown, given))
