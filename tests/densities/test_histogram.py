@@ -300,7 +300,7 @@ NAN, FLAT = torch.full((3, 1), math.nan), torch.full((10, 2), 3.0)
         (torch.zeros(5, 3), "one feature or two, got 3"),
         (torch.zeros(5, 1, 1), r"\(B, 1\), got \(5, 1, 1\)"),
         (torch.zeros(5, 1, dtype=torch.long), "floating-point"),
-        (np.zeros((5, 1)), r"got ndarray. Try torch.as_tensor"),
+        (np.zeros((5, 1)), r"got ndarray. Try torch.tensor"),
         ([[0.0], [1.0]], "got list"),
     ],
 )
