@@ -101,7 +101,7 @@ def aggregate(
         with kept_rng(joint.data[0].device):
             posteriors = _posteriors(joint, name, batch_size)
         prior = joint.first.model.nodes[name]["fn"]
-        _check_prior(name, drawn, in_parts(partial(log_first, prior), prior, drawn["z"]))
+        _check_prior(name, drawn, prior)
         _check_guide(name, drawn, posteriors)
         return measure(drawn["z"], drawn["log_q"], drawn["log_p"], posteriors, prior)
 
@@ -194,9 +194,15 @@ def _posteriors(joint: Joint, name: str, batch_size: int) -> list[Posteriors]:
     return [Posteriors(rows, joint.draw(rows, 1).guide.nodes[name]["fn"]) for rows in parts]
 
 
-def _check_prior(name: str, drawn: Results, log_prior: Tensor) -> None:
-    """Raises where the prior of a row is not that of the first row."""
-    if not _is_same(log_prior, drawn["log_p"], drawn["z"].dtype):
+def _check_prior(name: str, drawn: Results, prior: Any) -> None:
+    """Raises where a draw is none of the prior, or the prior of a row not that of the first row."""
+    z = drawn["z"][0]
+    if not prior.support.check(drawn["z"].unsqueeze(2)).all():
+        raise ValueError(
+            f"aggregate: the guide draws {name!r} where {sites.kind(prior)}, its prior, is zero, "
+            f"infinitely far from it. Try a guide with the support of the prior."
+        )
+    if not _is_same(in_parts(partial(log_first, prior), prior, z), drawn["log_p"][0], z.dtype):
         raise ValueError(
             f"aggregate: expected a prior of {name!r} that is the same for all rows, got one that "
             f"differs between them, to which an aggregate has no distance. Try the rows of one "

@@ -84,6 +84,15 @@ class Gaussians:
         return MultivariateNormal(self.locs[..., 0, :], self.covariances[..., 0, :, :])
 
 
+def num_components(density: Distribution) -> int:
+    """How many densities a density is a mixture of."""
+    inner = _inner(density)
+    if not isinstance(inner, MixtureSameFamily):
+        return 1
+    number: int = inner.mixture_distribution.logits.shape[-1]
+    return number
+
+
 def _inner(density: Any) -> Any:
     """The distribution inside of `to_event` and `expand`."""
     while isinstance(density, (Independent, ExpandedDistribution)):

@@ -14,10 +14,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from ppl_models.autoencoders.gaussians import Gaussians
+from ppl_models.autoencoders.gaussians import Gaussians, num_components
 from ppl_models.autoencoders.surgery import Aggregate, Nats, mean_of
 
-AT_ONCE = 2**22  # numbers in a table of points and rows
+AT_ONCE = 2**18  # numbers in a table of points and rows: those that fit a cache
 OF_PRIOR = 2**14  # draws of the prior, for pictures and for moments that no formula gives
 OF_MANY = 2**9  # of them at once: a mixture draws from all of its components
 FINEST = 2**16  # points of a grid
@@ -219,7 +219,8 @@ def at(density: TorchDistributionMixin, z: Tensor) -> Tensor:
 def in_parts(of: Callable[[Tensor], Tensor], density: TorchDistributionMixin, z: Tensor) -> Tensor:
     """A function of points, `(*, *event)`, as many at once as make no large table with the rows."""
     batch = z.shape[: z.dim() - len(density.event_shape)]
-    most = max(1, AT_ONCE // (density.batch_shape[0] * density.event_shape.numel()))
+    table = density.batch_shape[0] * density.event_shape.numel() * num_components(density)
+    most = max(1, AT_ONCE // table)
     points = z.flatten(0, len(batch) - 1).split(most)
     return torch.cat([of(part) for part in points]).unflatten(0, batch)
 

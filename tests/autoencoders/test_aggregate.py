@@ -261,6 +261,14 @@ def test_few_rows_at_once_change_no_number():
     assert few.draws.shape == all_at_once.draws.shape == (10, 50, 1)
 
 
+def test_few_points_at_once_change_no_number(monkeypatch):
+    locs = double(9, 2)
+    expected = of(locs, torch.full_like(locs, 0.5), MixturePrior(2, 3))
+    monkeypatch.setattr("ppl_models.autoencoders.overlap.AT_ONCE", 100)
+    found = of(locs, torch.full_like(locs, 0.5), MixturePrior(2, 3))
+    assert found.information == pytest.approx(expected.information, rel=1e-12)
+
+
 def test_rows_that_depend_on_each_other():
     x = double(12, 2)
 
@@ -374,6 +382,11 @@ def in_plates_too(x, size=None):
         pyro.sample("z", dist.Normal(x.mT, 1.0))
 
 
+class Box(nn.Module):
+    def forward(self):
+        return dist.Uniform(-torch.ones(2).double(), torch.ones(2).double()).to_event(1)
+
+
 def masked(x=None, size=None):
     with data_plate(x, size), poutine.mask(mask=x[:, 0] < 1):
         z = pyro.sample("z", dist.Normal(0 * x, 1.0).to_event(1))
@@ -445,6 +458,7 @@ def coin(x, size=None):
         (shared, AutoNormal(shared), "latents of rows, each by itself, got 'z' shared by all"),
         (without, nothing, "no latent to draw"),
         (conditional, wide, "a prior of 'z' that is the same for all rows"),
+        (vae(2, Box()), wide, "the guide draws 'z' where Uniform, its prior, is zero"),
         (masked, masked_too, "the latent 'z' of each row, got a masked one"),
         (vae(2), noisy, "the guide says another density of 'z' than its site alone"),
         (vae(2), with_factor, "the guide says another density of 'z' than its site alone"),
