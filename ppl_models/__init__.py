@@ -2,11 +2,13 @@
 
 from ppl_models import _moved
 from ppl_models import guides as guides  # loads nothing yet
+from ppl_models.autoencoders.aggregate import aggregate
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
+from ppl_models.autoencoders.surgery import Aggregate
 from ppl_models.autoencoders.vae import VAE
 from ppl_models.autoregressive.made import MADE
 from ppl_models.autoregressive.model import Autoregressive, AutoregressiveModel
@@ -62,6 +64,7 @@ __all__ = [
     "PCA",
     "SVI",
     "VAE",
+    "Aggregate",
     "AutoEncoder",
     "Autoregressive",
     "AutoregressiveModel",
@@ -95,6 +98,7 @@ __all__ = [
     "Transformed",
     "VampPrior",
     "adversarial",
+    "aggregate",
     "align",
     "bin_edges",
     "compare",

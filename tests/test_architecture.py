@@ -27,7 +27,7 @@ INFER = {
 }
 # What a family descends, bounds or plays by itself: these files alone see `infer`.
 OWN_INFERENCE = {
-    *("autoencoders/reconstruction.py", "gan/game.py"),
+    *("autoencoders/aggregate.py", "autoencoders/reconstruction.py", "gan/game.py"),
     *("diffusion/denoising.py", "diffusion/bound.py", "diffusion/flow.py"),
 }
 BUILT_ON = {"diffusion/latent.py": {"autoencoders"}}

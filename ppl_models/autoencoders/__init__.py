@@ -8,4 +8,8 @@ Files:
     conditional: rows given their labels
     semi_supervised: a few rows have labels, most have none
     hierarchical: two layers of latents
+    aggregate: how far the posteriors of all rows together are from the prior
+    surgery: what was found of that: numbers, a table, a picture
+    overlap: sums over the posteriors of all rows
+    gaussians: densities of latents whose moments and coordinates are known
 """
