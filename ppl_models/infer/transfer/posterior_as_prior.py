@@ -103,6 +103,7 @@ class FromPosterior(Messenger):
         super().__init__()
         self.priors = priors
         self.values: dict[str, Tensor] = {}
+        self.dims: dict[str, int] = {}  # of a value of each site, without particles
 
     def begin(self, batch: tuple[Any, ...], size: int | None) -> None:
         """Begins a run of the model."""
@@ -136,13 +137,21 @@ class FromPosterior(Messenger):
         _check_shared(message)
         own = message["fn"]
         fn = prior.distribution(name, self.values, _like(own))
-        if (fn.batch_shape, fn.event_shape) != (own.batch_shape, own.event_shape):
+        self._check_shape(name, own, fn)
+        message["fn"] = fn
+
+    def _check_shape(self, name: str, own: Any, fn: Any) -> None:
+        """Raises where a site has another shape in the guide, particles on the left aside."""
+        self.dims[name] = len(own.batch_shape) + len(own.event_shape)
+        batch = fn.batch_shape
+        if any(value.dim() > self.dims[n] for n, value in self.values.items()):
+            batch = batch[max(0, len(batch) - len(own.batch_shape)) :]
+        if (batch, fn.event_shape) != (own.batch_shape, own.event_shape):
             raise ValueError(
                 f"site {name!r}: the model has shape {tuple(own.batch_shape)} (of plates) and "
                 f"{tuple(own.event_shape)} (of events), the guide {tuple(fn.batch_shape)} and "
                 f"{tuple(fn.event_shape)}. Try the model that the guide was fitted with."
             )
-        message["fn"] = fn
 
     def _pyro_post_sample(self, message: dict) -> None:
         if any(message["name"] in prior.names for prior in self.priors):

@@ -9,7 +9,8 @@ estimate).
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -38,17 +39,17 @@ class WrittenPrior:
     def __init__(self, guide: Callable[..., Any], model: Program) -> None:
         self.program = Program(copy.deepcopy(guide), "guide", model)
         self.is_function = self.program.owner is None
-        for parameter in [] if self.program.owner is None else _parameters(self.program.owner):
-            parameter.requires_grad_(False)
+        if self.program.owner is not None:
+            _settle(self.program.owner)
         store = pyro.get_param_store() if self.is_function else {}
         self.learned = Learned({name: x.detach().clone() for name, x in store.items()})
-        self.is_tried = False
+        self.tried: set[int] = set()  # numbers of tensors that it was called with
         self.trace = poutine.Trace()
 
     def begin(self, batch: tuple[Tensor, ...], size: int | None) -> None:
         """Takes the rows of a run of the model."""
         self.batch, self.size = batch, size
-        self.trace = self._run(batch, {})
+        self.trace = self._run(batch, {}, size)
         self.names = {
             name
             for name, site in sites.latent_sites(self.trace).items()
@@ -60,7 +61,7 @@ class WrittenPrior:
     ) -> TorchDistributionMixin:
         """Returns q of a site given the values of those before."""
         known = {n: x for n, x in values.items() if n in self.names}
-        fn = (self._run(self.batch, known) if known else self.trace).nodes[name]["fn"]
+        fn = (self._run(self.batch, known, self.size) if known else self.trace).nodes[name]["fn"]
         if sites.kind(fn) == "Delta":
             raise ValueError(
                 f"guide: its site {name!r} is a point, or a function of others, and has no "
@@ -70,28 +71,29 @@ class WrittenPrior:
 
     def end(self, values: dict[str, Tensor]) -> None:
         """Tries, once, that the density of each site is that of the sites before it alone."""
-        if self.is_tried:
+        count = len(self.batch)
+        if count in self.tried or not all(isinstance(x, Tensor) for x in self.batch):
             return
-        with torch.no_grad(), kept_rng(torch.device("cpu")), self.program.noticing():
+        device = self.batch[0].device if self.batch else torch.device("cpu")
+        with torch.no_grad(), kept_rng(device), self.program.noticing():
             known: dict[str, Tensor] = {}
             for name, value in values.items():
                 if name in self.names:
                     self._try(name, value, known)
                     known = known | {name: value}
         self._check_alone()
-        self.is_tried = True
+        self.tried.add(count)
 
     def _try(self, name: str, value: Tensor, known: dict[str, Tensor]) -> None:
-        expected = self._run(self.batch, known).nodes[name]["fn"]
+        expected = self._run(self.batch, known, self.size).nodes[name]["fn"]
         if not sites.is_discrete({"fn": expected}) and torch.equal(expected.sample(), value):
             raise ValueError(
                 f"guide: its site {name!r} is a point, which no data would move. Try AutoNormal, "
                 f"or another guide that spreads."
             )
-        others = tuple((x == 0).to(x.dtype) for x in self.batch)  # each entry is another
-        for batch in [self.batch, others] * (TRIES // 2):
-            got = self._run(batch, known).nodes[name]["fn"].log_prob(value)
-            same = expected.log_prob(value)
+        same = expected.log_prob(value)
+        for trace in self._others(known):
+            got = trace.nodes[name]["fn"].log_prob(value)
             if got.shape != same.shape or not torch.allclose(got, same, rtol=1e-4, atol=1e-6):
                 raise ValueError(
                     f"guide: the density of its site {name!r} changes with the rows that it is "
@@ -100,6 +102,15 @@ class WrittenPrior:
                     f"an autoguide, such as AutoNormal, or a guide that holds those rows itself, "
                     f"as in lambda *new, size=None: guide(old_x)."
                 )
+
+    def _others(self, known: dict[str, Tensor]) -> Iterator[poutine.Trace]:
+        """Traces on other rows, on fewer, and with other draws."""
+        others = tuple((x == 0).to(x.dtype) for x in self.batch)  # each entry is another
+        for batch in [self.batch, others] * (TRIES // 2):
+            yield self._run(batch, known, self.size)
+        with suppress(RuntimeError, ValueError, TypeError):  # it may take no other number of rows
+            fewer = self._run(tuple(x[:1] for x in others), known, None)
+            yield fewer
 
     def _check_alone(self) -> None:
         """Raises where a function uses a module, whose parameters may go on learning."""
@@ -111,11 +122,13 @@ class WrittenPrior:
                     f"copied, or {name}.requires_grad_(False)."
                 )
 
-    def _run(self, batch: tuple[Tensor, ...], values: dict[str, Tensor]) -> poutine.Trace:
+    def _run(
+        self, batch: tuple[Tensor, ...], values: dict[str, Tensor], size: int | None
+    ) -> poutine.Trace:
         """A trace of the guide with the values of some sites, which no handler outside sees."""
         with poutine.block(), self.learned if self.is_function else poutine.block():
             guide = poutine.condition(self.program, data=values)
-            return poutine.trace(guide).get_trace(*batch, size=self.size)
+            return poutine.trace(guide).get_trace(*batch, size=size)
 
 
 class Learned(Messenger):
@@ -141,5 +154,8 @@ class Learned(Messenger):
         message["value"], message["done"], message["stop"] = self.values[name], True, True
 
 
-def _parameters(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *own_parameters(module).values()]
+def _settle(module: nn.Module) -> None:
+    """Has a module learn no more, also what `pyro.param` made in it."""
+    module.eval()
+    for parameter in [*module.parameters(), *own_parameters(module).values()]:
+        parameter.requires_grad_(False)

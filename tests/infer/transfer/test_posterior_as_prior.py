@@ -24,6 +24,7 @@ from torch import nn
 from guides import FactorNormal
 from ppl_models import (
     BayesianFactorAnalysis,
+    BayesianGaussianMixture,
     LinearRegression,
     data_plate,
     elbo,
@@ -376,6 +377,37 @@ def test_a_module_as_model_trains_and_the_old_guide_does_not():
     ]
 
 
+def test_particles_side_by_side_are_particles_one_by_one(regression):
+    model, x, y = regression
+    today = posterior_as_prior(model, exact(model, x[:OLD], y[:OLD]))
+    guide, data = exact(model, x, y), (x[OLD:], y[OLD:])
+    settings = {"num_particles": 7, "max_plate_nesting": 1}
+    losses = [
+        pyro.infer.Trace_ELBO(vectorize_particles=v, **settings).loss(today, guide, *data)
+        for v in (False, True)
+    ]
+    truth = model.marginal(x[:OLD]).log_prob(y[:OLD]) - model.marginal(x).log_prob(y)
+    assert abs(losses[0] - truth) < 1e-9
+    assert abs(losses[1] - truth) < 1e-9
+
+
+def test_a_mixture_of_yesterday():
+    """Weights, means and covariances have priors in plates; the labels of rows are summed over."""
+    x = torch.cat([torch.randn(20, 2) - 2, torch.randn(20, 2) + 2])[torch.randperm(40)]
+    model = BayesianGaussianMixture(2, 2).double()
+    guide = AutoNormal(poutine.block(model, hide=["z"]))
+    fit(elbo(model, guide), x[:20], steps=20, lr=0.05, seed=0, progress=False)
+    today = posterior_as_prior(model, guide)
+    trace = poutine.trace(guide).get_trace(x)
+    names = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
+    assert len(names) == 3
+    values = {name: trace.nodes[name]["value"] for name in names}
+    rows = poutine.trace(poutine.condition(today, data=values)).get_trace(x)
+    rows.compute_log_prob()
+    total = sum(rows.nodes[name]["log_prob_sum"] for name in values)
+    torch.testing.assert_close(total, trace.log_prob_sum(), atol=1e-8, rtol=1e-9)
+
+
 # Refused.
 
 
@@ -442,6 +474,18 @@ def test_guides_that_look_at_the_rows_are_refused():
 
     refused("density of its site 'rate' changes with the rows", poisson, sums, x)
     refused("density of its site 'rate' changes", poisson, sums, torch.zeros(4))
+
+    def counts(x, size=None):
+        pyro.sample("rate", dist.Gamma(5.0, 1.0 + len(x)))
+
+    refused("density of its site 'rate' changes", poisson, counts, x)
+
+    today = posterior_as_prior(
+        poisson, lambda x=None, size=None: sums(torch.ones(3) if x is None else x)
+    )
+    today(size=4)  # without rows there is nothing to look at, and with them it is seen
+    with pytest.raises(ValueError, match="density of its site 'rate' changes"):
+        today(x)
 
     def mean_of_rows(x, size=None):
         with data_plate(x, size):
