@@ -43,6 +43,32 @@ def test_a_run_with_frozen_parts_is_resumed_bit_for_bit(tmp_path):
             assert p.requires_grad == q.requires_grad
 
 
+@pytest.mark.parametrize("names", [(), ("decoder",), ("decoder.2",)])
+def test_a_run_is_not_resumed_with_other_parts_frozen(tmp_path, names):
+    """As many, of other names, would go on with the moments of others."""
+
+    def run(steps, *names, resume=False):
+        vae = VAE(4, 2)
+        if names:
+            freeze(vae, *names)
+        fit(
+            elbo(vae, AmortizedNormal(4, 2)),
+            X,
+            steps=steps,
+            checkpoint=tmp_path / "run",
+            resume=resume,
+            seed=0,
+            progress=False,
+        )
+
+    run(2, "decoder.0")
+    with pytest.raises(
+        ValueError, match=r"written by a run with frozen=\['model.decoder.0.weight'"
+    ):
+        run(4, *names, resume=True)
+    run(4, "decoder.0", resume=True)
+
+
 def test_a_site_of_an_autoguide_stays():
     model, guide = LinearRegression(4, noise=1.0), AutoNormal(LinearRegression(4, noise=1.0))
     guide(X, X[:, 0])
