@@ -8,7 +8,8 @@ With the unconstrained latents :math:`u = (u_1, \dots, u_K)` of the sites, in th
     \right), \qquad \epsilon_{<k} = L_{<k,<k}^{-1} (u_{<k} - m_{<k})
 
 The product over the sites is the density of the guide to rounding. Each factor is a distribution
-like any other, of which one can draw, and that can be conditioned upon.
+like any other, of which one can draw, and that can be conditioned upon. The factor is dense, also
+that of a low-rank guide; with independent entries it is a vector.
 
 References:
     | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017)

@@ -189,6 +189,30 @@ def test_the_prior_is_of_the_guide_as_it_was(regression):
     assert torch.equal(log_p(today, values, x[OLD:], y[OLD:]), before)
 
 
+@pytest.mark.parametrize("by", ["parameter", "pyro.param"])
+def test_a_module_is_kept_as_it_was(by):
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x=None, size=None):
+            loc = self.loc if by == "parameter" else pyro.param("m", torch.tensor(1.0))
+            pyro.sample("rate", dist.LogNormal(loc, 0.3))
+
+    x, guide, rate = torch.tensor([2.0, 3.0, 4.0]), Guide(), {"rate": torch.tensor(2.5)}
+    fit(elbo(poisson, guide), x, steps=5, lr=0.05, progress=False)
+    today = posterior_as_prior(poisson, guide)
+    before = log_p(today, rate, x)
+    expected = log_p(poisson, rate, x) - dist.Gamma(2.0, 1.0).log_prob(rate["rate"])
+    q = poutine.trace(poutine.condition(guide, data=rate)).get_trace(x).log_prob_sum()
+    torch.testing.assert_close(before, expected + q)
+    fit(elbo(today, guide), x, steps=50, lr=0.05, progress=False)
+    now = poutine.trace(poutine.condition(guide, data=rate)).get_trace(x).log_prob_sum()
+    assert abs(now - q) > 1e-3
+    assert torch.equal(log_p(today, rate, x), before)
+
+
 def test_a_function_with_params_is_kept_as_it_was():
     def guide(x=None, size=None):
         loc, scale = pyro.param("loc", torch.tensor(0.3)), pyro.param("scale", torch.tensor(0.5))
@@ -474,6 +498,11 @@ def test_guides_that_look_at_the_rows_are_refused():
 
     refused("density of its site 'rate' changes with the rows", poisson, sums, x)
     refused("density of its site 'rate' changes", poisson, sums, torch.zeros(4))
+
+    def first(x, size=None):
+        pyro.sample("rate", dist.Gamma(2.0 + x[0], 1.0))
+
+    refused("density of its site 'rate' changes", poisson, first, x)
 
     def counts(x, size=None):
         pyro.sample("rate", dist.Gamma(5.0, 1.0 + len(x)))
