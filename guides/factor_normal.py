@@ -23,8 +23,30 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform, constraints
 
 from ppl_models.checks import check_positive
+
+
+class Transposed(Transform):
+    """A matrix turned round, which changes no volume."""
+
+    domain = codomain = constraints.independent(constraints.real, 2)
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.mT
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y.mT
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[:-2])
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-2], shape[-1], shape[-2]))
+
+    inverse_shape = forward_shape
 
 
 class FactorNormal(nn.Module):
@@ -85,9 +107,7 @@ class FactorNormal(nn.Module):
             ) from error
         pyro.sample("loc", loc)
         # Columns are drawn as rows, (K, D); turned round they have the same density.
-        auxiliary = {"is_auxiliary": True}
-        drawn = pyro.sample("loadings_columns", columns.to_event(1), infer=auxiliary)
-        pyro.sample("loadings", dist.Delta(drawn.mT, event_dim=2))
+        pyro.sample("loadings", dist.TransformedDistribution(columns.to_event(1), [Transposed()]))
         factor_scale = dist.LogNormal(self.log_factor_scale, self.factor_scale_log_scale.exp())
         pyro.sample("factor_scale", factor_scale.to_event(1))
         noise = dist.LogNormal(self.log_noise_variance, self.noise_variance_log_scale.exp())

@@ -45,6 +45,9 @@ from ppl_models.infer.training.em import fit_em
 from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
 from ppl_models.infer.training.svi import SVI
+from ppl_models.infer.transfer.freeze import freeze, unfreeze
+from ppl_models.infer.transfer.posterior_as_prior import posterior_as_prior
+from ppl_models.infer.transfer.warm_start import WarmStart, warm_start
 from ppl_models.mixtures.bayesian import BayesianGaussianMixture
 from ppl_models.mixtures.components import component_summary, num_active
 from ppl_models.mixtures.gaussian import GaussianMixture
@@ -97,6 +100,7 @@ __all__ = [
     "SoftmaxRegression",
     "Transformed",
     "VampPrior",
+    "WarmStart",
     "adversarial",
     "aggregate",
     "align",
@@ -109,6 +113,7 @@ __all__ = [
     "elbo",
     "fit",
     "fit_em",
+    "freeze",
     "from_pyro_mcmc",
     "from_pyro_svi",
     "impute",
@@ -116,14 +121,17 @@ __all__ = [
     "load",
     "log_evidence",
     "num_active",
+    "posterior_as_prior",
     "predict",
     "probability_flow",
     "reconstruction",
     "relabel",
     "save",
+    "unfreeze",
     "variational_bound",
     "varimax",
     "varimax_draws",
+    "warm_start",
     "weighted",
 ]
 

@@ -23,7 +23,7 @@ FAMILIES = {
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {
     **{"programs": 0, "trials": 1, "compiled": 2, "evidence": 3, "objectives": 4, "training": 5},
-    "selection": 6,
+    **{"transfer": 6, "selection": 7},
 }
 # What a family descends, bounds or plays by itself: these files alone see `infer`.
 OWN_INFERENCE = {

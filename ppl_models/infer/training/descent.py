@@ -123,6 +123,11 @@ class Descent:
         """The modules of all objectives."""
         return modules_of(self.objectives)
 
+    def frozen(self) -> list[str]:
+        """The names of the parameters that the objectives have, and that are not trained."""
+        named = chain.from_iterable(o.named_parameters() for o in self.objectives)
+        return [name for name, parameter in named if not parameter.requires_grad]
+
     def check(self, batch: Batch, data: tuple[Tensor, ...] | None = None) -> None:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
         for objective in self.objectives:

@@ -336,6 +336,7 @@ def _settings(
         "patience": patience,
         "ema": descent.ema,
         "compile": descent.compile,
+        "frozen": descent.frozen(),
     }
 
 

@@ -119,7 +119,7 @@ class Progress:
                 f"the learning rates so far would be other ones. Try the same horizon, or load() "
                 f"the weights and start anew."
             )
-        before = {**_ADDED, **written}
+        before = {**_ADDED, "frozen": self.settings["frozen"], **written}
         differing = [
             f"{name}={before.get(name)!r}, now {value!r}"
             for name, value in self.settings.items()
