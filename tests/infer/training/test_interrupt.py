@@ -32,6 +32,14 @@ def model(x=None, size=None):
         return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell has what it starts in the background ignore Ctrl-C, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def interrupts(*delays):
     """Ctrl-C after so many seconds each, from another thread, once a run is on its way."""
