@@ -31,24 +31,13 @@ from ppl_models import (
     weighted,
 )
 from ppl_models.infer.programs.own import own_parameters
+from tests.support.conjugate import rows, shared
 from tests.support.runs import quiet
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 MESSENGERS = [AutoNormalMessenger, AutoHierarchicalNormalMessenger, AutoRegressiveMessenger]
 N = 10
-
-
-def rows(x=None, size=None):
-    with data_plate(x, size):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-
-def shared(x=None, size=None):
-    m = pyro.sample("m", dist.Normal(0.0, 3.0))
-    with data_plate(x, size):
-        return pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
 
 def both(x=None, size=None):

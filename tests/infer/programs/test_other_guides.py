@@ -21,23 +21,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_models import data_plate, elbo, from_pyro_svi, log_evidence, predict
+from tests.support.conjugate import rows, shared
 from tests.support.runs import quiet
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 N = 10
-
-
-def rows(x=None, size=None):
-    with data_plate(x, size):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-
-def shared(x=None, size=None):
-    m = pyro.sample("m", dist.Normal(0.0, 3.0))
-    with data_plate(x, size):
-        return pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
 
 def clusters(x=None, size=None):
