@@ -4,6 +4,7 @@ from guides.amortized import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
+from guides.factorisation import FactorisationNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 
@@ -13,6 +14,7 @@ __all__ = [
     "ConditionalNormal",
     "ExactPosterior",
     "FactorNormal",
+    "FactorisationNormal",
     "LabelNormal",
     "LadderNormal",
     "MeanFieldMixture",

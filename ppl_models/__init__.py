@@ -55,6 +55,7 @@ from ppl_models.mixtures.poisson import PoissonMixture
 from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
+from ppl_models.recommender.factorisation import MatrixFactorization
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
 from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
@@ -89,6 +90,7 @@ __all__ = [
     "LatentDiffusion",
     "LinearRegression",
     "LogisticRegression",
+    "MatrixFactorization",
     "MixturePrior",
     "Objective",
     "PixelCNN",

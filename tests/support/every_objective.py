@@ -24,6 +24,7 @@ from guides import (
     BottomUpNormal,
     ConditionalNormal,
     ExactPosterior,
+    FactorisationNormal,
     FactorNormal,
     LabelNormal,
     LadderNormal,
@@ -48,6 +49,7 @@ from ppl_models import (
     LatentDiffusion,
     LinearRegression,
     LogisticRegression,
+    MatrixFactorization,
     MixturePrior,
     PixelCNN,
     PixelRNN,
@@ -84,6 +86,7 @@ IMAGES = torch.rand(8, 64, generator=_generator).round()
 COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
+PAIRS = torch.stack([torch.arange(24) % 6, torch.arange(24) // 6], 1)  # of a user and an item
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 
 
@@ -133,6 +136,11 @@ def latent_diffusion() -> Any:
 def factor_normal() -> Any:
     model = BayesianFactorAnalysis(4, 2)
     return elbo(model, FactorNormal(model.initial_values(X)))
+
+
+def factorisation(kind: str) -> Any:
+    model = MatrixFactorization(6, 4, 2)
+    return elbo(model, FactorisationNormal(model, kind))
 
 
 def mixture_posterior(kind: Any) -> Any:
@@ -192,6 +200,10 @@ COMPILED: dict[str, Row] = {
         lambda: with_auto(BayesianFactorAnalysis(4, 2), AutoNormal), (X,), "lower bound"
     ),
     "BayesianFactorAnalysis, FactorNormal": Row(lambda: factor_normal(), (X,), "lower bound"),
+    "MatrixFactorization": Row(lambda: factorisation("full"), (PAIRS, X[:, 0]), "lower bound"),
+    "MatrixFactorization, diag": Row(
+        lambda: factorisation("diag"), (PAIRS, X[:, 0]), "lower bound"
+    ),
     "LinearRegression, AutoNormal": Row(
         lambda: regression(AutoNormal), (X, X.sum(1)), "lower bound"
     ),

@@ -1,0 +1,7 @@
+"""What users will say of items.
+
+Files:
+    factorisation: a vector for each user and each item, and any likelihood of ratings
+    coordinate: coordinate ascent in closed form, for normal noise
+    ratings: what is asked of pairs and ratings, and sums over those of a user
+"""
