@@ -1,5 +1,6 @@
-"""Data sets: handwritten digits and images of clothes, real ones only."""
+"""Data sets, real ones only: handwritten digits, images of clothes, ratings of films."""
 
+from ppl_models.datasets.films import MovieLens, movielens
 from ppl_models.datasets.images import (
     Binarize,
     Folder,
@@ -16,10 +17,12 @@ __all__ = [
     "Binarize",
     "Folder",
     "Labelled",
+    "MovieLens",
     "Part",
     "binarize",
     "binary_mnist",
     "digits",
     "fashion_mnist",
     "mnist",
+    "movielens",
 ]
