@@ -33,6 +33,7 @@ from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
 from ppl_models.infer.evidence.mcmc import from_pyro_mcmc
 from ppl_models.infer.evidence.predict import predict
+from ppl_models.infer.evidence.predictive import log_predictive
 from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective
@@ -122,6 +123,7 @@ __all__ = [
     "iwae",
     "load",
     "log_evidence",
+    "log_predictive",
     "num_active",
     "posterior_as_prior",
     "predict",

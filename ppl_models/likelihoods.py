@@ -8,14 +8,15 @@ Any callable with these two things is a likelihood.
 Shapes: `B` rows, `D` features, `L` levels, `K` components.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_at_least, check_count
-from ppl_models.levels import Levels, LogisticLevels
+from ppl_models.checks import check_at_least, check_choice, check_count
+from ppl_models.levels import Levels, LogisticLevels, OrderedLevels
 
 
 @runtime_checkable
@@ -168,3 +169,80 @@ class LogisticMixture:
     def __call__(self, outputs: Tensor) -> dist.TorchDistribution:
         logits, loc, log_scale = outputs.unflatten(-1, (-1, 3, self.num_outputs // 3)).unbind(-2)
         return LogisticLevels(logits, loc, log_scale, self.levels).to_event(1)  # from (B, D, K)
+
+
+class Ordered(nn.Module):
+    r"""Ordered levels, such as stars: which interval the output lies in, with noise.
+
+    .. math::
+        p(x_d = l) = F(c_{l+1} - o_d) - F(c_l - o_d), \qquad
+        c_{l+1} = c_l + e^{\gamma_l + g_{dl}}
+
+    The cutpoints `c` are learned. With `own_cutpoints` each pixel of each row has gaps of its own,
+    of which `L - 2` further outputs `g` are the logarithms, less those of all: some people hardly
+    ever give half stars.
+
+    Arguments:
+        levels: What the levels are called, ascending numbers, `(L,)`.
+        link: `"logit"`, or `"probit"` for normal noise.
+        own_cutpoints: Whether there are outputs for the gaps.
+
+    Raises:
+        ValueError: If levels do not ascend, there are fewer than 3, or `link` is neither.
+
+    References:
+        | Regression Models for Ordinal Data (McCullagh, 1980)
+        | https://doi.org/10.1111/j.2517-6161.1980.tb01109.x
+        | OrdRec: An Ordinal Model for Predicting Personalized Item Rating Distributions
+        | (Koren & Sill, 2011), https://doi.org/10.1145/2043932.2043956
+
+    Example:
+        >>> likelihood = Ordered(levels=[1, 2, 3])
+        >>> every = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> likelihood(torch.zeros(1, 1)).log_prob(every).exp()
+        tensor([0.3775, 0.2449, 0.3775])
+    """
+
+    levels: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[float] | Tensor,
+        link: str = "logit",
+        own_cutpoints: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("link", link, ["logit", "probit"])
+        numbers = torch.as_tensor(levels, dtype=torch.get_default_dtype())
+        if numbers.ndim != 1 or len(numbers) < 3 or not (numbers.diff() > 0).all():
+            raise ValueError(
+                f"levels: expected 3 ascending numbers or more, got {numbers.tolist()}. "
+                f"Try y.unique()."
+            )
+        self.register_buffer("levels", numbers)
+        self.link = link
+        gaps = len(numbers) - 2
+        self.num_outputs = 1 + gaps if own_cutpoints else 1
+        self.first = nn.Parameter(torch.tensor(-gaps / 2.0))  # c_1
+        self.log_gaps = nn.Parameter(torch.zeros(gaps))  # gamma, (L - 2,)
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        outputs = outputs.unflatten(-1, (-1, self.num_outputs))  # (B, D, num_outputs)
+        gaps = (self.log_gaps + outputs[..., 1:]).exp() if self.num_outputs > 1 else None
+        gaps = self.log_gaps.exp() if gaps is None else gaps
+        cutpoints = self.first + nn.functional.pad(gaps.cumsum(-1), (1, 0))
+        return OrderedLevels(outputs[..., 0], cutpoints, self.levels, self.link).to_event(1)
+
+
+class Poisson:
+    r"""Counts; the outputs are the logarithms of the rates, :math:`x_d \sim Poisson(e^{o_d})`.
+
+    Example:
+        >>> Poisson()(torch.zeros(2, 3)).log_prob(torch.zeros(2, 3))
+        tensor([-3., -3.])
+    """
+
+    num_outputs = 1
+
+    def __call__(self, outputs: Tensor) -> dist.TorchDistribution:
+        return dist.Poisson(outputs.exp()).to_event(1)
