@@ -101,7 +101,8 @@ def _read_films(path: Path) -> dict[int, tuple[str, list[str]]]:
 def _read(path: Path, header: list[str]) -> list[list[str]]:
     """The rows of a table with this header."""
     text = path.read_text(encoding="utf-8", errors="strict")
-    first, *rows = csv.reader(io.StringIO(text)) if text else [[]]
+    table = list(csv.reader(io.StringIO(text)))
+    first, rows = (table[0], table[1:]) if table else ([], [])
     short = next((n for n, row in enumerate(rows) if len(row) != len(header)), None)
     if first != header or not rows or short is not None:
         found = f"its first line is {first}" if first != header else f"it has {len(rows)} rows"

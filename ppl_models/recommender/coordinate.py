@@ -26,8 +26,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ppl_models.recommender.ratings import total
+
+NEAR = 0.1  # the standard deviation of numbers that nothing is known of yet
 
 
 class Gaussians(NamedTuple):
@@ -40,6 +43,16 @@ class Gaussians(NamedTuple):
     def second(self) -> Tensor:
         """E[v v'], (M, F, F)."""
         return self.loc[:, :, None] * self.loc[:, None] + self.covariance
+
+    def scaled(self, unit: Tensor, size: int) -> "Gaussians":
+        """The same where ratings have other units, with further numbers, that are near zero."""
+        scales = unit.sqrt().expand(self.loc.shape[1]).clone()  # of two that are multiplied
+        scales[0] = unit
+        loc, further = self.loc * scales, size - len(scales)
+        covariance = self.covariance * scales[:, None] * scales
+        covariance = F.pad(covariance, (0, further, 0, further))
+        covariance.diagonal(dim1=-2, dim2=-1)[:, len(scales) :] = NEAR**2
+        return Gaussians(F.pad(loc, (0, further)), covariance)
 
 
 class Regressions(NamedTuple):
@@ -130,7 +143,7 @@ def spectral(
 
 
 def _around(bias: Tensor, factors: Tensor, num_factors: int, scale: Tensor) -> Gaussians:
-    padded = torch.nn.functional.pad(factors, (0, num_factors - factors.shape[1]))
+    padded = F.pad(factors, (0, num_factors - factors.shape[1]))
     loc = torch.cat([bias[:, None], padded], 1)
     covariance = scale.square() * torch.eye(num_factors + 1).to(loc)
     return Gaussians(loc, covariance.expand(len(loc), -1, -1))

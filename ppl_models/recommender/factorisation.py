@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.checks import check_count
-from ppl_models.likelihoods import Likelihood, Normal, check_likelihood
+from ppl_models.likelihoods import Likelihood, Normal, Ordered, check_likelihood
 from ppl_models.plates import data_plate
 from ppl_models.recommender.coordinate import (
     Gaussians,
@@ -38,6 +38,8 @@ from ppl_models.recommender.coordinate import (
     spectral,
 )
 from ppl_models.recommender.ratings import check_once, check_pairs, check_ratings
+
+STEPS = 20  # of coordinate ascent, from which ordered levels start
 
 
 class MatrixFactorization(nn.Module):
@@ -143,20 +145,37 @@ class MatrixFactorization(nn.Module):
         return -(constant + squares / noise - scaled.square().sum((-2, -1))) / 2
 
     def start(self, x: Tensor, y: Tensor) -> tuple[Gaussians, Gaussians]:
-        """Sets the mean, the noise and the priors to what ratings suggest; for `Normal()` alone.
+        """Sets the parameters to what ratings suggest: `Normal()` ones, or `Ordered` levels.
+
+        Ordered ones start from coordinate ascent as if they were numbers with normal noise.
 
         Returns:
             What may be believed of users and of items, to start from.
         """
-        self._noise()
         self.check_data(x, y)
-        y = y.double()
-        self.offset.fill_(y.mean())
-        found = spectral(x, y - y.mean(), (self.num_users, self.num_items), self.num_factors)
-        self._set_noise(y.var(correction=0))
-        for root, own in zip((self.user_root, self.item_root), found, strict=True):
-            _set_root(root, own)
-        return found
+        if isinstance(self.likelihood, Ordered):
+            users, items = self._start_as_numbers(self.likelihood, x, y)
+        else:
+            y = y.double()
+            self._set_noise(y.var(correction=0))
+            self.offset.fill_(y.mean())
+            sizes = self.num_users, self.num_items
+            users, items = spectral(x, y - y.mean(), sizes, self.num_factors)
+        _set_root(self.user_root, users)
+        _set_root(self.item_root, items)
+        return users, items
+
+    def _start_as_numbers(
+        self, likelihood: Ordered, x: Tensor, y: Tensor
+    ) -> tuple[Gaussians, Gaussians]:
+        """Coordinate ascent for normal ratings, in the units of the scores of levels."""
+        twin = MatrixFactorization(self.num_users, self.num_items, self.num_factors)
+        twin = twin.to(x.device, torch.float64)
+        users, items = twin.start(x, y)
+        for _ in range(STEPS):
+            _, users, items = twin.ascend(users, items, x, y)
+        unit = likelihood.start(twin.offset[0], twin._noise().sqrt())
+        return users.scaled(unit, len(self.user_root)), items.scaled(unit, len(self.item_root))
 
     def ascend(
         self,
