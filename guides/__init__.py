@@ -5,6 +5,7 @@ from guides.conditional import ConditionalNormal, LabelNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
 from guides.factorisation import FactorisationNormal
+from guides.factorisation_gamma import FactorisationGamma
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 
@@ -14,6 +15,7 @@ __all__ = [
     "ConditionalNormal",
     "ExactPosterior",
     "FactorNormal",
+    "FactorisationGamma",
     "FactorisationNormal",
     "LabelNormal",
     "LadderNormal",

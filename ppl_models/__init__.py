@@ -57,6 +57,7 @@ from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.recommender.factorisation import MatrixFactorization
+from ppl_models.recommender.poisson import PoissonFactorization
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
 from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
@@ -96,6 +97,7 @@ __all__ = [
     "Objective",
     "PixelCNN",
     "PixelRNN",
+    "PoissonFactorization",
     "PoissonMixture",
     "ProbabilisticPCA",
     "Run",

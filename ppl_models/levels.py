@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+END = 1e3  # a score so far away has no probability beyond, nor a gradient, in any precision
+
 
 class _Grid(constraints.Constraint):
     """The grid `{0, 1 / (levels - 1), ..., 1}`, up to rounding."""
@@ -223,7 +225,7 @@ class OrderedLevels(dist.TorchDistribution):
     @property
     def _edges(self) -> Tensor:
         """The cutpoints between ends that nothing lies beyond, `(*, L + 1)`."""
-        return F.pad(F.pad(self.cutpoints, (1, 0), value=-1e6), (0, 1), value=1e6)
+        return F.pad(F.pad(self.cutpoints, (1, 0), value=-END), (0, 1), value=END)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "OrderedLevels":
         shape = torch.Size(batch_shape)

@@ -331,5 +331,7 @@ class SharedTotal(dist.TorchDistribution):
         return orders + (value * self.logits).sum(-1)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        law = torch.distributions.Multinomial(self.total_count, logits=self.logits)
-        return law.sample(torch.Size(sample_shape))
+        law = torch.distributions.Categorical(logits=self.logits)
+        picks = law.sample(torch.Size((self.total_count, *sample_shape))).movedim(0, -1)
+        rows = torch.zeros_like(self.logits).expand(*picks.shape[:-1], -1)
+        return rows.scatter_add(-1, picks, torch.ones_like(picks).to(rows))

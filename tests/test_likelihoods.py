@@ -262,6 +262,16 @@ def test_ordered_levels_far_in_the_tails_have_gradients(link):
             assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("link", ["logit", "probit"])
+def test_ordered_levels_have_gradients_in_float32(link):
+    """That of torch's log_ndtr is no number far out, in some vectors."""
+    outputs = torch.linspace(-8, 8, 20_000).requires_grad_()
+    for level in (0.5, 5.0):
+        law = Ordered(LEVELS.float(), link)(outputs)
+        law.base_dist.log_prob(torch.full_like(outputs, level)).sum().backward()
+        assert outputs.grad.isfinite().all()
+
+
 def test_ordered_levels_are_sampled_as_often_as_they_say():
     torch.manual_seed(0)
     law = Ordered([1, 2, 3])(torch.tensor([[0.4]]))

@@ -24,6 +24,7 @@ from guides import (
     BottomUpNormal,
     ConditionalNormal,
     ExactPosterior,
+    FactorisationGamma,
     FactorisationNormal,
     FactorNormal,
     LabelNormal,
@@ -53,6 +54,7 @@ from ppl_models import (
     MixturePrior,
     PixelCNN,
     PixelRNN,
+    PoissonFactorization,
     PoissonMixture,
     ProbabilisticPCA,
     SemiSupervisedVAE,
@@ -66,7 +68,15 @@ from ppl_models import (
     weighted,
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
-from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
+from ppl_models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    LogisticMixture,
+    Multinomial,
+    Normal,
+    Ordered,
+    Poisson,
+)
 from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
 
 
@@ -138,9 +148,14 @@ def factor_normal() -> Any:
     return elbo(model, FactorNormal(model.initial_values(X)))
 
 
-def factorisation(kind: str) -> Any:
-    model = MatrixFactorization(6, 4, 2)
+def factorisation(kind: str, likelihood: Any = None) -> Any:
+    model = MatrixFactorization(6, 4, 2, likelihood)
     return elbo(model, FactorisationNormal(model, kind))
+
+
+def poisson_factorisation() -> Any:
+    model = PoissonFactorization(6, 4, 2)
+    return elbo(model, FactorisationGamma(model))
 
 
 def mixture_posterior(kind: Any) -> Any:
@@ -204,6 +219,18 @@ COMPILED: dict[str, Row] = {
     "MatrixFactorization, diag": Row(
         lambda: factorisation("diag"), (PAIRS, X[:, 0]), "lower bound"
     ),
+    "MatrixFactorization, Ordered": Row(
+        lambda: factorisation("full", Ordered([0, 1, 2, 3], own_cutpoints=True)),
+        (PAIRS, COUNTS[:, 0].clamp(max=3)),
+        "lower bound",
+    ),
+    "MatrixFactorization, Poisson": Row(
+        lambda: factorisation("diag", Poisson()), (PAIRS, COUNTS[:, 0]), "lower bound"
+    ),
+    "PoissonFactorization": Row(
+        lambda: poisson_factorisation(), (PAIRS, COUNTS[:, 0]), "lower bound"
+    ),
+    "VAE, Multinomial": Row(lambda: vae(Multinomial()), (COUNTS,), "lower bound"),
     "LinearRegression, AutoNormal": Row(
         lambda: regression(AutoNormal), (X, X.sum(1)), "lower bound"
     ),
