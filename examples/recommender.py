@@ -15,6 +15,7 @@ most; films near each other are liked by the same people. At the end somebody ne
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -312,10 +313,8 @@ def draw_new_user(
     mean = stars @ STARS
     order = mean.argsort(descending=True).tolist()
     shown = [*order[:10], *order[-5:]]
-    print(
-        "somebody new rates "
-        + ", ".join(f"{name_of(data.titles[i])} {s:g}" for i, s in rated.items())
-    )
+    liked = ", ".join(f"{name_of(data.titles[i])} {s:g}" for i, s in rated.items())
+    print(f"somebody new rates {liked}")
     print("of the films that most have seen, they will like most (expected stars):")
     for n in order[:5]:
         print(f"  {mean[n].item():.2f}  {data.titles[films[n]]}")
@@ -326,12 +325,10 @@ def draw_new_user(
     axes.axhline(9.5, color="k", linewidth=0.8)
     axes.set_xticks(range(10), [f"{s:g}" for s in STARS.tolist()])
     axes.set_yticks(range(len(shown)), [name_of(data.titles[films[n]]) for n in shown])
-    liked = ", ".join(f"{name_of(data.titles[i])} {s:g}" for i, s in rated.items())
-    axes.set(xlabel="stars", title=f"after {liked}")
-    figure.suptitle(
-        "What somebody new will give: the ten films they will like best, and five least"
-    )
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.07), frameon=False)
+    axes.set(xlabel="stars", title=textwrap.fill(f"after {liked}", 70))
+    axes.title.set_fontsize(9)
+    figure.suptitle("What somebody new will give: ten films they will like best, and five least")
+    axes.legend(loc="lower right")
     figure.colorbar(image, ax=axes, label="probability")
     return figure
 
