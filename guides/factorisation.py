@@ -45,7 +45,9 @@ class FactorisationNormal(nn.Module):
 
     Where ratings are `Normal()`, `fit_em(guide, (x, y))` fits it, and the parameters of the model,
     by coordinate ascent in closed form: each loss is minus the lower bound, in nats per rating.
-    Elsewhere, `fit(elbo(model, guide), (x, y))`.
+    Elsewhere, `fit(elbo(model, guide), (x, y))`; where ratings are `Ordered`, after
+    `guide.initialise(x, y)`, which starts from coordinate ascent. By gradients a `"diag"` guide
+    learns faster: most correlations of items with few ratings are noise to them.
 
     Arguments:
         model: The model.

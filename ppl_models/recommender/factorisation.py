@@ -54,7 +54,8 @@ class MatrixFactorization(nn.Module):
         num_items: The number of items, `I`.
         num_factors: The length of their vectors beside the bias, `K`.
         likelihood: What :math:`s_{ui}` means, one of `ppl_models.likelihoods`: `Normal()`,
-            `Ordered(levels)`, `Poisson()`, or your own. Default: `Normal()`.
+            `Normal(own_scale=True)` for a noise of each user's own, `Ordered(levels)`,
+            `Ordered(levels, own_cutpoints=True)`, `Poisson()`, or your own. Default: `Normal()`.
 
     Raises:
         TypeError: If `likelihood` is none.

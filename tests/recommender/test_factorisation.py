@@ -111,6 +111,22 @@ def _moved(guide, parameter, step):
     return value
 
 
+@KINDS
+@pytest.mark.parametrize("name", ["offset", "user_root", "item_root", "likelihood.log_scale"])
+def test_parameters_of_the_model_are_the_best_for_what_is_believed(covariance, name):
+    """After a step, and long before the end."""
+    guide, _ = ascended(covariance, max_steps=3)
+    with torch.no_grad():
+        guide.em_step(*ratings())
+        parameter = dict(guide.model.named_parameters())[name]
+        direction = torch.randn_like(parameter)
+        direction = direction.tril() if direction.ndim == 2 else direction
+        up, down = (_moved(guide, parameter, 1e-4 * sign * direction) for sign in (1, -1))
+        at = _moved(guide, parameter, 0.0)
+    assert max(up, down) < at
+    assert up - down == pytest.approx(0, abs=1e-7)
+
+
 def test_full_covariances_have_the_higher_bound():
     full, diag = (ascended(kind)[1].history["loss"][-1] for kind in ("full", "diag"))
     assert full < diag
