@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributions import Normal as NormalLaw
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from guides import FactorisationNormal
+from guides import FactorizationNormal
 from ppl_models import MatrixFactorization, elbo, fit, fit_em, log_evidence
 from ppl_models.datasets import MovieLens, movielens
 from ppl_models.likelihoods import Ordered
@@ -109,9 +109,9 @@ def most_rated(data: MovieLens, count: int | None) -> MovieLens:
 
 def fit_normal(
     known: tuple[Tensor, Tensor], users: int, films: int, args: argparse.Namespace
-) -> tuple[MatrixFactorization, FactorisationNormal, float]:
+) -> tuple[MatrixFactorization, FactorizationNormal, float]:
     model = MatrixFactorization(users, films, args.factors).double()
-    guide = FactorisationNormal(model)
+    guide = FactorizationNormal(model)
     data = known[0], known[1].double()
     run = fit_em(guide, data, max_steps=100, tolerance=1e-4, seed=args.seed)
     return model, guide, -run.history["loss"][-1]
@@ -119,10 +119,10 @@ def fit_normal(
 
 def fit_ordered(
     known: tuple[Tensor, Tensor], users: int, films: int, args: argparse.Namespace
-) -> tuple[MatrixFactorization, FactorisationNormal]:
+) -> tuple[MatrixFactorization, FactorizationNormal]:
     torch.manual_seed(args.seed)
     model = MatrixFactorization(users, films, args.factors, Ordered(STARS, own_cutpoints=True))
-    guide = FactorisationNormal(model, "diag")
+    guide = FactorizationNormal(model, "diag")
     guide.initialise(*known)
     settings = {"epochs": args.epochs, "batch_size": 4096, "lr": 0.02}
     fit(elbo(model, guide), known, **settings, schedule=CosineAnnealingLR, seed=args.seed)
@@ -132,7 +132,7 @@ def fit_ordered(
 # What ratings held out tell
 
 
-def draw(guide: FactorisationNormal) -> tuple[Tensor, Tensor]:
+def draw(guide: FactorizationNormal) -> tuple[Tensor, Tensor]:
     """A draw of all users, and of all films."""
     with torch.no_grad():
         return guide.users().sample(), guide.items().sample()
@@ -182,7 +182,7 @@ def biases(
 
 
 @torch.no_grad()
-def places(model: MatrixFactorization, guide: FactorisationNormal) -> tuple[Tensor, Tensor]:
+def places(model: MatrixFactorization, guide: FactorizationNormal) -> tuple[Tensor, Tensor]:
     """Where films are in the two directions that divide users most, and how sure that is.
 
     Factors may be turned; what users make of them may not: a unit is a standard deviation of the
@@ -255,7 +255,7 @@ def draw_map(place: Tensor, spread: Tensor, counts: Tensor, data: MovieLens) -> 
 
 
 @torch.no_grad()
-def stars_of(model: MatrixFactorization, guide: FactorisationNormal, x: Tensor) -> Tensor:
+def stars_of(model: MatrixFactorization, guide: FactorizationNormal, x: Tensor) -> Tensor:
     """The predictive probabilities of all half stars for some pairs, (B, 10)."""
     total = torch.zeros(len(x), len(STARS))
     for _ in range(DRAWS):
@@ -263,7 +263,7 @@ def stars_of(model: MatrixFactorization, guide: FactorisationNormal, x: Tensor) 
     return total / DRAWS
 
 
-def draw_raters(model: MatrixFactorization, guide: FactorisationNormal, data: MovieLens) -> Figure:
+def draw_raters(model: MatrixFactorization, guide: FactorizationNormal, data: MovieLens) -> Figure:
     """How six users use the scale, and how the model says that they do."""
     figure = Figure(figsize=(12, 6), layout="constrained")
     users, counts = data.pairs[:, 0], torch.bincount(data.pairs[:, 0])
@@ -292,7 +292,7 @@ def draw_raters(model: MatrixFactorization, guide: FactorisationNormal, data: Mo
 
 def draw_new_user(
     model: MatrixFactorization,
-    guide: FactorisationNormal,
+    guide: FactorizationNormal,
     data: MovieLens,
     counts: Tensor,
     args: argparse.Namespace,

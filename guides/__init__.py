@@ -4,8 +4,8 @@ from guides.amortized import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
-from guides.factorisation import FactorisationNormal
-from guides.factorisation_gamma import FactorisationGamma
+from guides.factorisation import FactorizationNormal
+from guides.factorisation_gamma import FactorizationGamma
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 
@@ -15,8 +15,8 @@ __all__ = [
     "ConditionalNormal",
     "ExactPosterior",
     "FactorNormal",
-    "FactorisationGamma",
-    "FactorisationNormal",
+    "FactorizationGamma",
+    "FactorizationNormal",
     "LabelNormal",
     "LadderNormal",
     "MeanFieldMixture",

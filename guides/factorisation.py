@@ -40,7 +40,7 @@ class Factorisation(Protocol):
     def ascend(self, users: Any, items: Any, x: Tensor, y: Tensor, *options: bool) -> Any: ...
 
 
-class FactorisationNormal(nn.Module):
+class FactorizationNormal(nn.Module):
     r"""A normal guide for the sites `users` and `items` of a `MatrixFactorization`.
 
     Where ratings are `Normal()`, `fit_em(guide, (x, y))` fits it, and the parameters of the model,
@@ -59,7 +59,7 @@ class FactorisationNormal(nn.Module):
     Example:
         >>> from ppl_models import MatrixFactorization, elbo, fit_em
         >>> model = MatrixFactorization(num_users=3, num_items=4, num_factors=2).double()
-        >>> guide = FactorisationNormal(model)
+        >>> guide = FactorizationNormal(model)
         >>> x = torch.tensor([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 3]])
         >>> y = torch.tensor([5.0, 4.0, 4.5, 2.0, 3.0, 1.0]).double()
         >>> run = fit_em(guide, (x, y), max_steps=100, tolerance=1e-3)
@@ -98,7 +98,7 @@ class FactorisationNormal(nn.Module):
             self.items.set(items)
         return bound
 
-    def for_new_users(self, num_users: int) -> "FactorisationNormal":
+    def for_new_users(self, num_users: int) -> "FactorizationNormal":
         """A guide, with its `model`, of users who came later; what is known of items is kept.
 
         Items and the parameters of the model are frozen: `fit_em(guide, (x, y))` on the ratings of
@@ -107,7 +107,7 @@ class FactorisationNormal(nn.Module):
         check_count(num_users=num_users)
         model = copy.deepcopy(self.model).requires_grad_(False)  # type: ignore[attr-defined]
         model.num_users = num_users
-        guide = FactorisationNormal(model, self.covariance)
+        guide = FactorizationNormal(model, self.covariance)
         guide.items = copy.deepcopy(self.items).requires_grad_(False)
         return guide
 

@@ -34,7 +34,7 @@ class PositiveParts(Protocol):
     def ascend(self, users: Any, items: Any, x: Tensor, y: Tensor, *options: bool) -> Any: ...
 
 
-class FactorisationGamma(nn.Module):
+class FactorizationGamma(nn.Module):
     r"""A guide of gamma distributions for a `PoissonFactorization`.
 
     `fit_em(guide, (x, y))` fits it, and the model, by coordinate ascent in closed form: each loss
@@ -45,7 +45,7 @@ class FactorisationGamma(nn.Module):
 
     Example:
         >>> from ppl_models import PoissonFactorization, fit_em
-        >>> guide = FactorisationGamma(PoissonFactorization(3, 4, num_factors=2).double())
+        >>> guide = FactorizationGamma(PoissonFactorization(3, 4, num_factors=2).double())
         >>> x = torch.tensor([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 3]])
         >>> y = torch.tensor([5.0, 4.0, 4.0, 0.0, 1.0, 9.0]).double()
         >>> run = fit_em(guide, (x, y), max_steps=200, tolerance=1e-3)
@@ -84,12 +84,12 @@ class FactorisationGamma(nn.Module):
             self.items.set(items)
         return bound
 
-    def for_new_users(self, num_users: int) -> "FactorisationGamma":
+    def for_new_users(self, num_users: int) -> "FactorizationGamma":
         """A guide, with its `model`, of users who came later; what is known of items is kept."""
         check_count(num_users=num_users)
         model = copy.deepcopy(self.model).requires_grad_(False)  # type: ignore[attr-defined]
         model.num_users = num_users
-        guide = FactorisationGamma(model)
+        guide = FactorizationGamma(model)
         guide.items = copy.deepcopy(self.items).requires_grad_(False)
         return guide
 

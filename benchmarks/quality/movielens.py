@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import Normal as NormalLaw
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from guides import FactorisationNormal
+from guides import FactorizationNormal
 from ppl_models import MatrixFactorization, elbo, fit, fit_em, log_evidence, log_predictive
 from ppl_models.datasets import movielens
 from ppl_models.likelihoods import Ordered
@@ -195,7 +195,7 @@ def normal(covariance: str) -> Callable[[Split], Scores]:
     def run(split: Split) -> Scores:
         began = time.perf_counter()
         model = MatrixFactorization(*split.counts, FACTORS).double()
-        guide = FactorisationNormal(model, covariance)
+        guide = FactorizationNormal(model, covariance)
         data = split.x, split.y
         run = fit_em(guide, data, max_steps=100, tolerance=1e-4, seed=0, progress=False)
         seconds = time.perf_counter() - began
@@ -214,7 +214,7 @@ def ordered(own_cutpoints: bool) -> Callable[[Split], Scores]:
         began = time.perf_counter()
         likelihood = Ordered(STARS, own_cutpoints=own_cutpoints)
         model = MatrixFactorization(*split.counts, FACTORS, likelihood)
-        guide = FactorisationNormal(model, "diag")
+        guide = FactorizationNormal(model, "diag")
         data = split.x, split.y.float()
         torch.manual_seed(0)
         guide.initialise(*data)
@@ -235,7 +235,7 @@ def half_stars_of(law: NormalLaw, y: Tensor) -> Tensor:
 @torch.no_grad()
 def drawn_scores(
     model: MatrixFactorization,
-    guide: FactorisationNormal,
+    guide: FactorizationNormal,
     split: Split,
     log_prob: Callable[..., Tensor],
 ) -> Scores:

@@ -113,7 +113,13 @@ class MatrixFactorization(nn.Module):
         score = (w[..., 0] + v[..., 0] + product)[..., None]
         outputs = torch.cat([score, w[..., last:]], -1) + self.offset  # (*, B, num_outputs)
         # Ratings as the features of one row: what remains of it is a distribution for each.
-        return self.likelihood(outputs.flatten(-2)).base_dist
+        law = self.likelihood(outputs.flatten(-2))
+        if not isinstance(law, torch.distributions.Independent):
+            raise TypeError(
+                f"MatrixFactorization: expected a likelihood whose features are independent, with "
+                f".to_event(1), got {type(law).__name__}. Try Normal() or Ordered(levels)."
+            )
+        return law.base_dist
 
     def user_posterior(self, items: Tensor, x: Tensor, y: Tensor) -> dist.MultivariateNormal:
         """Returns each user's posterior, where the items `(I, K + 1)` are known: Normal ratings.
@@ -154,6 +160,11 @@ class MatrixFactorization(nn.Module):
             What may be believed of users and of items, to start from.
         """
         self.check_data(x, y)
+        if not y.std() > 0:
+            raise ValueError(
+                f"MatrixFactorization: expected ratings that differ, got {len(y)} of "
+                f"{y[0].item():g}. Try more of them."
+            )
         if isinstance(self.likelihood, Ordered):
             users, items = self._start_as_numbers(self.likelihood, x, y)
         else:

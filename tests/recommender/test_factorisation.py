@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from guides import FactorisationNormal
+from guides import FactorizationNormal
 from ppl_models import (
     LinearRegression,
     MatrixFactorization,
@@ -16,6 +16,7 @@ from ppl_models import (
     from_pyro_svi,
     log_evidence,
 )
+from ppl_models.likelihoods import Multinomial
 from ppl_models.recommender.factorisation import lower
 from tests.support.ratings import model, ratings
 
@@ -24,7 +25,7 @@ KINDS = pytest.mark.parametrize("covariance", ["full", "diag"])
 
 
 def ascended(covariance="full", **options):
-    guide = FactorisationNormal(model(), covariance)
+    guide = FactorizationNormal(model(), covariance)
     options = {"max_steps": 60, "tolerance": 0.0, "seed": 0, "progress": False} | options
     return guide, fit_em(guide, ratings(), **options)
 
@@ -134,7 +135,7 @@ def test_full_covariances_have_the_higher_bound():
 
 def test_float32_ends_where_float64_does():
     x, y = ratings()
-    guide = FactorisationNormal(model().float())
+    guide = FactorizationNormal(model().float())
     run = fit_em(guide, (x, y.float()), max_steps=30, tolerance=0.0, seed=0, progress=False)
     expected = ascended(max_steps=30)[1].history["loss"][-1]
     assert run.history["loss"][-1] == pytest.approx(expected, abs=1e-3)
@@ -218,7 +219,7 @@ def cases():
 
 @pytest.mark.parametrize("message", cases())
 def test_bad_ratings_are_refused_before_the_first_step(message):
-    guide = FactorisationNormal(model())
+    guide = FactorizationNormal(model())
     data, before = cases()[message], guide.users.loc.clone()
     for run in (
         lambda: fit(elbo(guide.model, guide), data, epochs=1, batch_size=8, progress=False),
@@ -232,8 +233,10 @@ def test_bad_ratings_are_refused_before_the_first_step(message):
 
 def test_one_rating_for_each_pair():
     x, y = ratings()
+    with pytest.raises(ValueError, match=r"ratings that differ, got \d+ of 3"):
+        fit_em(FactorizationNormal(model()), (x, torch.full_like(y, 3.0)), progress=False)
     with pytest.raises(ValueError, match="the same number of rows"):
-        fit_em(FactorisationNormal(model()), (x, y[:-1]), progress=False)
+        fit_em(FactorizationNormal(model()), (x, y[:-1]), progress=False)
     with pytest.raises(ValueError, match=r"with shape \(3,\), got \(3, 1\)"):
         model()(x[:3], y[:3, None])
 
@@ -241,7 +244,9 @@ def test_one_rating_for_each_pair():
 def test_what_is_no_likelihood_is_refused():
     with pytest.raises(TypeError, match="likelihood: expected an object"):
         MatrixFactorization(2, 2, 1, likelihood="normal")
+    with pytest.raises(TypeError, match=r"whose features are independent, .* got SharedTotal"):
+        model(Multinomial())(ratings()[0])
     with pytest.raises(ValueError, match="num_factors: expected a positive whole number"):
         MatrixFactorization(2, 2, 0)
     with pytest.raises(ValueError, match="covariance: expected 'full' or 'diag'"):
-        FactorisationNormal(model(), "low-rank")
+        FactorizationNormal(model(), "low-rank")

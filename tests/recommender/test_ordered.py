@@ -4,7 +4,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from guides import FactorisationNormal
+from guides import FactorizationNormal
 from ppl_models import elbo, fit, fit_em, log_evidence, log_predictive, predict
 from ppl_models.likelihoods import Normal, Ordered, Poisson
 from tests.support.ratings import model, ratings
@@ -51,16 +51,16 @@ def test_it_starts_from_numbers_with_normal_noise(own, link):
     x, y = stars(num_users=60, num_items=40)
     sizes = {"num_users": 60, "num_items": 40}
     torch.manual_seed(0)
-    guide = FactorisationNormal(made(own, link, **sizes))
+    guide = FactorizationNormal(made(own, link, **sizes))
     guide.initialise(x, y)
-    normal = FactorisationNormal(model(**sizes))
+    normal = FactorizationNormal(model(**sizes))
     fit_em(normal, (x, y), max_steps=21, tolerance=0.0, seed=0, progress=False)
     found = [
         guide_.model.conditional(x, guide_.users.loc, guide_.items.loc).mean.detach()
         for guide_ in (guide, normal)
     ]
     assert torch.corrcoef(torch.stack(found))[0, 1] > 0.9
-    cold = FactorisationNormal(made(own, link, **sizes))
+    cold = FactorizationNormal(made(own, link, **sizes))
     losses = [elbo(each.model, each).loss(x, y).item() for each in (guide, cold)]
     assert losses[0] < losses[1] - 0.1
 
@@ -77,7 +77,7 @@ def test_cutpoints_of_a_user_who_gives_whole_stars_only_are_found():
     for own in (False, True):
         torch.manual_seed(0)
         program = model(Ordered(levels, own_cutpoints=own), 1, num_users=30, num_items=25).float()
-        guide = FactorisationNormal(program, "diag")
+        guide = FactorizationNormal(program, "diag")
         guide.initialise(x, y)
         fit(elbo(program, guide), (x, y), steps=200, lr=0.05, seed=0, progress=False)
         pairs = torch.tensor([[0, 0], [20, 0]])
@@ -89,7 +89,7 @@ def test_cutpoints_of_a_user_who_gives_whole_stars_only_are_found():
 
 def test_held_out_ratings_and_predictions():
     x, y = stars()
-    guide = FactorisationNormal(made())
+    guide = FactorizationNormal(made())
     guide.initialise(x, y)
     held_out = log_predictive(guide.model, guide, x[:9], y[:9], num_samples=50, seed=0)
     assert held_out.value.shape == (9,)
@@ -100,7 +100,7 @@ def test_held_out_ratings_and_predictions():
 
 def test_ratings_off_their_levels_are_refused_before_the_first_step():
     x, y = stars()
-    guide = FactorisationNormal(made())
+    guide = FactorizationNormal(made())
     for wrong in (y + 0.25, y.where(y < 5, 6.0)):
         for run in (
             lambda wrong=wrong: fit(elbo(guide.model, guide), (x, wrong), epochs=1, progress=False),
@@ -115,20 +115,20 @@ def test_coordinate_ascent_is_of_normal_ratings():
     message = r"closed forms for the likelihood Normal\(\) only, got (Ordered|Poisson|Normal)"
     for kind in (Ordered(LEVELS), Poisson(), Normal(own_scale=True)):
         with pytest.raises(ValueError, match=message):
-            fit_em(FactorisationNormal(model(kind)), (x, y), progress=False)
+            fit_em(FactorizationNormal(model(kind)), (x, y), progress=False)
 
 
 def test_counts_and_own_noise_are_learned_by_gradients():
     x, y = stars()
     for kind in (Poisson(), Normal(own_scale=True)):
-        guide = FactorisationNormal(model(kind))
+        guide = FactorizationNormal(model(kind))
         run = fit(elbo(guide.model, guide), (x, y), epochs=60, lr=0.03, seed=0, progress=False)
         assert run.history["loss"][-1] < run.history["loss"][0] - 0.1
 
 
 def test_new_users_of_ordered_levels_are_folded_in():
     x, y = stars()
-    guide = FactorisationNormal(made(own=True))
+    guide = FactorizationNormal(made(own=True))
     guide.initialise(x, y)
     later = guide.for_new_users(2)
     new = torch.tensor([[0, 0], [0, 1], [1, 2]]), torch.tensor([5.0, 5.0, 1.0]).double()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Gamma
 
-from guides import FactorisationGamma
+from guides import FactorizationGamma
 from ppl_models import PoissonFactorization, elbo, fit, fit_em, log_evidence
 from tests.support.ratings import ratings
 
@@ -20,7 +20,7 @@ def counts():
 
 def ascended(num_factors=2, **options):
     torch.manual_seed(0)
-    guide = FactorisationGamma(PoissonFactorization(12, 9, num_factors).double())
+    guide = FactorizationGamma(PoissonFactorization(12, 9, num_factors).double())
     options = {"max_steps": 50, "tolerance": 0.0, "seed": 0, "progress": False} | options
     return guide, fit_em(guide, counts(), **options)
 
@@ -78,7 +78,7 @@ def test_rates_that_were_planted_are_found():
     x = torch.cartesian_prod(torch.arange(60), torch.arange(40))
     rates = (users[x[:, 0]] * items[x[:, 1]]).sum(1)
     y = torch.poisson(rates, generator=generator)
-    guide = FactorisationGamma(PoissonFactorization(60, 40, 2).double())
+    guide = FactorizationGamma(PoissonFactorization(60, 40, 2).double())
     fit_em(guide, (x, y), seed=0, max_steps=100, tolerance=1e-7, progress=False)
     theta, beta = (a / b for a, b in (guide.users.get(), guide.items.get()))
     found = (theta[x[:, 0]] * beta[x[:, 1]]).sum(1).detach()
@@ -102,7 +102,7 @@ def test_log_evidence_of_counts():
 
 def test_bad_counts_are_refused_before_the_first_step():
     x, y = counts()
-    guide = FactorisationGamma(PoissonFactorization(12, 9, 2).double())
+    guide = FactorizationGamma(PoissonFactorization(12, 9, 2).double())
     with pytest.raises(ValueError, match="expected counts, whole numbers of 0 or more"):
         fit(elbo(guide.model, guide), (x, y + 0.5), epochs=1, progress=False)
     with pytest.raises(ValueError, match="expected counts, whole numbers of 0 or more"):
@@ -110,4 +110,4 @@ def test_bad_counts_are_refused_before_the_first_step():
     with pytest.raises(ValueError, match="pairs twice or more"):
         fit_em(guide, (torch.cat([x, x]), torch.cat([y, y])), progress=False)
     with pytest.raises(ValueError, match="users from 0 to 4"):
-        fit_em(FactorisationGamma(PoissonFactorization(5, 9, 2)), (x, y), progress=False)
+        fit_em(FactorizationGamma(PoissonFactorization(5, 9, 2)), (x, y), progress=False)

@@ -24,8 +24,8 @@ from guides import (
     BottomUpNormal,
     ConditionalNormal,
     ExactPosterior,
-    FactorisationGamma,
-    FactorisationNormal,
+    FactorizationGamma,
+    FactorizationNormal,
     FactorNormal,
     LabelNormal,
     LadderNormal,
@@ -150,12 +150,12 @@ def factor_normal() -> Any:
 
 def factorisation(kind: str, likelihood: Any = None) -> Any:
     model = MatrixFactorization(6, 4, 2, likelihood)
-    return elbo(model, FactorisationNormal(model, kind))
+    return elbo(model, FactorizationNormal(model, kind))
 
 
 def poisson_factorisation() -> Any:
     model = PoissonFactorization(6, 4, 2)
-    return elbo(model, FactorisationGamma(model))
+    return elbo(model, FactorizationGamma(model))
 
 
 def mixture_posterior(kind: Any) -> Any:
