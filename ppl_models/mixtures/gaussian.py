@@ -341,10 +341,9 @@ class GaussianMixture(nn.Module, InformationCriteria):
             )
         if self.min_scale is not None and self.min_scale >= mean:
             raise ValueError(
-                f"GaussianMixture: expected min_scale, the smallest standard deviation of a "
-                f"component, to be less than that of the rows, {mean:.3g} (the root mean square "
-                f"of the columns'), got {self.min_scale!r}. Try min_scale=None, a thousandth of "
-                f"each column's own."
+                f"GaussianMixture: expected min_scale ** 2, the smallest variance of a component, "
+                f"to be less than that of the rows, {mean**2:.3g} (the mean of the columns'), got "
+                f"{self.min_scale**2:.3g}. Try min_scale=None, a part of each column's own."
             )
 
     @torch.no_grad()

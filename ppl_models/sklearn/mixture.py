@@ -23,7 +23,10 @@ def min_scale(reg_covar: float | None) -> float | None:
     if reg_covar is None:
         return None
     if not 0 <= reg_covar < math.inf:
-        raise ValueError(f"reg_covar: expected a variance, 0 or more, got {reg_covar!r}.")
+        raise ValueError(
+            f"reg_covar: expected a variance, 0 or more, got {reg_covar!r}. Try reg_covar=None, a "
+            f"part of each column's own."
+        )
     return math.sqrt(max(reg_covar, TINY))
 
 

@@ -254,6 +254,7 @@ def test_numbers_of_numpy_and_pipelines():
         (GaussianMixture(max_iter=-1), "^max_iter: expected a whole number, 0 or more"),
         (GaussianMixture(tol=-1.0), "^tol: expected"),
         (GaussianMixture(reg_covar=-1.0), "^reg_covar: expected"),
+        (GaussianMixture(reg_covar=50.0), r"expected reg_covar, the smallest variance .* got 50\."),
         (FactorAnalysis(4), "subspace of 4 dimensions"),
         (FactorAnalysis(5), "expected 1 to 4 factors .*n_components=5. Try n_components=2"),
         (ProbabilisticPCA(4), "fewer factors than features"),
