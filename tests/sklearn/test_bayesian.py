@@ -238,6 +238,16 @@ def test_a_warm_start_goes_on():
         mixture.set_params(n_components=3).fit(IRIS)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_the_steps_of_a_start(steps):
+    settings = {"n_components": 4, "init_params": "random", "tol": 0.0, "random_state": 0}
+    mixture = BayesianGaussianMixture(**settings, max_iter=steps).fit(IRIS)
+    assert mixture.n_iter_ == len(mixture.lower_bounds_) == steps
+    more = BayesianGaussianMixture(**settings, max_iter=steps + 1).fit(IRIS)
+    assert more.lower_bounds_[:steps] == mixture.lower_bounds_
+
+
 def test_data_frames_and_what_is_told():
     frame = pd.DataFrame(IRIS, columns=list("abcd"))
     mixture = BayesianGaussianMixture(n_components=3, random_state=0).fit(frame)
