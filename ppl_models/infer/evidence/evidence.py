@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.agreement import is_exact
+from ppl_models.infer.evidence.agreement import few, is_exact
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.precision import check_density
@@ -249,9 +249,9 @@ def _closed_form(
     check_devices(modules, data)
     check_tensors(data, allows_missing([model]))
     with own_rng(0, data[0].device), modes(modules.values(), training=False):
-        batch = (data[0][:2],)
+        batch = (few(data[0]),)
         with pyro.validation_enabled(False):
-            trace = poutine.trace(model).get_trace(*batch)  # for its checks
+            trace = poutine.trace(model).get_trace(*batch)  # its checks, and errors of its own
         density = model.evidence()
         if density.support.is_discrete:  # what is no outcome would be rounded, or worse
             checks.check_support(trace, batch, data)
