@@ -175,10 +175,10 @@ def log_evidence(
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
         batch_size: How many draws are evaluated at once: the memory that this takes depends on it
-            alone. With latents shared by all rows, and with guides that have parameters for each
-            row, a draw is one of the whole data, and counts once for every 1024 numbers of its
-            largest tensor (of many small ones, for every 65536 of all); where a program does not
-            allow more than a few, they are evaluated one by one.
+            alone, but for a trial of at most 4096 rows. With latents shared by all rows, and with
+            guides that have parameters for each row, a draw is one of the whole data, and counts
+            once for every 1024 numbers of its largest tensor (of many small ones, for every 65536
+            of all); where a program does not allow more than a few, they are evaluated one by one.
         seed: Seeds draws of their own; by default they come from torch's generator.
 
     Raises:
