@@ -19,7 +19,7 @@ References:
 """
 
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ class ImageInput(nn.Module):
 
     def __init__(self, network: nn.Module, height: int, width: int, colours: int = 1) -> None:
         super().__init__()
-        self.network, self.shape = network, (colours, height, width)
+        self.network: Any = network
+        self.shape = (colours, height, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(self.images(x))
@@ -144,7 +145,7 @@ class VisionTransformer(ImageInput):
     def _embedded(
         self, x: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """The token of the class and those of the patches, without their places, `(B, 1 + P, W)`."""
+        """The tokens of the class and of the patches, without their places, `(B, 1 + P, W)`."""
         h = self.network.conv_proj(self.images(x)).flatten(2).transpose(1, 2)  # (B, P, W)
         if hidden is not None:
             h = torch.where(hidden.unsqueeze(-1), h.new_zeros(()) if mask is None else mask, h)
@@ -193,8 +194,9 @@ class MaskedPatches(nn.Module):
         self.mask = nn.Parameter(0.02 * torch.randn(transformer.width))  # seen in their place
         self.head = nn.Linear(transformer.width, colours * transformer.patch**2)
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Returns all patches, `(B, P, Q)`, without a look at those hidden, `(B, P)`."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Returns all patches, `(B, P, Q)`, without a look at those hidden, `(B, P)`, or drawn."""
+        hidden = self.hide(x) if hidden is None else hidden
         return self.head(self.transformer.tokens(x, hidden, self.mask)[:, 1:])
 
     def hide(self, x: Tensor) -> Tensor:
