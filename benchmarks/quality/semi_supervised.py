@@ -72,12 +72,9 @@ def main() -> None:
     setting = SETTINGS[args.data]
     setting = setting._replace(epochs=args.epochs or setting.epochs)
     (x, y), test = load(args)
-    print(
-        f"{args.data}: {len(x)} rows, {args.labels} labels of each class; {len(test[1])} test rows"
-    )
-    print(
-        f"{'seed':6}{'logistic':>18}{'network':>18}{'M2':>18}{'M1 + M2':>18}   log evidence of M2"
-    )
+    print(f"{args.data}: {len(x)} rows, {args.labels} labels a class, {len(test[1])} test rows")
+    names = ("logistic", "network", "M2", "M1 + M2")
+    print(f"{'seed':6}{''.join(f'{name:>19}' for name in names)}   log evidence of M2")
     scores = []
     for seed in range(args.seeds):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
@@ -99,7 +96,7 @@ def load(args: argparse.Namespace) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
 
 
 def shown(scores: list[Score]) -> str:
-    return "".join(f"{s.accuracy:9.1%} {s.nats:5.3f} nats" for s in scores)
+    return "".join(f"{s.accuracy:8.1%} {s.nats:5.3f} nats" for s in scores)
 
 
 def run(
