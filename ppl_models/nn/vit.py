@@ -158,11 +158,15 @@ class MaskedPatches(nn.Module):
     .. math::
         \mathbb{E}_{M} \sum_{p \in M} \lVert x_p - f_p(x_{\setminus M}) \rVert^2
 
-    over sets of patches :math:`M` drawn anew each time. It is trained by
-    `fit(reconstruction(masked), x)`, and its `transformer` is then the start of a classifier or of
-    an encoder: `warm_start(network, from_=masked.transformer)`. What it descends is a squared error
-    in the units of the data, squared. It has no kind of evidence: the means of single patches given
-    others are no density, nor even conditional ones, of which a pseudo-likelihood could be made.
+    over sets of patches :math:`M` drawn anew each time. The answers are read off the token of the
+    class alone, so that it learns to gather what a classifier will ask it for; read off the tokens
+    of the patches, they leave it as it was. It is trained by `fit(reconstruction(masked), x)`, and
+    its `transformer` is then the start of a classifier or of an encoder:
+    `warm_start(network, from_=masked.transformer)`.
+
+    What it descends is a squared error in the units of the data, squared. Its kind of evidence is
+    none: means of hidden patches are no density, and no conditional ones either, of which a
+    pseudo-likelihood could be made.
 
     Arguments:
         transformer: The network to be trained.
@@ -192,12 +196,13 @@ class MaskedPatches(nn.Module):
         self.num_patches, self.num_hidden = number, round(share * number)
         self.transformer = transformer
         self.mask = nn.Parameter(0.02 * torch.randn(transformer.width))  # seen in their place
-        self.head = nn.Linear(transformer.width, colours * transformer.patch**2)
+        self.head = nn.Linear(transformer.width, number * colours * transformer.patch**2)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Returns all patches, `(B, P, Q)`, without a look at those hidden, `(B, P)`, or drawn."""
         hidden = self.hide(x) if hidden is None else hidden
-        return self.head(self.transformer.tokens(x, hidden, self.mask)[:, 1:])
+        gathered = self.transformer.tokens(x, hidden, self.mask)[:, 0]  # (B, W)
+        return self.head(gathered).unflatten(1, (self.num_patches, -1))
 
     def hide(self, x: Tensor) -> Tensor:
         """Draws which patches of rows are hidden, the same number of each, `(B, P)`."""
