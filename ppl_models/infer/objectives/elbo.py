@@ -68,7 +68,7 @@ def elbo(
             divergence is taken by its formula. What is then descended is not the bound.
         warm_up: The steps in which the weight of the divergence rises from near 0 to `beta`, so
             that the decoder learns before latents are given up. What is descended meanwhile is
-            not the bound.
+            not the bound. The objective counts them: another fit of it goes on warm.
 
     With one of the last three `run.history` has what was descended under the objective's name,
     `"elbo with beta=4 (not the bound)"`, and minus the bound under `"elbo"`; a validation loss is
