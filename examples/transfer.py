@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from sklearn.datasets import load_diabetes
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ppl_models import (
     Classifier,
@@ -45,7 +45,12 @@ KINDS = ("from scratch", "warm start, all tuned", "warm start, frozen")
 PATIENTS = (15, 30, 60)  # of each day
 NOISE = 0.8  # of the progression given the body mass, in standard deviations
 
-learn = partial(fit, schedule=CosineAnnealingLR)
+
+def warm_up_and_cool_down(optimizer: torch.optim.Optimizer, steps: int) -> OneCycleLR:
+    return OneCycleLR(optimizer, max_lr=optimizer.defaults["lr"], total_steps=steps, pct_start=0.2)
+
+
+learn = partial(fit, schedule=warm_up_and_cool_down)
 
 
 class Data(NamedTuple):
@@ -163,9 +168,7 @@ def day_by_day(args: argparse.Namespace) -> list[Day]:
     regression = LinearRegression(1, noise=NOISE, bias_scale=1.0)
     model, days, start, before = regression, [], 0, 0.0
     print("\npatients day by day: log evidence of a day given those before, nats of the whole day")
-    print(
-        f"  {'day':>5}{'patients':>10}{'by the guides':>16}{'exact':>10}   from the exact posterior"
-    )
+    print(f"  {'day':>5}{'patients':>10}{'by guides':>12}{'exact':>10}   off the exact posterior")
     for number, count in enumerate(PATIENTS):
         x, y = given[start : start + count], target[start : start + count]
         torch.manual_seed(args.seed)
@@ -251,7 +254,7 @@ def draw_scores(scores: dict[str, list[float]]) -> Figure:
 
 
 def draw_days(days: list[Day]) -> Figure:
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = matplotlib.colormaps["viridis"](torch.linspace(0.85, 0.1, len(days)).numpy())
     at = torch.linspace(-2.5, 3.5, 50)
@@ -272,7 +275,7 @@ def draw_days(days: list[Day]) -> Figure:
     left.set(xlabel="body mass", ylabel="progression of diabetes", title="Lines that are believed")
     left.legend(loc="upper left")
     right.set(xlabel="slope", ylabel="intercept", title="Beliefs, each the prior of the next day")
-    right.legend(loc="best")
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
