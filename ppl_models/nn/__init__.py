@@ -10,6 +10,7 @@ from ppl_models.nn.pixelrnn import DiagonalBiLSTM, RecurrentPixels, RowLSTM
 from ppl_models.nn.residual import ResidualMLP
 from ppl_models.nn.time_mlp import Condition, TimeEmbedding, TimeMLP
 from ppl_models.nn.unet import ResNet, UNet
+from ppl_models.nn.vit import ImageInput, MaskedPatches, VisionTransformer
 
 __all__ = [
     "MLP",
@@ -20,8 +21,10 @@ __all__ = [
     "ConvGenerator",
     "DiagonalBiLSTM",
     "GatedPixelCNN",
+    "ImageInput",
     "MaskedLinear",
     "MaskedMLP",
+    "MaskedPatches",
     "MissingInput",
     "RecurrentPixels",
     "ResNet",
@@ -30,4 +33,5 @@ __all__ = [
     "TimeEmbedding",
     "TimeMLP",
     "UNet",
+    "VisionTransformer",
 ]

@@ -65,7 +65,15 @@ from ppl_models import (
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
-from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
+from ppl_models.nn import (
+    ConvDecoder,
+    ConvEncoder,
+    MaskedPatches,
+    ResNet,
+    TimeMLP,
+    UNet,
+    VisionTransformer,
+)
 
 
 class Row(NamedTuple):
@@ -91,9 +99,9 @@ def mixture(**settings: Any) -> BayesianGaussianMixture:
     return BayesianGaussianMixture(4, 2, **settings)
 
 
-def vae(likelihood: Any, prior: Any = lambda guide: None) -> Any:
+def vae(likelihood: Any, prior: Any = lambda guide: None, **remedies: Any) -> Any:
     guide = AmortizedNormal(4, 2)
-    return elbo(VAE(4, 2, likelihood, prior=prior(guide)), guide)
+    return elbo(VAE(4, 2, likelihood, prior=prior(guide)), guide, **remedies)
 
 
 def with_auto(model: Any, kind: Any) -> Any:
@@ -117,6 +125,10 @@ def ladder() -> Any:
 def images() -> Any:
     decoder, encoder = ConvDecoder(2, 8, 8, 1, (4, 2)), ConvEncoder(8, 8, 4, (2, 4))
     return elbo(VAE(64, 2, decoder=decoder), AmortizedNormal(64, 2, encoder))
+
+
+def transformer(num_outputs: int | None = None) -> VisionTransformer:
+    return VisionTransformer(8, num_outputs, patch=4, width=8, num_layers=1, num_heads=2)
 
 
 def every_step() -> Any:
@@ -214,6 +226,9 @@ COMPILED: dict[str, Row] = {
         lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS), "lower bound"
     ),
     "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
+    "Classifier, vision transformer": Row(
+        lambda: elbo(Classifier(64, 3, 8, transformer())), (IMAGES, LABELS[:8]), "exact"
+    ),
     "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
     "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
     "VAE, Normal with own scales": Row(lambda: vae(Normal(own_scale=True)), (X,), "lower bound"),
@@ -228,7 +243,16 @@ COMPILED: dict[str, Row] = {
     "VAE, FlowPrior": Row(
         lambda: vae(Bernoulli(), lambda _: FlowPrior(2, 1, (8,))), (BINARY,), "lower bound"
     ),
+    "VAE, beta and warm-up": Row(
+        lambda: vae(Bernoulli(), beta=2.0, warm_up=3), (BINARY,), "lower bound"
+    ),
+    "VAE, free bits": Row(lambda: vae(Normal(), free_bits=0.1), (X,), "lower bound"),
     "VAE, convolutions": Row(lambda: images(), (IMAGES,), "lower bound"),
+    "VAE, vision transformer": Row(
+        lambda: elbo(VAE(64, 2), AmortizedNormal(64, 2, transformer(4))),
+        (IMAGES,),
+        "lower bound",
+    ),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
     "HierarchicalVAE, bottom-up": Row(
         lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)), (BINARY,), "lower bound"
@@ -275,6 +299,7 @@ COMPILED: dict[str, Row] = {
     "DenoisingAutoEncoder, salt and pepper": Row(
         lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))), (X,), None
     ),
+    "MaskedPatches": Row(lambda: reconstruction(MaskedPatches(transformer())), (IMAGES,), None),
     "four particles": Row(
         lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)), (X, X.sum(1)), "lower bound"
     ),
