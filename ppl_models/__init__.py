@@ -21,6 +21,9 @@ from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.flow import probability_flow
 from ppl_models.diffusion.latent import LatentDiffusion
 from ppl_models.diffusion.model import Diffusion
+from ppl_models.embeddings.distances import DistanceEmbedding
+from ppl_models.embeddings.procrustes import procrustes
+from ppl_models.embeddings.tables import distance_pairs
 from ppl_models.factors.analysis import FactorAnalysis
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
@@ -79,6 +82,7 @@ __all__ = [
     "ConditionalVAE",
     "DenoisingAutoEncoder",
     "Diffusion",
+    "DistanceEmbedding",
     "Evidence",
     "FactorAnalysis",
     "FlowPrior",
@@ -110,6 +114,7 @@ __all__ = [
     "data_plate",
     "denoising",
     "descend",
+    "distance_pairs",
     "elbo",
     "fit",
     "fit_em",
@@ -124,6 +129,7 @@ __all__ = [
     "posterior_as_prior",
     "predict",
     "probability_flow",
+    "procrustes",
     "reconstruction",
     "relabel",
     "save",

@@ -1,5 +1,6 @@
-"""Data sets: handwritten digits and images of clothes, real ones only."""
+"""Data sets: handwritten digits, images of clothes and distances of cities, real ones only."""
 
+from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.images import (
     Binarize,
     Folder,
@@ -20,6 +21,7 @@ __all__ = [
     "binarize",
     "binary_mnist",
     "digits",
+    "eurodist",
     "fashion_mnist",
     "mnist",
 ]

@@ -40,6 +40,7 @@ from ppl_models import (
     ConditionalVAE,
     DenoisingAutoEncoder,
     Diffusion,
+    DistanceEmbedding,
     FactorAnalysis,
     FlowPrior,
     GaussianDiscriminant,
@@ -84,6 +85,7 @@ IMAGES = torch.rand(8, 64, generator=_generator).round()
 COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
+PAIRS = torch.combinations(torch.arange(8))[:24]
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 
 
@@ -103,6 +105,11 @@ def with_auto(model: Any, kind: Any) -> Any:
 def regression(kind: Any, estimator: Any = None) -> Any:
     model = LinearRegression(4)
     return elbo(model, kind(model), estimator)
+
+
+def distances() -> Any:
+    model = DistanceEmbedding(8, 2)
+    return elbo(model, AutoNormal(model, init_scale=0.05))
 
 
 def exact(model: Any) -> Any:
@@ -214,6 +221,7 @@ COMPILED: dict[str, Row] = {
         lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS), "lower bound"
     ),
     "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
+    "DistanceEmbedding": Row(lambda: distances(), (PAIRS, 0.5 + X.norm(dim=1)), "lower bound"),
     "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
     "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
     "VAE, Normal with own scales": Row(lambda: vae(Normal(own_scale=True)), (X,), "lower bound"),
