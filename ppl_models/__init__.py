@@ -21,9 +21,13 @@ from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.flow import probability_flow
 from ppl_models.diffusion.latent import LatentDiffusion
 from ppl_models.diffusion.model import Diffusion
+from ppl_models.embeddings.any_order import AnyOrderWords
 from ppl_models.embeddings.distances import DistanceEmbedding
+from ppl_models.embeddings.masked import MaskedWords
 from ppl_models.embeddings.procrustes import procrustes
+from ppl_models.embeddings.sentences import SentenceClassifier
 from ppl_models.embeddings.tables import distance_pairs
+from ppl_models.embeddings.vocabulary import Vocabulary, ngrams
 from ppl_models.factors.analysis import FactorAnalysis
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
@@ -71,6 +75,7 @@ __all__ = [
     "SVI",
     "VAE",
     "Aggregate",
+    "AnyOrderWords",
     "AutoEncoder",
     "Autoregressive",
     "AutoregressiveModel",
@@ -93,6 +98,7 @@ __all__ = [
     "LatentDiffusion",
     "LinearRegression",
     "LogisticRegression",
+    "MaskedWords",
     "MixturePrior",
     "Objective",
     "PixelCNN",
@@ -101,9 +107,11 @@ __all__ = [
     "ProbabilisticPCA",
     "Run",
     "SemiSupervisedVAE",
+    "SentenceClassifier",
     "SoftmaxRegression",
     "Transformed",
     "VampPrior",
+    "Vocabulary",
     "WarmStart",
     "adversarial",
     "aggregate",
@@ -125,6 +133,7 @@ __all__ = [
     "iwae",
     "load",
     "log_evidence",
+    "ngrams",
     "num_active",
     "posterior_as_prior",
     "predict",

@@ -1,4 +1,4 @@
-"""Data sets: handwritten digits, images of clothes and distances of cities, real ones only."""
+"""Data sets, real ones only: digits, images of clothes, sentences, distances of cities."""
 
 from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.images import (
@@ -12,16 +12,21 @@ from ppl_models.datasets.images import (
     fashion_mnist,
     mnist,
 )
+from ppl_models.datasets.sentences import Sentences, sst2, tiny_shakespeare, trec
 
 __all__ = [
     "Binarize",
     "Folder",
     "Labelled",
     "Part",
+    "Sentences",
     "binarize",
     "binary_mnist",
     "digits",
     "eurodist",
     "fashion_mnist",
     "mnist",
+    "sst2",
+    "tiny_shakespeare",
+    "trec",
 ]

@@ -33,6 +33,7 @@ from ppl_models import (
     GAN,
     MADE,
     VAE,
+    AnyOrderWords,
     AutoEncoder,
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
@@ -49,12 +50,14 @@ from ppl_models import (
     LatentDiffusion,
     LinearRegression,
     LogisticRegression,
+    MaskedWords,
     MixturePrior,
     PixelCNN,
     PixelRNN,
     PoissonMixture,
     ProbabilisticPCA,
     SemiSupervisedVAE,
+    SentenceClassifier,
     SoftmaxRegression,
     VampPrior,
     adversarial,
@@ -65,6 +68,8 @@ from ppl_models import (
     weighted,
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from ppl_models.embeddings.neighbours import BagOfNeighbours, Neighbours, SelfMaskedTransformer
+from ppl_models.embeddings.networks import TextCNN
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
 
@@ -87,6 +92,7 @@ LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
 PAIRS = torch.combinations(torch.arange(8))[:24]
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
+WORDS = torch.randint(1, 6, (24, 4), generator=_generator)
 
 
 def mixture(**settings: Any) -> BayesianGaussianMixture:
@@ -110,6 +116,11 @@ def regression(kind: Any, estimator: Any = None) -> Any:
 def distances() -> Any:
     model = DistanceEmbedding(8, 2)
     return elbo(model, AutoNormal(model, init_scale=0.05))
+
+
+def any_order() -> Any:
+    model = AnyOrderWords(5, 4, SelfMaskedTransformer(5, 4, 8, 1, 2))
+    return elbo(model, model.masking)
 
 
 def exact(model: Any) -> Any:
@@ -222,6 +233,17 @@ COMPILED: dict[str, Row] = {
     ),
     "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
     "DistanceEmbedding": Row(lambda: distances(), (PAIRS, 0.5 + X.norm(dim=1)), "lower bound"),
+    "SentenceClassifier": Row(lambda: elbo(SentenceClassifier(5, 3, 4)), (WORDS, LABELS), "exact"),
+    "SentenceClassifier, convolutions": Row(
+        lambda: elbo(SentenceClassifier(5, 3, 4, TextCNN(4, (2, 3), 4))), (WORDS, LABELS), "exact"
+    ),
+    "MaskedWords": Row(
+        lambda: elbo(MaskedWords(5, 4, Neighbours(5, 4, 2, 8))), (WORDS,), "pseudo-likelihood"
+    ),
+    "MaskedWords, bag": Row(
+        lambda: elbo(MaskedWords(5, 4, BagOfNeighbours(5, 4))), (WORDS,), "pseudo-likelihood"
+    ),
+    "AnyOrderWords": Row(lambda: any_order(), (WORDS,), "lower bound"),
     "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
     "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
     "VAE, Normal with own scales": Row(lambda: vae(Normal(own_scale=True)), (X,), "lower bound"),
