@@ -22,6 +22,7 @@ from ppl_models.diffusion.flow import probability_flow
 from ppl_models.diffusion.latent import LatentDiffusion
 from ppl_models.diffusion.model import Diffusion
 from ppl_models.embeddings.any_order import AnyOrderWords
+from ppl_models.embeddings.clusters import ClusteredVAE
 from ppl_models.embeddings.distances import DistanceEmbedding
 from ppl_models.embeddings.masked import MaskedWords
 from ppl_models.embeddings.procrustes import procrustes
@@ -83,6 +84,7 @@ __all__ = [
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
     "Classifier",
+    "ClusteredVAE",
     "Comparison",
     "ConditionalVAE",
     "DenoisingAutoEncoder",

@@ -11,5 +11,6 @@ Files:
     noncentral: the density of a distance between Gaussian points
     tables: a table of distances as pairs
     classical: positions where distances are Euclidean, in closed form
+    clusters: a VAE with a cluster above its latent vector
     procrustes: draws of a map that are turned alike
 """

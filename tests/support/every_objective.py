@@ -38,6 +38,7 @@ from ppl_models import (
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
     Classifier,
+    ClusteredVAE,
     ConditionalVAE,
     DenoisingAutoEncoder,
     Diffusion,
@@ -257,6 +258,9 @@ COMPILED: dict[str, Row] = {
     ),
     "VAE, FlowPrior": Row(
         lambda: vae(Bernoulli(), lambda _: FlowPrior(2, 1, (8,))), (BINARY,), "lower bound"
+    ),
+    "ClusteredVAE": Row(
+        lambda: elbo(ClusteredVAE(4, 3, 2), AmortizedNormal(4, 2)), (BINARY,), "lower bound"
     ),
     "VAE, convolutions": Row(lambda: images(), (IMAGES,), "lower bound"),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
