@@ -10,6 +10,8 @@ Shapes: `B` rows, `L` words of a row, `K` dimensions of a word vector, `R` neigh
 References:
     | A Neural Probabilistic Language Model (Bengio et al., 2003)
     | https://www.jmlr.org/papers/v3/bengio03a.html
+    | Using the Output Embedding to Improve Language Models (Press & Wolf, 2017)
+    | https://arxiv.org/abs/1608.05859
     | Efficient Estimation of Word Representations in Vector Space (Mikolov et al., 2013)
     | https://arxiv.org/abs/1301.3781: the bag of neighbours
     | Fast and Accurate Deep Bidirectional Language Representations for Unsupervised Learning
@@ -45,7 +47,7 @@ class BagOfNeighbours(nn.Module):
         super().__init__()
         check_count(num_words=num_words, num_dims=num_dims, reach=reach)
         self.reach = reach
-        self.vectors = nn.Embedding(num_words + 1, num_dims, padding_idx=NO_WORD)
+        self.vectors = word_vectors(num_words, num_dims)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_dims, num_words))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +57,11 @@ class BagOfNeighbours(nn.Module):
 
 
 class Neighbours(nn.Module):
-    """The vectors of the words near by, side by side, to the logits of the word.
+    r"""The vectors of the words near by, side by side, to the logits of the word.
+
+    .. math:: o = E h + b, \qquad h = f(e_{x_{i-R}}, \dots, e_{x_{i-1}}, e_{x_{i+1}}, \dots)
+
+    The vectors that words are known by, and those that they are foreseen by, are the same `E`.
 
     Arguments:
         num_words: The number of words known, `V`.
@@ -77,23 +83,25 @@ class Neighbours(nn.Module):
         num_words: int,
         num_dims: int = 128,
         reach: int = 4,
-        num_hidden: int = 256,
-        dropout: float = 0.2,
+        num_hidden: int = 512,
+        dropout: float = 0.3,
     ) -> None:
         super().__init__()
         check_count(num_words=num_words, num_dims=num_dims, reach=reach, num_hidden=num_hidden)
         self.reach = reach
-        self.vectors = nn.Embedding(num_words + 1, num_dims, padding_idx=NO_WORD)
-        self.head = nn.Sequential(
+        self.vectors = word_vectors(num_words, num_dims)  # E
+        self.network = nn.Sequential(  # f
             nn.Dropout(dropout),
             nn.Linear(2 * reach * num_dims, num_hidden),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(num_hidden, num_words),
+            nn.Linear(num_hidden, num_dims),
         )
+        self.bias = nn.Parameter(torch.zeros(num_words))  # b
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.vectors(neighbours(x, self.reach)).flatten(-2))
+        hidden = self.network(self.vectors(neighbours(x, self.reach)).flatten(-2))  # (B, L, K)
+        return hidden @ self.vectors.weight[1:].T + self.bias
 
 
 class SelfMaskedTransformer(nn.Module):
@@ -126,7 +134,7 @@ class SelfMaskedTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_count(num_words=num_words, length=length, num_dims=num_dims, num_layers=num_layers)
-        self.vectors = nn.Embedding(num_words + 1, num_dims, padding_idx=NO_WORD)
+        self.vectors = word_vectors(num_words, num_dims)
         self.places = nn.Parameter(torch.randn(length, num_dims))
         self.layers = nn.ModuleList(
             _Asking(num_dims, num_heads, dropout) for _ in range(num_layers)
@@ -167,6 +175,14 @@ class _Asking(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, K / heads)
+
+
+def word_vectors(num_words: int, num_dims: int) -> nn.Embedding:
+    """Returns vectors to learn, small ones, and zero for no word."""
+    vectors = nn.Embedding(num_words + 1, num_dims, padding_idx=NO_WORD)
+    with torch.no_grad():
+        vectors.weight.mul_(0.1)
+    return vectors
 
 
 def neighbours(x: Tensor, reach: int) -> Tensor:

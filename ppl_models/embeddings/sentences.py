@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ppl_models.checks import check_at_least, check_count, check_labels, listed
+from ppl_models.embeddings.neighbours import word_vectors
 from ppl_models.embeddings.networks import AveragedWords
 from ppl_models.embeddings.vocabulary import NO_WORD
 from ppl_models.plates import data_plate
@@ -68,9 +69,7 @@ class SentenceClassifier(nn.Module):
         check_count(num_words=num_words, num_dims=num_dims)
         check_at_least(2, num_classes=num_classes)
         self.num_words, self.num_classes = num_words, num_classes
-        self.vectors = nn.Embedding(num_words + 1, num_dims, padding_idx=NO_WORD)  # v
-        with torch.no_grad():
-            self.vectors.weight.mul_(0.1)
+        self.vectors = word_vectors(num_words, num_dims)  # v
         self.network = AveragedWords(num_dims) if network is None else network  # f
         self.head = nn.Linear(_num_features(self.network), num_classes)  # W, b
 
