@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_models.infer.programs import sites
 
@@ -44,8 +45,7 @@ def check_conditionals(model: poutine.Trace) -> None:
 def _check_place(
     name: str, fn: TorchDistributionMixin, value: Tensor, terms: Tensor, i: int
 ) -> None:
-    every = fn.support.base_constraint
-    first, last = int(every.lower_bound), int(every.upper_bound)
+    first, last = _ends(name, fn)
     changed = value.clone()
     changed[..., i] = torch.where(value[..., i] < last, value[..., i] + 1, first)
     if not _close(fn.log_conditionals(value, changed)[..., i], terms):
@@ -63,6 +63,22 @@ def _check_place(
             f"site {name!r}: the conditional of entry {i} sums to {total.exp().flatten()[0]:.4g} "
             f"over its {len(values)} values. Expected probabilities, which sum to 1."
         )
+
+
+def _ends(name: str, fn: TorchDistributionMixin) -> tuple[int, int]:
+    """The first and the last value of an entry."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 0, 1
+    if not isinstance(support, constraints.integer_interval):
+        raise ValueError(
+            f"site {name!r}: a pseudo-likelihood is tried over all values of an entry; expected "
+            f"a support of truth values or of integers from one to another, got {support}. Try "
+            f"constraints.independent(constraints.integer_interval(1, num_words), 1)."
+        )
+    return int(support.lower_bound), int(support.upper_bound)
 
 
 def _says_so(fn: TorchDistributionMixin) -> bool:
