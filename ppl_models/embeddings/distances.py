@@ -87,18 +87,17 @@ class DistanceEmbedding(nn.Module):
             check_positive(noise=noise)
             self.register_buffer("log_noise", torch.tensor(math.log(noise)))
 
-    def forward(
-        self, pairs: Tensor, distances: Tensor | None = None, size: int | None = None
-    ) -> Tensor:
-        self._check_pairs(pairs)
-        _check_distances(distances, len(pairs))
+    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Observes the distances `y`, `(B,)`, of the pairs `x`, `(B, 2)`."""
+        self._check_pairs(x)
+        _check_distances(y, len(x))
         zero = self.log_scale.new_zeros(self.num_latents)
         prior = dist.Normal(zero, torch.ones_like(zero)).to_event(1)
 
         with pyro.plate("item", self.num_items):
             z = pyro.sample("z", prior, infer={"event_dims": ["axis"]})  # (n, K)
-        with data_plate(pairs, size):
-            return pyro.sample("distance", self.conditional(pairs, z), obs=distances)
+        with data_plate(x, size):
+            return pyro.sample("distance", self.conditional(x, z), obs=y)
 
     def conditional(self, pairs: Tensor, z: Tensor) -> NoncentralChi:
         """Returns p(d | z) of pairs `(B, 2)`, given latents `(*, n, K)`; batch shape `(*, B)`."""

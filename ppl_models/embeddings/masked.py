@@ -146,8 +146,8 @@ class PseudoLikelihood(dist.TorchDistribution):
         device = next(self.network.parameters()).device
         rows = torch.randint(1, self.num_words + 1, (shape[:-1].numel(), shape[-1]), device=device)
         for i in [*range(shape[-1])] * SWEEPS:
-            hidden = rows.index_fill(1, torch.tensor([i], device=device), NO_WORD)
-            logits = word_logits(self.network, hidden, self.num_words)[:, i]
+            rows[:, i] = NO_WORD
+            logits = word_logits(self.network, rows, self.num_words)[:, i]
             rows[:, i] = 1 + dist.Categorical(logits=logits).sample()
         return rows.reshape(shape)
 
