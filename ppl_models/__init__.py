@@ -21,6 +21,14 @@ from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.flow import probability_flow
 from ppl_models.diffusion.latent import LatentDiffusion
 from ppl_models.diffusion.model import Diffusion
+from ppl_models.embeddings.any_order import AnyOrderWords
+from ppl_models.embeddings.clusters import ClusteredVAE
+from ppl_models.embeddings.distances import DistanceEmbedding
+from ppl_models.embeddings.masked import MaskedWords
+from ppl_models.embeddings.procrustes import procrustes
+from ppl_models.embeddings.sentences import SentenceClassifier
+from ppl_models.embeddings.tables import distance_pairs
+from ppl_models.embeddings.vocabulary import Vocabulary, ngrams
 from ppl_models.factors.analysis import FactorAnalysis
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
@@ -68,6 +76,7 @@ __all__ = [
     "SVI",
     "VAE",
     "Aggregate",
+    "AnyOrderWords",
     "AutoEncoder",
     "Autoregressive",
     "AutoregressiveModel",
@@ -75,10 +84,12 @@ __all__ = [
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
     "Classifier",
+    "ClusteredVAE",
     "Comparison",
     "ConditionalVAE",
     "DenoisingAutoEncoder",
     "Diffusion",
+    "DistanceEmbedding",
     "Evidence",
     "FactorAnalysis",
     "FlowPrior",
@@ -89,6 +100,7 @@ __all__ = [
     "LatentDiffusion",
     "LinearRegression",
     "LogisticRegression",
+    "MaskedWords",
     "MixturePrior",
     "Objective",
     "PixelCNN",
@@ -97,9 +109,11 @@ __all__ = [
     "ProbabilisticPCA",
     "Run",
     "SemiSupervisedVAE",
+    "SentenceClassifier",
     "SoftmaxRegression",
     "Transformed",
     "VampPrior",
+    "Vocabulary",
     "WarmStart",
     "adversarial",
     "aggregate",
@@ -110,6 +124,7 @@ __all__ = [
     "data_plate",
     "denoising",
     "descend",
+    "distance_pairs",
     "elbo",
     "fit",
     "fit_em",
@@ -120,10 +135,12 @@ __all__ = [
     "iwae",
     "load",
     "log_evidence",
+    "ngrams",
     "num_active",
     "posterior_as_prior",
     "predict",
     "probability_flow",
+    "procrustes",
     "reconstruction",
     "relabel",
     "save",

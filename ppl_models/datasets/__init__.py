@@ -1,5 +1,6 @@
-"""Data sets: handwritten digits and images of clothes, real ones only."""
+"""Data sets, real ones only: digits, images of clothes, sentences, distances of cities."""
 
+from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.images import (
     Binarize,
     Folder,
@@ -11,15 +12,21 @@ from ppl_models.datasets.images import (
     fashion_mnist,
     mnist,
 )
+from ppl_models.datasets.sentences import Sentences, sst2, tiny_shakespeare, trec
 
 __all__ = [
     "Binarize",
     "Folder",
     "Labelled",
     "Part",
+    "Sentences",
     "binarize",
     "binary_mnist",
     "digits",
+    "eurodist",
     "fashion_mnist",
     "mnist",
+    "sst2",
+    "tiny_shakespeare",
+    "trec",
 ]

@@ -7,6 +7,7 @@ gives where both come from the same distribution: report that floor beside it.
 from ppl_models.metrics.coverage import ModeCoverage, label_coverage, mode_coverage
 from ppl_models.metrics.frechet import frechet
 from ppl_models.metrics.latents import LatentClassification, latent_classification
+from ppl_models.metrics.maps import stress, trustworthiness
 from ppl_models.metrics.prdc import PRDC, prdc
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "latent_classification",
     "mode_coverage",
     "prdc",
+    "stress",
+    "trustworthiness",
 ]

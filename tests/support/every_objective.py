@@ -33,13 +33,16 @@ from ppl_models import (
     GAN,
     MADE,
     VAE,
+    AnyOrderWords,
     AutoEncoder,
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
     Classifier,
+    ClusteredVAE,
     ConditionalVAE,
     DenoisingAutoEncoder,
     Diffusion,
+    DistanceEmbedding,
     FactorAnalysis,
     FlowPrior,
     GaussianDiscriminant,
@@ -48,12 +51,14 @@ from ppl_models import (
     LatentDiffusion,
     LinearRegression,
     LogisticRegression,
+    MaskedWords,
     MixturePrior,
     PixelCNN,
     PixelRNN,
     PoissonMixture,
     ProbabilisticPCA,
     SemiSupervisedVAE,
+    SentenceClassifier,
     SoftmaxRegression,
     VampPrior,
     adversarial,
@@ -64,6 +69,8 @@ from ppl_models import (
     weighted,
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from ppl_models.embeddings.neighbours import BagOfNeighbours, Neighbours, SelfMaskedTransformer
+from ppl_models.embeddings.networks import TextCNN
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.nn import (
     ConvDecoder,
@@ -92,7 +99,9 @@ IMAGES = torch.rand(8, 64, generator=_generator).round()
 COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
+PAIRS = torch.combinations(torch.arange(8))[:24]
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
+WORDS = torch.randint(1, 6, (24, 4), generator=_generator)
 
 
 def mixture(**settings: Any) -> BayesianGaussianMixture:
@@ -111,6 +120,16 @@ def with_auto(model: Any, kind: Any) -> Any:
 def regression(kind: Any, estimator: Any = None) -> Any:
     model = LinearRegression(4)
     return elbo(model, kind(model), estimator)
+
+
+def distances() -> Any:
+    model = DistanceEmbedding(8, 2)
+    return elbo(model, AutoNormal(model, init_scale=0.05))
+
+
+def any_order() -> Any:
+    model = AnyOrderWords(5, 4, SelfMaskedTransformer(5, 4, 8, 1, 2))
+    return elbo(model, model.masking)
 
 
 def exact(model: Any) -> Any:
@@ -229,6 +248,18 @@ COMPILED: dict[str, Row] = {
     "Classifier, vision transformer": Row(
         lambda: elbo(Classifier(64, 3, 8, transformer())), (IMAGES, LABELS[:8]), "exact"
     ),
+    "DistanceEmbedding": Row(lambda: distances(), (PAIRS, 0.5 + X.norm(dim=1)), "lower bound"),
+    "SentenceClassifier": Row(lambda: elbo(SentenceClassifier(5, 3, 4)), (WORDS, LABELS), "exact"),
+    "SentenceClassifier, convolutions": Row(
+        lambda: elbo(SentenceClassifier(5, 3, 4, TextCNN(4, (2, 3), 4))), (WORDS, LABELS), "exact"
+    ),
+    "MaskedWords": Row(
+        lambda: elbo(MaskedWords(5, 4, Neighbours(5, 4, 2, 8))), (WORDS,), "pseudo-likelihood"
+    ),
+    "MaskedWords, bag": Row(
+        lambda: elbo(MaskedWords(5, 4, BagOfNeighbours(5, 4))), (WORDS,), "pseudo-likelihood"
+    ),
+    "AnyOrderWords": Row(lambda: any_order(), (WORDS,), "lower bound"),
     "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
     "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
     "VAE, Normal with own scales": Row(lambda: vae(Normal(own_scale=True)), (X,), "lower bound"),
@@ -247,6 +278,9 @@ COMPILED: dict[str, Row] = {
         lambda: vae(Bernoulli(), beta=2.0, warm_up=3), (BINARY,), "lower bound"
     ),
     "VAE, free bits": Row(lambda: vae(Normal(), free_bits=0.1), (X,), "lower bound"),
+    "ClusteredVAE": Row(
+        lambda: elbo(ClusteredVAE(4, 3, 2), AmortizedNormal(4, 2)), (BINARY,), "lower bound"
+    ),
     "VAE, convolutions": Row(lambda: images(), (IMAGES,), "lower bound"),
     "VAE, vision transformer": Row(
         lambda: elbo(VAE(64, 2), AmortizedNormal(64, 2, transformer(4))),

@@ -329,11 +329,14 @@ class Joint:
         """The trace of the latents, with draws of the enumerated ones given the others."""
         if not self.enumeration.names:
             return draws.guide
-        replayed = poutine.replay(self.model, trace=draws.guide)
-        sampled = infer_discrete(replayed, first_available_dim=self.enumeration.first_dim)
+        # Given, not replayed: Pyro takes the event dimensions of what it replays, and what depends
+        # on an enumerated site, for dimensions of the batch.
+        drawn = sites.latent_sites(draws.guide)
+        given = poutine.condition(self.model, data={n: site["value"] for n, site in drawn.items()})
+        sampled = infer_discrete(given, first_available_dim=self.enumeration.first_dim)
         trace = draws.call(poutine.trace(sampled).get_trace)
         latents = poutine.Trace()
-        for name, site in sites.latent_sites(trace).items():
+        for name, site in (drawn | sites.latent_sites(trace)).items():
             latents.add_node(name, **site)
         return latents
 
