@@ -1,6 +1,7 @@
 """Inference programs: what `pyro.infer.autoguide` lacks."""
 
 from guides.amortized import AmortizedNormal
+from guides.blocks import BlockPosterior
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
@@ -9,6 +10,7 @@ from guides.mixture import MeanFieldMixture, MixturePosterior
 
 __all__ = [
     "AmortizedNormal",
+    "BlockPosterior",
     "BottomUpNormal",
     "ConditionalNormal",
     "ExactPosterior",

@@ -28,6 +28,8 @@ from ppl_models.factors.probabilistic_pca import ProbabilisticPCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan.game import adversarial
 from ppl_models.gan.model import GAN
+from ppl_models.graphs.blocks import StochasticBlockModel
+from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -84,6 +86,7 @@ __all__ = [
     "FlowPrior",
     "GaussianDiscriminant",
     "GaussianMixture",
+    "Graph",
     "HierarchicalVAE",
     "HistogramDensity",
     "LatentDiffusion",
@@ -98,6 +101,7 @@ __all__ = [
     "Run",
     "SemiSupervisedVAE",
     "SoftmaxRegression",
+    "StochasticBlockModel",
     "Transformed",
     "VampPrior",
     "WarmStart",
@@ -124,6 +128,7 @@ __all__ = [
     "posterior_as_prior",
     "predict",
     "probability_flow",
+    "read_graph",
     "reconstruction",
     "relabel",
     "save",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from guides import (
     AmortizedNormal,
+    BlockPosterior,
     BottomUpNormal,
     ConditionalNormal,
     ExactPosterior,
@@ -55,6 +56,7 @@ from ppl_models import (
     ProbabilisticPCA,
     SemiSupervisedVAE,
     SoftmaxRegression,
+    StochasticBlockModel,
     VampPrior,
     adversarial,
     denoising,
@@ -84,6 +86,8 @@ IMAGES = torch.rand(8, 64, generator=_generator).round()
 COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
+PAIRS = torch.triu_indices(6, 6, offset=1).T.contiguous()
+EDGES = (PAIRS.sum(1) % 3 == 0).float()
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 
 
@@ -138,6 +142,11 @@ def factor_normal() -> Any:
 def mixture_posterior(kind: Any) -> Any:
     model = mixture()
     return elbo(model, kind(model, X))
+
+
+def blocks(**settings: Any) -> Any:
+    model = StochasticBlockModel(6, 2, **settings)
+    return elbo(model, BlockPosterior(model, PAIRS, EDGES, restarts=2))
 
 
 def semi_supervised() -> tuple[Any, Any]:
@@ -275,6 +284,9 @@ COMPILED: dict[str, Row] = {
     "DenoisingAutoEncoder, salt and pepper": Row(
         lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))), (X,), None
     ),
+    "StochasticBlockModel, degrees": Row(
+        lambda: blocks(degree_corrected=True, learn_prior=True), (PAIRS, EDGES), "lower bound"
+    ),
     "four particles": Row(
         lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)), (X, X.sum(1)), "lower bound"
     ),
@@ -288,6 +300,7 @@ EAGER: dict[str, Row] = {
     "GAN, generator": Row(lambda: player(1), (X,), None),
     "SemiSupervisedVAE": Row(lambda: elbo(*semi_supervised()), (BINARY, SOME), "lower bound"),
     "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
+    "StochasticBlockModel": Row(lambda: blocks(), (PAIRS, EDGES), "lower bound"),
     "Diffusion, every step": Row(lambda: every_step(), (X,), "lower bound"),
     "LatentDiffusion": Row(lambda: latent_diffusion(), (BINARY,), "lower bound"),
 }
