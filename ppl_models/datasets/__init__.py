@@ -1,4 +1,4 @@
-"""Data sets: handwritten digits and images of clothes, real ones only."""
+"""Data sets: handwritten digits, images of clothes and graphs, real ones only."""
 
 from ppl_models.datasets.images import (
     Binarize,
@@ -11,15 +11,22 @@ from ppl_models.datasets.images import (
     fashion_mnist,
     mnist,
 )
+from ppl_models.datasets.networks import Network, football, karate
+from ppl_models.datasets.planetoid import Citations, planetoid
 
 __all__ = [
     "Binarize",
+    "Citations",
     "Folder",
     "Labelled",
+    "Network",
     "Part",
     "binarize",
     "binary_mnist",
     "digits",
     "fashion_mnist",
+    "football",
+    "karate",
     "mnist",
+    "planetoid",
 ]
