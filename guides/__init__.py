@@ -5,6 +5,7 @@ from guides.blocks import BlockPosterior
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
+from guides.graph import GraphNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 
@@ -15,6 +16,7 @@ __all__ = [
     "ConditionalNormal",
     "ExactPosterior",
     "FactorNormal",
+    "GraphNormal",
     "LabelNormal",
     "LadderNormal",
     "MeanFieldMixture",

@@ -28,8 +28,13 @@ from ppl_models.factors.probabilistic_pca import ProbabilisticPCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan.game import adversarial
 from ppl_models.gan.model import GAN
+from ppl_models.graphs.batches import balanced
 from ppl_models.graphs.blocks import StochasticBlockModel
+from ppl_models.graphs.classifier import NodeClassifier
 from ppl_models.graphs.graph import Graph, read_graph
+from ppl_models.graphs.links import hold_out
+from ppl_models.graphs.positions import LatentPositions
+from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -69,6 +74,7 @@ __all__ = [
     "PCA",
     "SVI",
     "VAE",
+    "VGAE",
     "Aggregate",
     "AutoEncoder",
     "Autoregressive",
@@ -83,16 +89,21 @@ __all__ = [
     "Diffusion",
     "Evidence",
     "FactorAnalysis",
+    "FeaturePrior",
     "FlowPrior",
     "GaussianDiscriminant",
     "GaussianMixture",
     "Graph",
     "HierarchicalVAE",
     "HistogramDensity",
+    "InnerProduct",
     "LatentDiffusion",
+    "LatentPositions",
     "LinearRegression",
     "LogisticRegression",
     "MixturePrior",
+    "Nearness",
+    "NodeClassifier",
     "Objective",
     "PixelCNN",
     "PixelRNN",
@@ -108,6 +119,7 @@ __all__ = [
     "adversarial",
     "aggregate",
     "align",
+    "balanced",
     "bin_edges",
     "compare",
     "component_summary",
@@ -120,6 +132,7 @@ __all__ = [
     "freeze",
     "from_pyro_mcmc",
     "from_pyro_svi",
+    "hold_out",
     "impute",
     "iwae",
     "load",

@@ -61,7 +61,7 @@ def ascend(
     labels: Tensor,
     laws: Densities,
     max_steps: int = 500,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-7,
 ) -> BlockApproximation:
     """Ascends from all starts for a while, and from the best of these to the end.
 

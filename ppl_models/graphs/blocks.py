@@ -34,9 +34,8 @@ from torch import Tensor, nn
 
 from ppl_models.checks import check_count
 from ppl_models.graphs.ascent import BlockApproximation, ascend
-from ppl_models.graphs.collapsed import CollapsedEdges
+from ppl_models.graphs.collapsed import CollapsedEdges, Labelings
 from ppl_models.graphs.densities import densities
-from ppl_models.graphs.labelings import Labelings
 from ppl_models.graphs.pairs import check_pairs, dense
 from ppl_models.graphs.starts import random_starts, spectral_starts
 from ppl_models.plates import data_plate

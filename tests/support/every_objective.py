@@ -26,6 +26,7 @@ from guides import (
     ConditionalNormal,
     ExactPosterior,
     FactorNormal,
+    GraphNormal,
     LabelNormal,
     LadderNormal,
     MixturePosterior,
@@ -34,6 +35,7 @@ from ppl_models import (
     GAN,
     MADE,
     VAE,
+    VGAE,
     AutoEncoder,
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
@@ -42,14 +44,18 @@ from ppl_models import (
     DenoisingAutoEncoder,
     Diffusion,
     FactorAnalysis,
+    FeaturePrior,
     FlowPrior,
     GaussianDiscriminant,
     GaussianMixture,
     HierarchicalVAE,
     LatentDiffusion,
+    LatentPositions,
     LinearRegression,
     LogisticRegression,
     MixturePrior,
+    Nearness,
+    NodeClassifier,
     PixelCNN,
     PixelRNN,
     PoissonMixture,
@@ -67,7 +73,7 @@ from ppl_models import (
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
-from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
+from ppl_models.nn import ConvDecoder, ConvEncoder, GraphNetwork, ResNet, TimeMLP, UNet
 
 
 class Row(NamedTuple):
@@ -87,6 +93,7 @@ COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
 PAIRS = torch.triu_indices(6, 6, offset=1).T.contiguous()
+INDEX = torch.cat([PAIRS, PAIRS.flip(1)])[::2].T.contiguous()
 EDGES = (PAIRS.sum(1) % 3 == 0).float()
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 
@@ -142,6 +149,20 @@ def factor_normal() -> Any:
 def mixture_posterior(kind: Any) -> Any:
     model = mixture()
     return elbo(model, kind(model, X))
+
+
+def graph_vae(**settings: Any) -> Any:
+    encoder = GraphNetwork(4, 4, num_hidden=3, dropout=0.2)
+    return elbo(VGAE(6, 2, **settings), GraphNormal(X[:6], INDEX, 2, encoder))
+
+
+def node_classifier() -> Any:
+    return elbo(NodeClassifier(X[:6], INDEX, 3, GraphNetwork(4, 3, num_hidden=3, hops=2)))
+
+
+def positions(similarity: str) -> Any:
+    model = LatentPositions(6, 2, similarity)
+    return elbo(model, AutoNormal(model))
 
 
 def blocks(**settings: Any) -> Any:
@@ -284,6 +305,17 @@ COMPILED: dict[str, Row] = {
     "DenoisingAutoEncoder, salt and pepper": Row(
         lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))), (X,), None
     ),
+    "LatentPositions": Row(lambda: positions("distance"), (PAIRS, EDGES), "lower bound"),
+    "LatentPositions, inner product": Row(
+        lambda: positions("inner product"), (PAIRS, EDGES), "lower bound"
+    ),
+    "VGAE": Row(lambda: graph_vae(), (PAIRS, EDGES), "lower bound"),
+    "VGAE, features": Row(
+        lambda: graph_vae(decoder=Nearness(), prior=FeaturePrior(X[:6], 2, torch.nn.Linear(4, 4))),
+        (PAIRS, EDGES),
+        "lower bound",
+    ),
+    "NodeClassifier": Row(lambda: node_classifier(), (torch.arange(6), LABELS[:6]), "exact"),
     "StochasticBlockModel, degrees": Row(
         lambda: blocks(degree_corrected=True, learn_prior=True), (PAIRS, EDGES), "lower bound"
     ),
