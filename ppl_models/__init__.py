@@ -36,6 +36,13 @@ from ppl_models.factors.probabilistic_pca import ProbabilisticPCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan.game import adversarial
 from ppl_models.gan.model import GAN
+from ppl_models.graphs.batches import balanced
+from ppl_models.graphs.blocks import StochasticBlockModel
+from ppl_models.graphs.classifier import NodeClassifier
+from ppl_models.graphs.graph import Graph, read_graph
+from ppl_models.graphs.links import hold_out
+from ppl_models.graphs.positions import LatentPositions
+from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -75,6 +82,7 @@ __all__ = [
     "PCA",
     "SVI",
     "VAE",
+    "VGAE",
     "Aggregate",
     "AnyOrderWords",
     "AutoEncoder",
@@ -92,16 +100,22 @@ __all__ = [
     "DistanceEmbedding",
     "Evidence",
     "FactorAnalysis",
+    "FeaturePrior",
     "FlowPrior",
     "GaussianDiscriminant",
     "GaussianMixture",
+    "Graph",
     "HierarchicalVAE",
     "HistogramDensity",
+    "InnerProduct",
     "LatentDiffusion",
+    "LatentPositions",
     "LinearRegression",
     "LogisticRegression",
     "MaskedWords",
     "MixturePrior",
+    "Nearness",
+    "NodeClassifier",
     "Objective",
     "PixelCNN",
     "PixelRNN",
@@ -111,6 +125,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "SentenceClassifier",
     "SoftmaxRegression",
+    "StochasticBlockModel",
     "Transformed",
     "VampPrior",
     "Vocabulary",
@@ -118,6 +133,7 @@ __all__ = [
     "adversarial",
     "aggregate",
     "align",
+    "balanced",
     "bin_edges",
     "compare",
     "component_summary",
@@ -131,6 +147,7 @@ __all__ = [
     "freeze",
     "from_pyro_mcmc",
     "from_pyro_svi",
+    "hold_out",
     "impute",
     "iwae",
     "load",
@@ -141,6 +158,7 @@ __all__ = [
     "predict",
     "probability_flow",
     "procrustes",
+    "read_graph",
     "reconstruction",
     "relabel",
     "save",

@@ -18,7 +18,7 @@ GROUND = {
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
-    *("diffusion", "gan", "embeddings"),
+    *("diffusion", "gan", "embeddings", "graphs"),
 }
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {

@@ -1,4 +1,4 @@
-"""Data sets, real ones only: digits, images of clothes, sentences, distances of cities."""
+"""Data sets, real ones only: digits, images of clothes, sentences, distances of cities, graphs."""
 
 from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.images import (
@@ -12,12 +12,16 @@ from ppl_models.datasets.images import (
     fashion_mnist,
     mnist,
 )
+from ppl_models.datasets.networks import Network, football, karate
+from ppl_models.datasets.planetoid import Citations, planetoid
 from ppl_models.datasets.sentences import Sentences, sst2, tiny_shakespeare, trec
 
 __all__ = [
     "Binarize",
+    "Citations",
     "Folder",
     "Labelled",
+    "Network",
     "Part",
     "Sentences",
     "binarize",
@@ -25,7 +29,10 @@ __all__ = [
     "digits",
     "eurodist",
     "fashion_mnist",
+    "football",
+    "karate",
     "mnist",
+    "planetoid",
     "sst2",
     "tiny_shakespeare",
     "trec",

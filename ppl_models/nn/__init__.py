@@ -2,6 +2,7 @@
 
 from ppl_models.nn.conv import ConvDecoder, ConvEncoder
 from ppl_models.nn.dcgan import ConvDiscriminator, ConvGenerator
+from ppl_models.nn.graph import GraphNetwork, drop_features
 from ppl_models.nn.made import MaskedLinear, MaskedMLP
 from ppl_models.nn.missing import MissingInput
 from ppl_models.nn.mlp import MLP
@@ -21,6 +22,7 @@ __all__ = [
     "ConvGenerator",
     "DiagonalBiLSTM",
     "GatedPixelCNN",
+    "GraphNetwork",
     "ImageInput",
     "MaskedLinear",
     "MaskedMLP",
@@ -34,4 +36,5 @@ __all__ = [
     "TimeMLP",
     "UNet",
     "VisionTransformer",
+    "drop_features",
 ]

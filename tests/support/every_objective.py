@@ -21,10 +21,12 @@ from torch import Tensor
 
 from guides import (
     AmortizedNormal,
+    BlockPosterior,
     BottomUpNormal,
     ConditionalNormal,
     ExactPosterior,
     FactorNormal,
+    GraphNormal,
     LabelNormal,
     LadderNormal,
     MixturePosterior,
@@ -33,6 +35,7 @@ from ppl_models import (
     GAN,
     MADE,
     VAE,
+    VGAE,
     AnyOrderWords,
     AutoEncoder,
     BayesianFactorAnalysis,
@@ -44,15 +47,19 @@ from ppl_models import (
     Diffusion,
     DistanceEmbedding,
     FactorAnalysis,
+    FeaturePrior,
     FlowPrior,
     GaussianDiscriminant,
     GaussianMixture,
     HierarchicalVAE,
     LatentDiffusion,
+    LatentPositions,
     LinearRegression,
     LogisticRegression,
     MaskedWords,
     MixturePrior,
+    Nearness,
+    NodeClassifier,
     PixelCNN,
     PixelRNN,
     PoissonMixture,
@@ -60,6 +67,7 @@ from ppl_models import (
     SemiSupervisedVAE,
     SentenceClassifier,
     SoftmaxRegression,
+    StochasticBlockModel,
     VampPrior,
     adversarial,
     denoising,
@@ -75,6 +83,7 @@ from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Norm
 from ppl_models.nn import (
     ConvDecoder,
     ConvEncoder,
+    GraphNetwork,
     MaskedPatches,
     ResNet,
     TimeMLP,
@@ -100,6 +109,9 @@ COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
 PAIRS = torch.combinations(torch.arange(8))[:24]
+NODES = torch.triu_indices(6, 6, offset=1).T.contiguous()  # all pairs of them
+INDEX = torch.cat([NODES, NODES.flip(1)])[::2].T.contiguous()
+EDGES = (NODES.sum(1) % 3 == 0).float()
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 WORDS = torch.randint(1, 6, (24, 4), generator=_generator)
 
@@ -169,6 +181,25 @@ def factor_normal() -> Any:
 def mixture_posterior(kind: Any) -> Any:
     model = mixture()
     return elbo(model, kind(model, X))
+
+
+def graph_vae(**settings: Any) -> Any:
+    encoder = GraphNetwork(4, 4, num_hidden=3, dropout=0.2)
+    return elbo(VGAE(6, 2, **settings), GraphNormal(X[:6], INDEX, 2, encoder))
+
+
+def node_classifier() -> Any:
+    return elbo(NodeClassifier(X[:6], INDEX, 3, GraphNetwork(4, 3, num_hidden=3, hops=2)))
+
+
+def positions(similarity: str) -> Any:
+    model = LatentPositions(6, 2, similarity)
+    return elbo(model, AutoNormal(model))
+
+
+def blocks(**settings: Any) -> Any:
+    model = StochasticBlockModel(6, 2, **settings)
+    return elbo(model, BlockPosterior(model, NODES, EDGES, restarts=2))
 
 
 def semi_supervised() -> tuple[Any, Any]:
@@ -334,6 +365,20 @@ COMPILED: dict[str, Row] = {
         lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))), (X,), None
     ),
     "MaskedPatches": Row(lambda: reconstruction(MaskedPatches(transformer())), (IMAGES,), None),
+    "LatentPositions": Row(lambda: positions("distance"), (NODES, EDGES), "lower bound"),
+    "LatentPositions, inner product": Row(
+        lambda: positions("inner product"), (NODES, EDGES), "lower bound"
+    ),
+    "VGAE": Row(lambda: graph_vae(), (NODES, EDGES), "lower bound"),
+    "VGAE, features": Row(
+        lambda: graph_vae(decoder=Nearness(), prior=FeaturePrior(X[:6], 2, torch.nn.Linear(4, 4))),
+        (NODES, EDGES),
+        "lower bound",
+    ),
+    "NodeClassifier": Row(lambda: node_classifier(), (torch.arange(6), LABELS[:6]), "exact"),
+    "StochasticBlockModel, degrees": Row(
+        lambda: blocks(degree_corrected=True, learn_prior=True), (NODES, EDGES), "lower bound"
+    ),
     "four particles": Row(
         lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)), (X, X.sum(1)), "lower bound"
     ),
@@ -347,6 +392,7 @@ EAGER: dict[str, Row] = {
     "GAN, generator": Row(lambda: player(1), (X,), None),
     "SemiSupervisedVAE": Row(lambda: elbo(*semi_supervised()), (BINARY, SOME), "lower bound"),
     "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
+    "StochasticBlockModel": Row(lambda: blocks(), (NODES, EDGES), "lower bound"),
     "Diffusion, every step": Row(lambda: every_step(), (X,), "lower bound"),
     "LatentDiffusion": Row(lambda: latent_diffusion(), (BINARY,), "lower bound"),
 }
