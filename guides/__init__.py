@@ -5,6 +5,8 @@ from guides.blocks import BlockPosterior
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
+from guides.factorisation import FactorisationNormal
+from guides.factorisation_gamma import FactorisationGamma
 from guides.graph import GraphNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
@@ -16,6 +18,8 @@ __all__ = [
     "ConditionalNormal",
     "ExactPosterior",
     "FactorNormal",
+    "FactorisationGamma",
+    "FactorisationNormal",
     "GraphNormal",
     "LabelNormal",
     "LadderNormal",

@@ -48,6 +48,7 @@ from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
 from ppl_models.infer.evidence.mcmc import from_pyro_mcmc
 from ppl_models.infer.evidence.predict import predict
+from ppl_models.infer.evidence.predictive import log_predictive
 from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective
@@ -70,6 +71,8 @@ from ppl_models.mixtures.poisson import PoissonMixture
 from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
+from ppl_models.recommender.factorisation import MatrixFactorization
+from ppl_models.recommender.poisson import PoissonFactorization
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant
 from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
@@ -113,12 +116,14 @@ __all__ = [
     "LinearRegression",
     "LogisticRegression",
     "MaskedWords",
+    "MatrixFactorization",
     "MixturePrior",
     "Nearness",
     "NodeClassifier",
     "Objective",
     "PixelCNN",
     "PixelRNN",
+    "PoissonFactorization",
     "PoissonMixture",
     "ProbabilisticPCA",
     "Run",
@@ -152,6 +157,7 @@ __all__ = [
     "iwae",
     "load",
     "log_evidence",
+    "log_predictive",
     "ngrams",
     "num_active",
     "posterior_as_prior",

@@ -106,6 +106,16 @@ def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False) -> None:
             check_finite(x, f"data[{i}]", missing=missing)
 
 
+def check_whole(modules: Iterable[object], data: tuple[Tensor, ...]) -> None:
+    """Lets modules look at all the data together, by `check_data(*data)`, where they have it.
+
+    What no single batch shows, such as a row that comes twice, is found before the first step.
+    """
+    for module in modules:
+        if hasattr(module, "check_data"):
+            module.check_data(*data)
+
+
 def check_finite(x: Tensor, where: str, minimum: int = 1, missing: bool = False) -> None:
     """Raises a ValueError unless there are enough rows, and all are finite.
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+END = 1e3  # a score so far away has no probability beyond, nor a gradient, in any precision
+
 
 class _Grid(constraints.Constraint):
     """The grid `{0, 1 / (levels - 1), ..., 1}`, up to rounding."""
@@ -159,3 +161,102 @@ class LogisticLevels(dist.TorchDistribution):
             latent = loc + scale * (u.log() - torch.log1p(-u))  # on the grid from -1 to 1
             index = ((latent + 1) / 2 * (self.levels - 1)).round()
             return index.clamp(0, self.levels - 1) / (self.levels - 1)
+
+
+class _Among(constraints.Constraint):
+    """One of some numbers, up to rounding."""
+
+    is_discrete = True
+
+    def __init__(self, levels: Tensor) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        nearest = self.levels[_nearest(value, self.levels)]
+        return (value - nearest).abs() <= 1e-5 * (1 + nearest.abs())
+
+    def __repr__(self) -> str:
+        return f"{len(self.levels)} levels from {self.levels[0]:g} to {self.levels[-1]:g}"
+
+
+class OrderedLevels(dist.TorchDistribution):
+    r"""A distribution over levels that are ordered: which interval a score with noise lies in.
+
+    .. math:: p(x = l) = F(c_{l + 1} - s) - F(c_l - s), \qquad c_0 = -\infty, c_L = \infty
+
+    where `F` is the logistic function, or that of the standard normal distribution.
+
+    Arguments:
+        score: :math:`s`, with shape `(*)`.
+        cutpoints: :math:`c_1 < \dots < c_{L-1}`, with shape `(*, L - 1)`.
+        levels: What the levels are called, ascending, `(L,)`.
+        link: `"logit"` or `"probit"`.
+    """
+
+    arg_constraints = {"score": constraints.real, "cutpoints": constraints.real_vector}
+
+    def __init__(
+        self,
+        score: Tensor,
+        cutpoints: Tensor,
+        levels: Tensor,
+        link: str = "logit",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.score, self.cutpoints, self.levels, self.link = score, cutpoints, levels, link
+        shape = torch.broadcast_shapes(score.shape, cutpoints.shape[:-1])
+        super().__init__(shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return _Among(self.levels)
+
+    @property
+    def logits(self) -> Tensor:
+        """The log-probabilities of all levels, `(*, L)`."""
+        edges = self._edges - self.score[..., None]
+        return _log_between(edges[..., :-1], edges[..., 1:], self.link)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.exp() @ self.levels
+
+    @property
+    def _edges(self) -> Tensor:
+        """The cutpoints between ends that nothing lies beyond, `(*, L + 1)`."""
+        return F.pad(F.pad(self.cutpoints, (1, 0), value=-END), (0, 1), value=END)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "OrderedLevels":
+        shape = torch.Size(batch_shape)
+        cutpoints = self.cutpoints.expand(shape + self.cutpoints.shape[-1:])
+        return OrderedLevels(self.score.expand(shape), cutpoints, self.levels, self.link, False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        index = _nearest(value, self.levels)
+        shape = torch.broadcast_shapes(index.shape, self.batch_shape)
+        edges, index = self._edges.expand(*shape, -1), index.expand(shape)[..., None]
+        low, high = (edges.gather(-1, index + n)[..., 0] - self.score for n in (0, 1))
+        return _log_between(low, high, self.link)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            law = torch.distributions.Categorical(logits=self.logits)
+            return self.levels[law.sample(torch.Size(sample_shape))]
+
+
+def _nearest(value: Tensor, levels: Tensor) -> Tensor:
+    """The number of the level that is nearest to each value."""
+    return torch.bucketize(value.contiguous(), (levels[1:] + levels[:-1]) / 2)
+
+
+def _log_between(low: Tensor, high: Tensor, link: str) -> Tensor:
+    """log(F(high) - F(low)), which is accurate in both tails."""
+    if link == "logit":
+        return F.logsigmoid(high) + F.logsigmoid(-low) + torch.log(-torch.expm1(low - high))
+    flip = low + high > 0  # Phi(b) - Phi(a) = Phi(-a) - Phi(-b): the side with small numbers
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    above = torch.special.log_ndtr(high)
+    return above + torch.log(-torch.expm1(torch.special.log_ndtr(low) - above))

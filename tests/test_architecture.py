@@ -18,7 +18,7 @@ GROUND = {
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
-    *("diffusion", "gan", "embeddings", "graphs"),
+    *("diffusion", "gan", "embeddings", "graphs", "recommender"),
 }
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {

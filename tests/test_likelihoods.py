@@ -2,8 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from guides import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
@@ -14,7 +16,16 @@ from ppl_models.autoencoders.conditional import ConditionalVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
-from ppl_models.likelihoods import Bernoulli, Categorical, Levels, LogisticMixture, Normal
+from ppl_models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Levels,
+    LogisticMixture,
+    Multinomial,
+    Normal,
+    Ordered,
+    Poisson,
+)
 from ppl_models.nn import MLP
 from tests.support.oracles import binary
 from tests.support.runs import quiet
@@ -210,3 +221,116 @@ def test_logistic_levels_have_finite_gradients(size):
 def test_a_mixture_of_nothing(arguments, message):
     with pytest.raises(ValueError, match=message):
         LogisticMixture(*arguments)
+
+
+LEVELS = torch.tensor([0.5, 1.0, 2.0, 5.0]).double()
+
+
+@pytest.mark.parametrize("link", ["logit", "probit"])
+@pytest.mark.parametrize("own", [False, True])
+def test_ordered_levels_are_intervals_of_a_score_with_noise(link, own):
+    likelihood = Ordered(LEVELS, link, own).double()
+    with torch.no_grad():
+        likelihood.first.fill_(-0.7)
+        likelihood.log_gaps.copy_(torch.tensor([0.3, -0.5]))
+    outputs = 0.5 * torch.randn(5, 2 * likelihood.num_outputs).double()  # no tails: scipy rounds
+    law = likelihood(outputs)
+    noise = stats.logistic if link == "logit" else stats.norm
+    values = outputs.reshape(5, 2, -1)
+    gaps = torch.tensor([0.3, -0.5]).double() + (values[..., 1:] if own else 0.0)
+    cuts = -0.7 + torch.nn.functional.pad(gaps.exp().cumsum(-1), (1, 0))
+    cuts = cuts.expand(5, 2, 3).detach().numpy()
+    below = noise.cdf(cuts - values[..., :1].numpy())
+    edges = np.concatenate([np.zeros((5, 2, 1)), below, np.ones((5, 2, 1))], -1)
+    for n, level in enumerate(LEVELS):
+        expected = np.log(np.diff(edges)[..., n]).sum(-1)
+        found = law.log_prob(level.expand(5, 2)).detach()
+        torch.testing.assert_close(found, torch.tensor(expected))
+    mean = np.diff(edges) @ LEVELS.numpy()
+    torch.testing.assert_close(law.mean.detach(), torch.tensor(mean))
+
+
+@pytest.mark.parametrize("link", ["logit", "probit"])
+def test_ordered_levels_far_in_the_tails_have_gradients(link):
+    likelihood = Ordered(LEVELS, link).double()
+    for score in (-60.0, 0.0, 60.0):
+        outputs = torch.tensor([[score]]).double().requires_grad_()
+        for level in LEVELS:
+            value = likelihood(outputs).log_prob(level.reshape(1, 1)).sum()
+            (gradient,) = torch.autograd.grad(value, outputs)
+            assert value.isfinite()
+            assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("link", ["logit", "probit"])
+def test_ordered_levels_have_gradients_in_float32(link):
+    """That of torch's log_ndtr is no number far out, in some vectors."""
+    outputs = torch.linspace(-8, 8, 20_000).requires_grad_()
+    for level in (0.5, 5.0):
+        law = Ordered(LEVELS.float(), link)(outputs)
+        law.base_dist.log_prob(torch.full_like(outputs, level)).sum().backward()
+        assert outputs.grad.isfinite().all()
+
+
+def test_ordered_levels_are_sampled_as_often_as_they_say():
+    torch.manual_seed(0)
+    law = Ordered([1, 2, 3])(torch.tensor([[0.4]]))
+    draws = law.sample((4000,)).flatten()
+    for level in (1.0, 2.0, 3.0):
+        share = (draws == level).double().mean().item()
+        assert share == pytest.approx(law.log_prob(torch.tensor([[level]])).exp().item(), abs=0.03)
+
+
+def test_ordered_levels_start_halfway():
+    likelihood = Ordered(LEVELS, "probit").double()
+    unit = likelihood.start(torch.tensor(1.2).double(), torch.tensor(0.5).double())
+    found = likelihood(((LEVELS[2] - 1.2) * unit).reshape(1, 1)).log_prob(LEVELS[2].reshape(1, 1))
+    normal = stats.norm(2.0, 0.5)
+    assert found.exp().item() == pytest.approx(normal.cdf(3.5) - normal.cdf(1.5))
+
+
+def test_numbers_that_are_no_levels_are_outside():
+    law = Ordered(LEVELS).double()(torch.zeros(3, 1).double())
+    assert law.support.check(torch.tensor([[1.0], [1.5], [6.0]]).double()).tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("levels", "link", "message"),
+    [
+        ([1, 2], "logit", "3 ascending numbers or more"),
+        ([1, 3, 2], "logit", "3 ascending numbers or more"),
+        ([1, 2, 3], "cloglog", "expected 'logit' or 'probit'"),
+    ],
+)
+def test_levels_that_do_not_ascend_are_refused(levels, link, message):
+    with pytest.raises(ValueError, match=message):
+        Ordered(levels, link)
+
+
+def test_poisson_outputs_are_logarithms():
+    law = Poisson()(torch.tensor([[0.0, 1.0]]))
+    expected = stats.poisson([1.0, np.e]).logpmf([2, 3]).sum()
+    assert law.log_prob(torch.tensor([[2.0, 3.0]])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_multinomial_rows_are_scored_given_their_total():
+    outputs = torch.randn(2, 4).double()
+    rows = torch.tensor([[2.0, 0, 1, 0], [0, 5, 1, 1]]).double()
+    law = Multinomial(total_count=3)(outputs)
+    for row, logits, found in zip(rows, outputs, law.log_prob(rows), strict=True):
+        peer = stats.multinomial(int(row.sum()), logits.softmax(-1).numpy())
+        assert found.item() == pytest.approx(peer.logpmf(row.numpy()))
+    torch.testing.assert_close(law.mean, 3 * outputs.softmax(-1))
+    assert (law.sample((10,)).sum(-1) == 3).all()
+    assert law.expand((5, 2)).log_prob(rows).shape == (5, 2)
+    assert law.support.check(torch.tensor([[0.5, 0, 0, 0], [1, 0, 0, 2]])).tolist() == [False, True]
+
+
+def test_fractions_of_counts_are_refused_before_the_first_step():
+    objective = elbo(VAE(4, 2, Multinomial()), AmortizedNormal(4, 2))
+    with pytest.raises(ValueError, match="lie outside the support"):
+        quiet(objective, torch.full((6, 4), 0.5), epochs=1)

@@ -1,6 +1,7 @@
-"""Data sets, real ones only: digits, images of clothes, sentences, distances of cities, graphs."""
+"""Data sets, real ones only: images, sentences, ratings of films, graphs, distances of cities."""
 
 from ppl_models.datasets.cities import eurodist
+from ppl_models.datasets.films import MovieLens, movielens
 from ppl_models.datasets.images import (
     Binarize,
     Folder,
@@ -21,6 +22,7 @@ __all__ = [
     "Citations",
     "Folder",
     "Labelled",
+    "MovieLens",
     "Network",
     "Part",
     "Sentences",
@@ -32,6 +34,7 @@ __all__ = [
     "football",
     "karate",
     "mnist",
+    "movielens",
     "planetoid",
     "sst2",
     "tiny_shakespeare",

@@ -1,4 +1,4 @@
-"""How good samples are, and what latents hold, without outside weights: one question, one file.
+"""How good samples, latents and rankings are, without outside weights: one question, one file.
 
 None of these numbers is an evidence. Each compares rows with rows, and its docstring says what it
 gives where both come from the same distribution: report that floor beside it.
@@ -9,6 +9,7 @@ from ppl_models.metrics.frechet import frechet
 from ppl_models.metrics.latents import LatentClassification, latent_classification
 from ppl_models.metrics.maps import stress, trustworthiness
 from ppl_models.metrics.prdc import PRDC, prdc
+from ppl_models.metrics.ranking import ndcg_at, recall_at
 
 __all__ = [
     "PRDC",
@@ -18,7 +19,9 @@ __all__ = [
     "label_coverage",
     "latent_classification",
     "mode_coverage",
+    "ndcg_at",
     "prdc",
+    "recall_at",
     "stress",
     "trustworthiness",
 ]

@@ -25,6 +25,8 @@ from guides import (
     BottomUpNormal,
     ConditionalNormal,
     ExactPosterior,
+    FactorisationGamma,
+    FactorisationNormal,
     FactorNormal,
     GraphNormal,
     LabelNormal,
@@ -57,11 +59,13 @@ from ppl_models import (
     LinearRegression,
     LogisticRegression,
     MaskedWords,
+    MatrixFactorization,
     MixturePrior,
     Nearness,
     NodeClassifier,
     PixelCNN,
     PixelRNN,
+    PoissonFactorization,
     PoissonMixture,
     ProbabilisticPCA,
     SemiSupervisedVAE,
@@ -79,7 +83,15 @@ from ppl_models import (
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from ppl_models.embeddings.neighbours import BagOfNeighbours, Neighbours, SelfMaskedTransformer
 from ppl_models.embeddings.networks import TextCNN
-from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
+from ppl_models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    LogisticMixture,
+    Multinomial,
+    Normal,
+    Ordered,
+    Poisson,
+)
 from ppl_models.nn import (
     ConvDecoder,
     ConvEncoder,
@@ -112,6 +124,7 @@ PAIRS = torch.combinations(torch.arange(8))[:24]
 NODES = torch.triu_indices(6, 6, offset=1).T.contiguous()  # all pairs of them
 INDEX = torch.cat([NODES, NODES.flip(1)])[::2].T.contiguous()
 EDGES = (NODES.sum(1) % 3 == 0).float()
+RATED = torch.stack([torch.arange(24) % 6, torch.arange(24) // 6], 1)  # of a user and an item
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 WORDS = torch.randint(1, 6, (24, 4), generator=_generator)
 
@@ -176,6 +189,16 @@ def latent_diffusion() -> Any:
 def factor_normal() -> Any:
     model = BayesianFactorAnalysis(4, 2)
     return elbo(model, FactorNormal(model.initial_values(X)))
+
+
+def factorisation(kind: str, likelihood: Any = None) -> Any:
+    model = MatrixFactorization(6, 4, 2, likelihood)
+    return elbo(model, FactorisationNormal(model, kind))
+
+
+def poisson_factorisation() -> Any:
+    model = PoissonFactorization(6, 4, 2)
+    return elbo(model, FactorisationGamma(model))
 
 
 def mixture_posterior(kind: Any) -> Any:
@@ -254,6 +277,22 @@ COMPILED: dict[str, Row] = {
         lambda: with_auto(BayesianFactorAnalysis(4, 2), AutoNormal), (X,), "lower bound"
     ),
     "BayesianFactorAnalysis, FactorNormal": Row(lambda: factor_normal(), (X,), "lower bound"),
+    "MatrixFactorization": Row(lambda: factorisation("full"), (RATED, X[:, 0]), "lower bound"),
+    "MatrixFactorization, diag": Row(
+        lambda: factorisation("diag"), (RATED, X[:, 0]), "lower bound"
+    ),
+    "MatrixFactorization, Ordered": Row(
+        lambda: factorisation("full", Ordered([0, 1, 2, 3], own_cutpoints=True)),
+        (RATED, COUNTS[:, 0].clamp(max=3)),
+        "lower bound",
+    ),
+    "MatrixFactorization, Poisson": Row(
+        lambda: factorisation("diag", Poisson()), (RATED, COUNTS[:, 0]), "lower bound"
+    ),
+    "PoissonFactorization": Row(
+        lambda: poisson_factorisation(), (RATED, COUNTS[:, 0]), "lower bound"
+    ),
+    "VAE, Multinomial": Row(lambda: vae(Multinomial()), (COUNTS,), "lower bound"),
     "LinearRegression, AutoNormal": Row(
         lambda: regression(AutoNormal), (X, X.sum(1)), "lower bound"
     ),

@@ -25,7 +25,7 @@ from pyro.infer.discrete import infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppl_models.checks import allows_missing, check_devices, check_tensors
+from ppl_models.checks import allows_missing, check_devices, check_tensors, check_whole
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
@@ -394,3 +394,4 @@ def _check_data(model: Program, guide: Program | None, data: tuple[Tensor, ...])
             program.check_arguments(len(data))
             check_devices(program.modules(), data)
     check_tensors(data, allows_missing(model.modules().values()))
+    check_whole(model.modules().values(), data)

@@ -18,6 +18,7 @@ from pyro.infer.trace_elbo import Trace_ELBO
 from pyro.infer.trace_mean_field_elbo import TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from ppl_models.checks import check_whole
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
@@ -137,6 +138,7 @@ class EvidenceLowerBound(Objective):
     def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
         for program in (self._model, self._guide):
             program.check_arguments(len(batch))
+        check_whole(self._model.modules().values(), data or batch)
         with torch.no_grad(), pyro.validation_enabled(False):
             traces = self._traces(batch, size)
         checks.check_sites(*traces, self.estimator)

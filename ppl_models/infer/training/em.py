@@ -86,8 +86,8 @@ def fit_em(
 
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
-        data: A tensor (array, data frame) of rows, or a `Dataset` or `DataLoader` that streams
-            them in batches.
+        data: A tensor (array, data frame) of rows, or a tuple of them where `em_step` takes more
+            than one, or a `Dataset` or `DataLoader` that streams rows in batches.
         sample_weight: How many times each row counts, `(N,)`, 0 or more, in the order of the rows,
             which a `DataLoader` must not shuffle. Default: once.
         initialise: Whether to choose a start; else it is where the model is.
@@ -126,6 +126,8 @@ def fit_em(
     place = next(iter(model.parameters())).device
     data = as_data(data, [model])
     rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
+    if isinstance(rows, InMemory):
+        _check_takes(model, len(rows.tensors))
     weight = _weight(model, rows, sample_weight)
     if seed is not None:
         torch.manual_seed(seed)
@@ -154,20 +156,23 @@ def _rows_and_start(
     """What each step goes through, and rows to choose a start from; each with its weights."""
     if not isinstance(rows, InMemory):
         return _with(_Streamed(rows, missing), weight), _first_rows(rows, weight, missing)
-    x = _whole(rows)
+    tensors = _whole(rows)
     if weight is not None and not (weight > 0).all():  # what is left out is so once for all
         keep = weight > 0
-        x, weight = x[keep.to(x.device)], weight[keep]
+        tensors, weight = tuple(x[keep.to(x.device)] for x in tensors), weight[keep]
+    x = tensors[0]
     if batch_size is not None and x.device.type == "cpu" != place.type:
+        _check_alone(tensors)
         some = _random_rows(x)
         start = _with(x[some].to(place), None if weight is None else weight[some])
         return _with(_Moved(x, rows.batch_size, place), weight), start
-    return _with(x, weight), _with(x, weight)
+    return _with(tensors, weight), _with(tensors, weight)
 
 
 def _with(x: Any, weight: Tensor | None) -> tuple[Any, ...]:
     """What steps are called with: a model need not know of weights where there are none."""
-    return (x,) if weight is None else (x, weight)
+    tensors = x if isinstance(x, tuple) else (x,)
+    return tensors if weight is None else (*tensors, weight)
 
 
 def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
@@ -297,13 +302,30 @@ def _random_rows(x: Tensor) -> Tensor | slice:
     return slice(None) if len(x) <= MANY else torch.randperm(len(x))[:MANY]
 
 
-def _whole(rows: InMemory) -> Tensor:
-    if len(rows.tensors) != 1 or rows.transform is not None:
+def _whole(rows: InMemory) -> tuple[Tensor, ...]:
+    if rows.transform is not None:
         raise ValueError(
-            f"data: EM goes through one tensor of rows again and again; got {len(rows.tensors)} "
-            f"tensor(s){'' if rows.transform is None else ' and a transform'}. Try fit."
+            "data: EM goes through the same rows again and again; got a transform. Try fit."
         )
-    return rows.tensors[0]
+    return rows.tensors
+
+
+def _check_takes(model: Any, count: int) -> None:
+    """Raises unless a step is one on so many tensors: another would be taken for weights."""
+    names = [n for n in inspect.signature(model.em_step).parameters if n != "sample_weight"]
+    if len(names) != count:
+        raise ValueError(
+            f"data: {type(model).__name__}.em_step takes {len(names)} tensor(s) "
+            f"({', '.join(names)}), got {count}. Try fit, or data that it takes."
+        )
+
+
+def _check_alone(tensors: tuple[Tensor, ...]) -> None:
+    if len(tensors) > 1:
+        raise ValueError(
+            f"batch_size: parts of one tensor of rows are moved, got {len(tensors)} tensors. Try "
+            f"batch_size=None, and the data where the model is."
+        )
 
 
 def _first_rows(rows: Source, weight: Tensor | None, missing: bool) -> tuple[Tensor, ...]:

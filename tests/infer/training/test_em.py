@@ -200,3 +200,27 @@ def test_refused(options, message):
 def test_a_model_without_a_step():
     with pytest.raises(TypeError, match=r"Linear has no em_step\(x\)"):
         fit_em(nn.Linear(2, 2), heads())
+
+
+class Thrown(Bernoullis):
+    """Coins thrown as often as the second tensor says: a step that takes two."""
+
+    def initialise(self, x, times):
+        super().initialise(x)
+
+    def em_step(self, x, times):
+        assert times.shape == (len(x),)
+        return super().em_step(x)
+
+
+def test_a_step_may_take_more_tensors_than_one():
+    alone, both = Bernoullis(), Thrown()
+    expected = fit_em(alone, heads(), seed=0).history
+    assert fit_em(both, (heads(), torch.full((6,), 10)), seed=0).history == expected
+    with pytest.raises(ValueError, match=r"Thrown.em_step takes 2 tensor.s. .x, times., got 1"):
+        fit_em(both, heads())
+
+
+def test_labels_are_not_taken_for_weights():
+    with pytest.raises(ValueError, match=r"GaussianMixture.em_step takes 1 tensor.s. .x., got 2"):
+        fit_em(GaussianMixture(1, 2), (heads().float(), torch.ones(6)))
