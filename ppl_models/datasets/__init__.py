@@ -11,6 +11,7 @@ from ppl_models.datasets.images import (
     fashion_mnist,
     mnist,
 )
+from ppl_models.datasets.semeion import boxed, cropped, semeion
 
 __all__ = [
     "Binarize",
@@ -19,7 +20,10 @@ __all__ = [
     "Part",
     "binarize",
     "binary_mnist",
+    "boxed",
+    "cropped",
     "digits",
     "fashion_mnist",
     "mnist",
+    "semeion",
 ]
