@@ -2,6 +2,7 @@
 
 from guides.amortized import AmortizedNormal
 from guides.conditional import ConditionalNormal, LabelNormal
+from guides.domain import DomainNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
 from guides.ladder import BottomUpNormal, LadderNormal
@@ -11,6 +12,7 @@ __all__ = [
     "AmortizedNormal",
     "BottomUpNormal",
     "ConditionalNormal",
+    "DomainNormal",
     "ExactPosterior",
     "FactorNormal",
     "LabelNormal",

@@ -2,9 +2,14 @@
 
 from ppl_models import _moved
 from ppl_models import guides as guides  # loads nothing yet
+from ppl_models.adaptation.adversarial import DomainAdversarial, domain_adversarial
+from ppl_models.adaptation.compare_labels import LabelComparison, compare_labels
+from ppl_models.adaptation.coral import Coral
+from ppl_models.adaptation.label_shift import LabelShift
 from ppl_models.autoencoders.aggregate import aggregate
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.domain import DomainVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
@@ -77,8 +82,11 @@ __all__ = [
     "Classifier",
     "Comparison",
     "ConditionalVAE",
+    "Coral",
     "DenoisingAutoEncoder",
     "Diffusion",
+    "DomainAdversarial",
+    "DomainVAE",
     "Evidence",
     "FactorAnalysis",
     "FlowPrior",
@@ -86,6 +94,8 @@ __all__ = [
     "GaussianMixture",
     "HierarchicalVAE",
     "HistogramDensity",
+    "LabelComparison",
+    "LabelShift",
     "LatentDiffusion",
     "LinearRegression",
     "LogisticRegression",
@@ -106,10 +116,12 @@ __all__ = [
     "align",
     "bin_edges",
     "compare",
+    "compare_labels",
     "component_summary",
     "data_plate",
     "denoising",
     "descend",
+    "domain_adversarial",
     "elbo",
     "fit",
     "fit_em",
