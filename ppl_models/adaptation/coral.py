@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.checks import check_count, check_finite, check_float64, check_rows
+from ppl_models.linalg import cholesky
 from ppl_models.plates import data_plate
 
 WHERE = "Coral"
@@ -73,11 +74,11 @@ class Coral(nn.Module):
     def evidence(self) -> dist.MultivariateNormal:
         r"""Returns :math:`p(x_t) = \mathcal{N}(b + A \mu_s, A \Sigma_s A^\top)`."""
         covariance = self.weight @ self.covariance @ self.weight.T
-        return dist.MultivariateNormal(self.map(self.loc[None])[0], covariance)
+        return dist.MultivariateNormal(self.map(self.loc[None])[0], scale_tril=cholesky(covariance))
 
     def source(self) -> dist.MultivariateNormal:
         r"""Returns :math:`\mathcal{N}(\mu_s, \Sigma_s)`: the evidence without the map."""
-        return dist.MultivariateNormal(self.loc, self.covariance)
+        return dist.MultivariateNormal(self.loc, scale_tril=cholesky(self.covariance))
 
     def map(self, x: Tensor) -> Tensor:
         """Returns rows of the source as rows of the target, `(N, D)`."""

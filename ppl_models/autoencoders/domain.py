@@ -3,10 +3,12 @@ r"""Domain adaptation by a VAE: rows of several domains whose labels are known i
 .. math::
     y_n &\sim \mathrm{Categorical}(\pi), \qquad z_n \sim \mathcal{N}(0, I), \qquad
     d_n \sim \mathrm{Categorical}(\rho) \\
-    x_n \mid y_n, z_n, d_n &\sim p(x \mid \mathrm{decoder}(z_n, y_n, d_n))
+    x_n \mid y_n, z_n, d_n &\sim p(x \mid \mathrm{decoder}(z_n, y_n, d_n)), \qquad
+    \mathrm{decoder} = f(z_n, y_n) + \delta_{d_n} \text{ by default}
 
-Labels and style mean the same in all domains, which differ in how they are drawn. A label that is
-not known is latent and summed over; the domain is known of each row.
+Labels and style mean the same in all domains, which differ in how they are drawn: by default in an
+offset of what comes out of the decoder. A label that is not known is latent and summed over; the
+domain is known of each row.
 
 Shapes: `B` rows, `D` features, `K` latents, `C` classes, `S` domains.
 
@@ -31,6 +33,32 @@ from ppl_models.plates import data_plate
 WHERE = "DomainVAE"
 
 
+class OffsetDecoder(nn.Module):
+    r"""A network of latents and label, and an offset of its outputs for each domain.
+
+    .. math:: f(z, y) + \delta_d
+
+    Arguments:
+        network: A module from `(B, K + C)` to the outputs, `(B, O)`: f.
+        num_domains: The number of domains, `S`.
+        num_outputs: The number of outputs, `O`.
+
+    Example:
+        >>> decoder = OffsetDecoder(nn.Linear(5, 3), num_domains=2, num_outputs=3)
+        >>> decoder(torch.zeros(4, 7)).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, network: nn.Module, num_domains: int, num_outputs: int) -> None:
+        super().__init__()
+        self.network = network
+        self.offsets = nn.Parameter(torch.zeros(num_domains, num_outputs))  # delta, (S, O)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        given, domain = inputs.split([inputs.shape[1] - len(self.offsets), len(self.offsets)], 1)
+        return self.network(given) + domain @ self.offsets
+
+
 class DomainVAE(SemiSupervisedVAE):
     r"""The generative side, with latent sites `y` and `z`, and the domain at site `d`.
 
@@ -39,16 +67,15 @@ class DomainVAE(SemiSupervisedVAE):
     `model(size=10)`. Its density is that of the rows, of their domains, and of known labels. Its
     guide is `DomainNormal`.
 
-    Nothing but the shape of the decoder holds the classes of two domains together: where rows
-    without labels are far from the source, the decoder may draw them from other classes, each with
-    a higher evidence. `compare_labels` warns of that.
+    Nothing but the shape of the decoder holds the classes of two domains together. One that may do
+    anything with the domain may draw rows without labels from other classes, and has a higher
+    evidence for it; an offset alone moves all classes alike. `compare_labels` warns of the rest.
 
     Arguments:
         num_features, num_classes, num_latents, likelihood: As in `SemiSupervisedVAE`.
         num_domains: The number of domains, `S`.
         decoder: A module from `(B, K + C + S)`, the latents and then the label and the domain, each
-            as zeros and a one, to `(B, D * likelihood.num_outputs)`. Default: a multilayer
-            perceptron with two hidden layers of 128.
+            as zeros and a one, to `(B, D * likelihood.num_outputs)`. Default: `OffsetDecoder`.
 
     Raises:
         TypeError: If `likelihood` is none.
@@ -76,8 +103,9 @@ class DomainVAE(SemiSupervisedVAE):
         check_likelihood(likelihood)
         check_at_least(1, num_classes=num_classes)
         check_at_least(2, num_domains=num_domains)
-        inputs = num_latents + num_classes + num_domains
-        decoder = MLP(inputs, num_features * likelihood.num_outputs) if decoder is None else decoder
+        if decoder is None:
+            inputs, outputs = num_latents + num_classes, num_features * likelihood.num_outputs
+            decoder = OffsetDecoder(MLP(inputs, outputs), num_domains, outputs)
         super().__init__(num_features, num_classes, num_latents, likelihood, decoder)
         self.num_domains = num_domains
         self.domain_logits = nn.Parameter(torch.zeros(num_domains))  # log rho, (S,)

@@ -23,6 +23,7 @@ from guides import (
     AmortizedNormal,
     BottomUpNormal,
     ConditionalNormal,
+    DomainNormal,
     ExactPosterior,
     FactorNormal,
     LabelNormal,
@@ -38,13 +39,17 @@ from ppl_models import (
     BayesianGaussianMixture,
     Classifier,
     ConditionalVAE,
+    Coral,
     DenoisingAutoEncoder,
     Diffusion,
+    DomainAdversarial,
+    DomainVAE,
     FactorAnalysis,
     FlowPrior,
     GaussianDiscriminant,
     GaussianMixture,
     HierarchicalVAE,
+    LabelShift,
     LatentDiffusion,
     LinearRegression,
     LogisticRegression,
@@ -58,6 +63,7 @@ from ppl_models import (
     VampPrior,
     adversarial,
     denoising,
+    domain_adversarial,
     elbo,
     iwae,
     reconstruction,
@@ -84,6 +90,9 @@ IMAGES = torch.rand(8, 64, generator=_generator).round()
 COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
+DOMAINS = (torch.arange(24) % 2 == 1).long()
+HALVES = LABELS.where(DOMAINS == 0, -1)
+SHARES = X[:, :3].softmax(1)
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 
 
@@ -159,7 +168,7 @@ def programs(objective: Any) -> tuple[Any, Any]:
         return programs(objective.parts[0][0])
     if hasattr(objective, "guide"):
         return objective.model, objective.guide
-    for name in ("diffusion", "autoencoder", "gan"):
+    for name in ("diffusion", "classifier", "autoencoder", "gan"):
         if hasattr(objective, name):
             model = getattr(objective, name)
             return model, getattr(model, "noising", None)
@@ -213,6 +222,8 @@ COMPILED: dict[str, Row] = {
     "SoftmaxRegression": Row(
         lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS), "lower bound"
     ),
+    "Coral": Row(lambda: elbo(Coral(4).maximum_likelihood(X, X * 2 + 1)), (X,), "exact"),
+    "LabelShift": Row(lambda: elbo(LabelShift(SHARES)), (SHARES,), "exact"),
     "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
     "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
     "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
@@ -287,6 +298,14 @@ EAGER: dict[str, Row] = {
     ),
     "GAN, generator": Row(lambda: player(1), (X,), None),
     "SemiSupervisedVAE": Row(lambda: elbo(*semi_supervised()), (BINARY, SOME), "lower bound"),
+    "DomainVAE": Row(
+        lambda: elbo(DomainVAE(4, 3, 2), DomainNormal(4, 3, 2)),
+        (BINARY, HALVES, DOMAINS),
+        "lower bound",
+    ),
+    "DomainAdversarial": Row(
+        lambda: domain_adversarial(DomainAdversarial(4, 3)), (X, HALVES, DOMAINS), None
+    ),
     "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
     "Diffusion, every step": Row(lambda: every_step(), (X,), "lower bound"),
     "LatentDiffusion": Row(lambda: latent_diffusion(), (BINARY,), "lower bound"),
