@@ -23,7 +23,9 @@ from ppl_models.checks import check_finite, check_labels, check_rows
 from ppl_models.user_line import warn
 
 WHERE = "compare_labels"
-ERRORS = 2  # standard errors by which labels must be better to be called so
+# Standard errors by which labels must be better to be called so: many, as a method has chosen them
+# with the rows in view, and they fit these better than others like them.
+ERRORS = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class LabelComparison:
 
     @property
     def verdict(self) -> str:
-        """`"better"`, `"worse"`, `"undecided"` within two standard errors, or `"unchanged"`."""
+        """`"better"`, `"worse"`, `"undecided"` within three standard errors, or `"unchanged"`."""
         if not self.changed:
             return "unchanged"
         if abs(self.difference) <= ERRORS * self.standard_error:
@@ -74,8 +76,9 @@ def compare_labels(
 ) -> LabelComparison:
     r"""Compares labels of target rows before and after an adaptation, without knowing them.
 
-    It warns where those after it are not better by two standard errors: an adaptation that is worse
-    than none, or cannot be told from it.
+    It warns where those after it are not better by three standard errors: an adaptation that is
+    worse than none, or cannot be told from it. It knows no truth: labels that part the rows well,
+    other than by class, may be called better, as those of a model may be that parts them itself.
 
     Arguments:
         target: Rows of the target, `(N, D)`.
