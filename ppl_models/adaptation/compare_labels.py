@@ -9,6 +9,9 @@ labels the target is a guide for them. The densities are those of `class_evidenc
 change from method to method, as the evidence that a method maximises itself does: that one rises
 by its very fit, and says nothing of labels.
 
+Labels that part the rows well, other than by class, have a high evidence too. So they are asked
+for the labels of the source as well, which are known: see `told_back`. Better is better by both.
+
 Shapes: `N` rows of the target, `M` rows of the source, `D` features.
 """
 
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from ppl_models.adaptation.class_evidence import class_evidence
 from ppl_models.adaptation.coral import check_without_labels
+from ppl_models.adaptation.reverse import told_back
 from ppl_models.checks import check_finite, check_labels, check_rows
 from ppl_models.user_line import warn
 
@@ -30,12 +34,14 @@ ERRORS = 3
 
 @dataclass(frozen=True)
 class LabelComparison:
-    """What `compare_labels` finds; log evidences in nats per row of the target.
+    """What `compare_labels` finds: log evidences, in nats per row of the target.
 
     Attributes:
         before: That of the rows with the labels of the source's classifier.
         after: That of the rows with the labels of the adapted one.
         standard_error: The error of the difference, as one over other rows like these.
+        told_back: By how much better those after tell the labels of the source, in nats per label.
+        told_back_error: The error of that.
         changed: How many rows have another label.
         num_rows: The number of rows, `N`.
         kind: `"lower bound"`, of the log evidence of the rows without labels.
@@ -44,6 +50,8 @@ class LabelComparison:
     before: float
     after: float
     standard_error: float
+    told_back: float
+    told_back_error: float
     changed: int
     num_rows: int
     kind: str = "lower bound"
@@ -55,19 +63,28 @@ class LabelComparison:
 
     @property
     def verdict(self) -> str:
-        """`"better"`, `"worse"`, `"undecided"` within three standard errors, or `"unchanged"`."""
+        """`"better"`, by three standard errors of both; `"worse"`, by those of the evidence.
+
+        Else `"undecided"`, or `"unchanged"` where all labels are as before.
+        """
         if not self.changed:
             return "unchanged"
-        if abs(self.difference) <= ERRORS * self.standard_error:
-            return "undecided"
-        return "better" if self.difference > 0 else "worse"
+        if self.difference < -ERRORS * self.standard_error:
+            return "worse"
+        pairs = (self.difference, self.standard_error), (self.told_back, self.told_back_error)
+        return "better" if all(found > ERRORS * error for found, error in pairs) else "undecided"
 
     def __str__(self) -> str:
         return (
             f"log evidence of {self.num_rows} target rows by their labels, {self.kind}: "
-            f"{self.before:.3f} nats per row before, {self.after:.3f} after, difference "
-            f"{self.difference:+.3f} ± {self.standard_error:.3f}: {self.verdict} "
-            f"({self.changed} labels changed)"
+            f"{self.before:.3f} nats per row before, {self.after:.3f} after, {self._found()}: "
+            f"{self.verdict} ({self.changed} labels changed)"
+        )
+
+    def _found(self) -> str:
+        return (
+            f"a difference of {self.difference:+.3f} ± {self.standard_error:.3f}; labels of the "
+            f"source are told back {self.told_back:+.3f} ± {self.told_back_error:.3f} nats better"
         )
 
 
@@ -76,9 +93,9 @@ def compare_labels(
 ) -> LabelComparison:
     r"""Compares labels of target rows before and after an adaptation, without knowing them.
 
-    It warns where those after it are not better by three standard errors: an adaptation that is
-    worse than none, or cannot be told from it. It knows no truth: labels that part the rows well,
-    other than by class, may be called better, as those of a model may be that parts them itself.
+    It warns where those after it are not better by three standard errors, in the evidence of the
+    rows and in how well they tell the labels of the source: an adaptation that is worse than none,
+    or cannot be told from it. It is careful: many a small gain is warned of as well.
 
     Arguments:
         target: Rows of the target, `(N, D)`.
@@ -105,11 +122,13 @@ def compare_labels(
     first, second = (
         class_evidence(target, y.long(), (rows, labels), num_classes) for y in (before, after)
     )
-    error = (second.rows - first.rows).std().item() / math.sqrt(len(target))
+    back = [told_back(target, y.long(), (rows, labels), num_classes) for y in (before, after)]
     found = LabelComparison(
         before=first.total.item() / len(target),
         after=second.total.item() / len(target),
-        standard_error=error,
+        standard_error=_error(second.rows - first.rows),
+        told_back=(back[1] - back[0]).mean().item(),
+        told_back_error=_error(back[1] - back[0]),
         changed=int((before != after).sum()),
         num_rows=len(target),
     )
@@ -137,13 +156,17 @@ def _checked(target: Tensor, source: tuple[Tensor, Tensor]) -> tuple[Tensor, Ten
     return rows, labels.long(), num_classes
 
 
+def _error(differences: Tensor) -> float:
+    return differences.std().item() / math.sqrt(len(differences))
+
+
 def _warning(found: LabelComparison) -> str:
     worse = (
         "worse than none" if found.verdict == "worse" else "not better than none, as far as told"
     )
     return (
         f"{WHERE}: the adaptation is {worse}: the log evidence of the target rows by their labels "
-        f"is {found.before:.3f} nats per row without it, {found.after:.3f} with it, a difference "
-        f"of {found.difference:+.3f} ± {found.standard_error:.3f}. Try the labels before it, a "
-        f"stronger ridge or a weaker weight, or rows that are cropped and scaled alike."
+        f"is {found.before:.3f} nats per row without it, {found.after:.3f} with it, "
+        f"{found._found()}. Try the labels before it, a stronger ridge or a weaker weight, or rows "
+        f"that are cropped and scaled alike."
     )

@@ -117,7 +117,8 @@ def test_a_gain_is_called_so_and_a_loss_is_warned_of():
         found = compare_labels(x, before=before, after=right, source=source)
     assert found.verdict == "better"
     assert found.kind == "lower bound"
-    assert found.difference > 2 * found.standard_error > 0
+    assert found.difference > 3 * found.standard_error > 0
+    assert found.told_back > 3 * found.told_back_error > 0
     assert (right == y).sum() > (before == y).sum() > (wrong == y).sum()
     with pytest.warns(UserWarning, match=r"adaptation is worse than none: .* a difference of -"):
         worse = compare_labels(x, before=before, after=wrong, source=source)
@@ -125,7 +126,7 @@ def test_a_gain_is_called_so_and_a_loss_is_warned_of():
     with pytest.warns(UserWarning, match="worse than none"):
         back = compare_labels(x, before=right, after=before, source=source)
     assert back.difference == pytest.approx(-found.difference)
-    assert f"difference {found.difference:+.3f}" in str(found)
+    assert f"a difference of {found.difference:+.3f}" in str(found)
     assert "600 target rows" in str(found)
 
 
