@@ -11,7 +11,8 @@ to. A tenth of the source is held out, for label shift.
 Each method is compared with the same classifier of the source alone. The evidence is that of
 `compare_labels`, which sees no label of the target: nats per row, a lower bound, the higher the
 better. Beside it: how much better the labels tell those of the source back, in nats per label. It
-warns where labels are not better than before by three standard errors of both.
+warns where labels are not better than before by three standard errors of both, and says worse where
+the evidence is lower by three.
 
 Settings were chosen on `tuning`, MNIST to scikit-learn's digits, boxed alike, with 2000 rows, and
 on no other task: the best of a ridge of .01, .1, 1 and 3, a reversed gradient of .03, .1, .3 and 1
@@ -54,18 +55,8 @@ from ppl_models.datasets import boxed, cropped, digits, mnist, semeion
 RIDGE = 3.0
 REVERSED = 0.3
 LATENTS, LABEL_WEIGHT = 4, 10.0
-FIELDS = (
-    "right",
-    "evidence",
-    "difference",
-    "error",
-    "back",
-    "back_error",
-    "lost",
-    "gained",
-    "warned",
-    "seconds",
-)
+COUNTS = ("lost", "gained", "warned", "worse")
+FIELDS = ("right", "evidence", "difference", "error", "back", "back_error", *COUNTS, "seconds")
 
 
 class Task(NamedTuple):
@@ -162,7 +153,7 @@ def score(task: Task, alone: Labels, found: Labels) -> dict[str, float]:
     values = (
         *(right / len(task.truth), told.after, told.difference, told.standard_error),
         *(told.told_back, told.told_back_error),
-        *(right < was, right > was, bool(caught), found.seconds),
+        *(right < was, right > was, bool(caught), told.verdict == "worse", found.seconds),
     )
     return dict(zip(FIELDS, map(float, values), strict=True))
 
@@ -315,29 +306,29 @@ def show(name: str, found: dict[tuple[str, str], list[dict[str, float]]], seeds:
     print(
         "the source only, labels of the source told back (nats per label) than by the source only,"
     )
-    print("(± mean standard errors), seeds that lost, gained and were warned of\n")
+    print("(± mean standard errors), seeds that lost, gained, were warned of, and told worse\n")
     print(f"{'':38}{'right':>14}{'evidence':>10}{'better by':>15}{'told back':>14}"
-          f"{'lost':>6}{'gained':>8}{'warned':>8}{'seconds':>9}")  # fmt: skip
+          f"{'lost':>6}{'gained':>8}{'warned':>8}{'worse':>7}{'seconds':>9}")  # fmt: skip
     for (classifier, method), rows in found.items():
         mean = {key: float(np.mean([row[key] for row in rows])) for key in FIELDS}
-        total = {key: int(sum(row[key] for row in rows)) for key in ("lost", "gained", "warned")}
+        total = {key: int(sum(row[key] for row in rows)) for key in COUNTS}
         spread = float(np.std([row["right"] for row in rows]))
         print(f"{classifier + ', ' + method:38}{mean['right']:8.1%} ±{spread:5.1%}"
               f"{mean['evidence']:10.2f}{mean['difference']:9.2f} ±{mean['error']:4.2f}"
               f"{mean['back']:8.3f} ±{mean['back_error']:4.2f}"
               f"{total['lost']:6}{total['gained']:8}{total['warned']:8}"
+              f"{total['worse']:7}"
               f"{mean['seconds']:9.1f}")  # fmt: skip
 
 
 def conclude(rows: list[dict[str, float]]) -> None:
     """How often the warning came where it should, and where it should not."""
-    lost, gained = ([row for row in rows if row[key]] for key in ("lost", "gained"))
-    print(f"\nOf {len(lost)} cases that lost against source only {sum_of(lost)} were warned of, of "
-          f"{len(gained)} that gained {sum_of(gained)}.")  # fmt: skip
-
-
-def sum_of(rows: list[dict[str, float]]) -> int:
-    return int(sum(row["warned"] for row in rows))
+    print()
+    for key in ("lost", "gained"):
+        chosen = [row for row in rows if row[key]]
+        warned, worse = (int(sum(row[name] for row in chosen)) for name in ("warned", "worse"))
+        print(f"Of {len(chosen)} cases that {key} against source only {warned} were warned of, of "
+              f"which {worse} were told to be worse.")  # fmt: skip
 
 
 if __name__ == "__main__":
