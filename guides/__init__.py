@@ -3,6 +3,7 @@
 from guides.amortized import AmortizedNormal
 from guides.blocks import BlockPosterior
 from guides.conditional import ConditionalNormal, LabelNormal
+from guides.domain import DomainNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
 from guides.factorisation import FactorisationNormal
@@ -16,6 +17,7 @@ __all__ = [
     "BlockPosterior",
     "BottomUpNormal",
     "ConditionalNormal",
+    "DomainNormal",
     "ExactPosterior",
     "FactorNormal",
     "FactorisationGamma",

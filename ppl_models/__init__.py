@@ -2,9 +2,14 @@
 
 from ppl_models import _moved
 from ppl_models import guides as guides  # loads nothing yet
+from ppl_models.adaptation.adversarial import DomainAdversarial, domain_adversarial
+from ppl_models.adaptation.compare_labels import LabelComparison, compare_labels
+from ppl_models.adaptation.coral import Coral
+from ppl_models.adaptation.label_shift import LabelShift
 from ppl_models.autoencoders.aggregate import aggregate
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.domain import DomainVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
@@ -98,9 +103,12 @@ __all__ = [
     "ClusteredVAE",
     "Comparison",
     "ConditionalVAE",
+    "Coral",
     "DenoisingAutoEncoder",
     "Diffusion",
     "DistanceEmbedding",
+    "DomainAdversarial",
+    "DomainVAE",
     "Evidence",
     "FactorAnalysis",
     "FeaturePrior",
@@ -111,6 +119,8 @@ __all__ = [
     "HierarchicalVAE",
     "HistogramDensity",
     "InnerProduct",
+    "LabelComparison",
+    "LabelShift",
     "LatentDiffusion",
     "LatentPositions",
     "LinearRegression",
@@ -141,11 +151,13 @@ __all__ = [
     "balanced",
     "bin_edges",
     "compare",
+    "compare_labels",
     "component_summary",
     "data_plate",
     "denoising",
     "descend",
     "distance_pairs",
+    "domain_adversarial",
     "elbo",
     "fit",
     "fit_em",

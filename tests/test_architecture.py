@@ -18,7 +18,7 @@ GROUND = {
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
-    *("diffusion", "gan", "embeddings", "graphs", "recommender"),
+    *("diffusion", "gan", "embeddings", "graphs", "recommender", "adaptation"),
 }
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {
@@ -28,10 +28,13 @@ INFER = {
 # What a family descends, bounds, plays or does to its draws: these files alone see `infer`.
 OWN_INFERENCE = {
     *("autoencoders/aggregate.py", "autoencoders/reconstruction.py", "gan/game.py"),
-    *("embeddings/procrustes.py", "mixtures/relabel.py"),
+    *("adaptation/adversarial.py", "embeddings/procrustes.py", "mixtures/relabel.py"),
     *("diffusion/denoising.py", "diffusion/bound.py", "diffusion/flow.py"),
 }
-BUILT_ON = {"diffusion/latent.py": {"autoencoders"}}
+BUILT_ON = {
+    "diffusion/latent.py": {"autoencoders"},
+    "adaptation/adversarial.py": {"supervised"},
+}
 # The public names, those of the guides, and the ways to where things were.
 HALL = {"__init__", "guides", "_moved"}
 

@@ -15,6 +15,7 @@ from ppl_models.datasets.images import (
 )
 from ppl_models.datasets.networks import Network, football, karate
 from ppl_models.datasets.planetoid import Citations, planetoid
+from ppl_models.datasets.semeion import boxed, cropped, semeion
 from ppl_models.datasets.sentences import Sentences, sst2, tiny_shakespeare, trec
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Sentences",
     "binarize",
     "binary_mnist",
+    "boxed",
+    "cropped",
     "digits",
     "eurodist",
     "fashion_mnist",
@@ -36,6 +39,7 @@ __all__ = [
     "mnist",
     "movielens",
     "planetoid",
+    "semeion",
     "sst2",
     "tiny_shakespeare",
     "trec",

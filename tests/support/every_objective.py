@@ -24,6 +24,7 @@ from guides import (
     BlockPosterior,
     BottomUpNormal,
     ConditionalNormal,
+    DomainNormal,
     ExactPosterior,
     FactorisationGamma,
     FactorisationNormal,
@@ -45,15 +46,19 @@ from ppl_models import (
     Classifier,
     ClusteredVAE,
     ConditionalVAE,
+    Coral,
     DenoisingAutoEncoder,
     Diffusion,
     DistanceEmbedding,
+    DomainAdversarial,
+    DomainVAE,
     FactorAnalysis,
     FeaturePrior,
     FlowPrior,
     GaussianDiscriminant,
     GaussianMixture,
     HierarchicalVAE,
+    LabelShift,
     LatentDiffusion,
     LatentPositions,
     LinearRegression,
@@ -75,6 +80,7 @@ from ppl_models import (
     VampPrior,
     adversarial,
     denoising,
+    domain_adversarial,
     elbo,
     iwae,
     reconstruction,
@@ -125,6 +131,9 @@ NODES = torch.triu_indices(6, 6, offset=1).T.contiguous()  # all pairs of them
 INDEX = torch.cat([NODES, NODES.flip(1)])[::2].T.contiguous()
 EDGES = (NODES.sum(1) % 3 == 0).float()
 RATED = torch.stack([torch.arange(24) % 6, torch.arange(24) // 6], 1)  # of a user and an item
+DOMAINS = (torch.arange(24) % 2 == 1).long()
+HALVES = LABELS.where(DOMAINS == 0, -1)
+SHARES = X[:, :3].softmax(1)
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
 WORDS = torch.randint(1, 6, (24, 4), generator=_generator)
 
@@ -244,7 +253,7 @@ def programs(objective: Any) -> tuple[Any, Any]:
         return programs(objective.parts[0][0])
     if hasattr(objective, "guide"):
         return objective.model, objective.guide
-    for name in ("diffusion", "autoencoder", "gan"):
+    for name in ("diffusion", "classifier", "autoencoder", "gan"):
         if hasattr(objective, name):
             model = getattr(objective, name)
             return model, getattr(model, "noising", None)
@@ -314,6 +323,8 @@ COMPILED: dict[str, Row] = {
     "SoftmaxRegression": Row(
         lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS), "lower bound"
     ),
+    "Coral": Row(lambda: elbo(Coral(4).maximum_likelihood(X, X * 2 + 1)), (X,), "exact"),
+    "LabelShift": Row(lambda: elbo(LabelShift(SHARES)), (SHARES,), "exact"),
     "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
     "Classifier, vision transformer": Row(
         lambda: elbo(Classifier(64, 3, 8, transformer())), (IMAGES, LABELS[:8]), "exact"
@@ -430,6 +441,14 @@ EAGER: dict[str, Row] = {
     ),
     "GAN, generator": Row(lambda: player(1), (X,), None),
     "SemiSupervisedVAE": Row(lambda: elbo(*semi_supervised()), (BINARY, SOME), "lower bound"),
+    "DomainVAE": Row(
+        lambda: elbo(DomainVAE(4, 3, 2), DomainNormal(4, 3, 2)),
+        (BINARY, HALVES, DOMAINS),
+        "lower bound",
+    ),
+    "DomainAdversarial": Row(
+        lambda: domain_adversarial(DomainAdversarial(4, 3)), (X, HALVES, DOMAINS), None
+    ),
     "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
     "StochasticBlockModel": Row(lambda: blocks(), (NODES, EDGES), "lower bound"),
     "Diffusion, every step": Row(lambda: every_step(), (X,), "lower bound"),

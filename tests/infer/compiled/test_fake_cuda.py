@@ -38,7 +38,10 @@ from tests.support.fake_cuda import CUDA, fake_cuda
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
 COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")
-READS = ("SemiSupervisedVAE",)  # Pyro's Dice looks where the guide's probabilities are zero
+READS = (
+    "SemiSupervisedVAE",
+    "DomainVAE",
+)  # Pyro's Dice looks where the guide's probabilities are zero
 
 
 @pytest.mark.parametrize("name", ALL)
