@@ -24,13 +24,13 @@ from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.agreement import few, is_exact
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.evidence.precision import check_density
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.conditionals import check_conditionals, pseudo_likelihoods
 from ppl_models.infer.trials.points import check_no_point
+from ppl_models.infer.trials.precision import check_density
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 

@@ -29,7 +29,6 @@ from ppl_models.checks import allows_missing, check_devices, check_tensors, chec
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
-from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, no_latents
@@ -39,6 +38,7 @@ from ppl_models.infer.trials.auxiliary import Draw, is_of_pyro, why_unknown
 from ppl_models.infer.trials.independence import FEW as TRIED
 from ppl_models.infer.trials.independence import Pair, Trial, first_line
 from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
+from ppl_models.infer.trials.precision import check_precision
 from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
