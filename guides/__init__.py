@@ -1,22 +1,28 @@
 """Inference programs: what `pyro.infer.autoguide` lacks."""
 
 from guides.amortized import AmortizedNormal
+from guides.blocks import BlockPosterior
 from guides.conditional import ConditionalNormal, LabelNormal
+from guides.domain import DomainNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
 from guides.factorisation import FactorizationNormal
 from guides.factorisation_gamma import FactorizationGamma
+from guides.graph import GraphNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 
 __all__ = [
     "AmortizedNormal",
+    "BlockPosterior",
     "BottomUpNormal",
     "ConditionalNormal",
+    "DomainNormal",
     "ExactPosterior",
     "FactorNormal",
     "FactorizationGamma",
     "FactorizationNormal",
+    "GraphNormal",
     "LabelNormal",
     "LadderNormal",
     "MeanFieldMixture",

@@ -64,10 +64,14 @@ class ConditionalNormal(nn.Module):
     def posterior(self, x: Tensor, y: Tensor) -> dist.Independent:
         r"""Returns :math:`q(z \mid x, y)`, for labels `(B,)`, or `(C, B)` where enumerated."""
         check_rows(x, self.num_features, type(self).__name__)
-        label = (y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)).to(x.dtype)
-        rows = x.expand(*y.shape[:-1], *x.shape)
+        return self._normal(x, y)
+
+    def _normal(self, rows: Tensor, y: Tensor) -> dist.Independent:
+        """What the encoder makes of rows, `(B, *)`, and labels."""
+        label = (y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)).to(rows.dtype)
+        rows = rows.expand(*y.shape[:-1], *rows.shape)
         inputs = torch.cat([rows, label.expand(*rows.shape[:-1], self.num_classes)], -1)
-        outputs = self.encoder(inputs.flatten(0, -2)).to(x.dtype)  # one dimension of rows
+        outputs = self.encoder(inputs.flatten(0, -2)).to(rows.dtype)  # one dimension of rows
         check_means_and_scales(outputs, self.num_latents, type(self).__name__, "encoder")
         loc, log_scale = outputs.unflatten(0, inputs.shape[:-1]).chunk(2, dim=-1)  # (*, B, K)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

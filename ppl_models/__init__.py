@@ -2,9 +2,14 @@
 
 from ppl_models import _moved
 from ppl_models import guides as guides  # loads nothing yet
+from ppl_models.adaptation.adversarial import DomainAdversarial, domain_adversarial
+from ppl_models.adaptation.compare_labels import LabelComparison, compare_labels
+from ppl_models.adaptation.coral import Coral
+from ppl_models.adaptation.label_shift import LabelShift
 from ppl_models.autoencoders.aggregate import aggregate
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.conditional import ConditionalVAE
+from ppl_models.autoencoders.domain import DomainVAE
 from ppl_models.autoencoders.hierarchical import HierarchicalVAE
 from ppl_models.autoencoders.reconstruction import reconstruction
 from ppl_models.autoencoders.semi_supervised import SemiSupervisedVAE
@@ -21,6 +26,14 @@ from ppl_models.diffusion.denoising import denoising
 from ppl_models.diffusion.flow import probability_flow
 from ppl_models.diffusion.latent import LatentDiffusion
 from ppl_models.diffusion.model import Diffusion
+from ppl_models.embeddings.any_order import AnyOrderWords
+from ppl_models.embeddings.clusters import ClusteredVAE
+from ppl_models.embeddings.distances import DistanceEmbedding
+from ppl_models.embeddings.masked import MaskedWords
+from ppl_models.embeddings.procrustes import procrustes
+from ppl_models.embeddings.sentences import SentenceClassifier
+from ppl_models.embeddings.tables import distance_pairs
+from ppl_models.embeddings.vocabulary import Vocabulary, ngrams
 from ppl_models.factors.analysis import FactorAnalysis
 from ppl_models.factors.bayesian import BayesianFactorAnalysis
 from ppl_models.factors.pca import PCA
@@ -28,6 +41,13 @@ from ppl_models.factors.probabilistic_pca import ProbabilisticPCA
 from ppl_models.factors.rotation import align, varimax, varimax_draws
 from ppl_models.gan.game import adversarial
 from ppl_models.gan.model import GAN
+from ppl_models.graphs.batches import balanced
+from ppl_models.graphs.blocks import StochasticBlockModel
+from ppl_models.graphs.classifier import NodeClassifier
+from ppl_models.graphs.graph import Graph, read_graph
+from ppl_models.graphs.links import hold_out
+from ppl_models.graphs.positions import LatentPositions
+from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -70,7 +90,9 @@ __all__ = [
     "PCA",
     "SVI",
     "VAE",
+    "VGAE",
     "Aggregate",
+    "AnyOrderWords",
     "AutoEncoder",
     "Autoregressive",
     "AutoregressiveModel",
@@ -78,22 +100,36 @@ __all__ = [
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
     "Classifier",
+    "ClusteredVAE",
     "Comparison",
     "ConditionalVAE",
+    "Coral",
     "DenoisingAutoEncoder",
     "Diffusion",
+    "DistanceEmbedding",
+    "DomainAdversarial",
+    "DomainVAE",
     "Evidence",
     "FactorAnalysis",
+    "FeaturePrior",
     "FlowPrior",
     "GaussianDiscriminant",
     "GaussianMixture",
+    "Graph",
     "HierarchicalVAE",
     "HistogramDensity",
+    "InnerProduct",
+    "LabelComparison",
+    "LabelShift",
     "LatentDiffusion",
+    "LatentPositions",
     "LinearRegression",
     "LogisticRegression",
+    "MaskedWords",
     "MatrixFactorization",
     "MixturePrior",
+    "Nearness",
+    "NodeClassifier",
     "Objective",
     "PixelCNN",
     "PixelRNN",
@@ -102,34 +138,45 @@ __all__ = [
     "ProbabilisticPCA",
     "Run",
     "SemiSupervisedVAE",
+    "SentenceClassifier",
     "SoftmaxRegression",
+    "StochasticBlockModel",
     "Transformed",
     "VampPrior",
+    "Vocabulary",
     "WarmStart",
     "adversarial",
     "aggregate",
     "align",
+    "balanced",
     "bin_edges",
     "compare",
+    "compare_labels",
     "component_summary",
     "data_plate",
     "denoising",
     "descend",
+    "distance_pairs",
+    "domain_adversarial",
     "elbo",
     "fit",
     "fit_em",
     "freeze",
     "from_pyro_mcmc",
     "from_pyro_svi",
+    "hold_out",
     "impute",
     "iwae",
     "load",
     "log_evidence",
     "log_predictive",
+    "ngrams",
     "num_active",
     "posterior_as_prior",
     "predict",
     "probability_flow",
+    "procrustes",
+    "read_graph",
     "reconstruction",
     "relabel",
     "save",

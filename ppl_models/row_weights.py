@@ -71,7 +71,8 @@ def weighted_batches(
     if start != len(weight):
         raise ValueError(
             f"{where}: sample_weight: expected one number for each row, got {len(weight)} for "
-            f"{start}{' rows' if start < len(weight) else ' rows or more'}."
+            f"{start}{' rows' if start < len(weight) else ' rows or more'}. Try the weights of all "
+            f"batches, one after the other."
         )
 
 

@@ -18,19 +18,23 @@ GROUND = {
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
-    *("diffusion", "gan", "recommender"),
+    *("diffusion", "gan", "embeddings", "graphs", "recommender", "adaptation"),
 }
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {
     **{"programs": 0, "trials": 1, "compiled": 2, "evidence": 3, "objectives": 4, "training": 5},
     **{"transfer": 6, "selection": 7},
 }
-# What a family descends, bounds or plays by itself: these files alone see `infer`.
+# What a family descends, bounds, plays or does to its draws: these files alone see `infer`.
 OWN_INFERENCE = {
     *("autoencoders/aggregate.py", "autoencoders/reconstruction.py", "gan/game.py"),
+    *("adaptation/adversarial.py", "embeddings/procrustes.py", "mixtures/relabel.py"),
     *("diffusion/denoising.py", "diffusion/bound.py", "diffusion/flow.py"),
 }
-BUILT_ON = {"diffusion/latent.py": {"autoencoders"}}
+BUILT_ON = {
+    "diffusion/latent.py": {"autoencoders"},
+    "adaptation/adversarial.py": {"supervised"},
+}
 # The public names, those of the guides, and the ways to where things were.
 HALL = {"__init__", "guides", "_moved"}
 

@@ -7,6 +7,7 @@ Files:
     vae: a latent vector, and a network from it to the row
     conditional: rows given their labels
     semi_supervised: a few rows have labels, most have none
+    domain: rows of several domains, whose labels are known in one
     hierarchical: two layers of latents
     aggregate: how far the posteriors of all rows together are from the prior
     surgery: what was found of that: numbers, a table, a picture

@@ -124,7 +124,8 @@ class SemiSupervisedVAE(nn.Module):
 
     def _check_known_labels(self, x: Tensor | None, y: Tensor | None) -> None:
         """Raises unless labels are those of rows, or, beside rows, not known."""
+        where = type(self).__name__
         if x is None or not isinstance(y, Tensor):
-            check_labels(y, self.num_classes, None if x is None else len(x), WHERE)
+            check_labels(y, self.num_classes, None if x is None else len(x), where)
         else:
-            check_labels(y.where(y != UNKNOWN, y.new_zeros(())), self.num_classes, len(x), WHERE)
+            check_labels(y.where(y != UNKNOWN, y.new_zeros(())), self.num_classes, len(x), where)

@@ -1,5 +1,6 @@
-"""Data sets, real ones only: handwritten digits, images of clothes, ratings of films."""
+"""Data sets, real ones only: images, sentences, ratings of films, graphs, distances of cities."""
 
+from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.films import MovieLens, movielens
 from ppl_models.datasets.images import (
     Binarize,
@@ -12,17 +13,34 @@ from ppl_models.datasets.images import (
     fashion_mnist,
     mnist,
 )
+from ppl_models.datasets.networks import Network, football, karate
+from ppl_models.datasets.planetoid import Citations, planetoid
+from ppl_models.datasets.semeion import boxed, cropped, semeion
+from ppl_models.datasets.sentences import Sentences, sst2, tiny_shakespeare, trec
 
 __all__ = [
     "Binarize",
+    "Citations",
     "Folder",
     "Labelled",
     "MovieLens",
+    "Network",
     "Part",
+    "Sentences",
     "binarize",
     "binary_mnist",
+    "boxed",
+    "cropped",
     "digits",
+    "eurodist",
     "fashion_mnist",
+    "football",
+    "karate",
     "mnist",
     "movielens",
+    "planetoid",
+    "semeion",
+    "sst2",
+    "tiny_shakespeare",
+    "trec",
 ]

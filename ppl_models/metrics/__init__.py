@@ -7,6 +7,7 @@ gives where both come from the same distribution: report that floor beside it.
 from ppl_models.metrics.coverage import ModeCoverage, label_coverage, mode_coverage
 from ppl_models.metrics.frechet import frechet
 from ppl_models.metrics.latents import LatentClassification, latent_classification
+from ppl_models.metrics.maps import stress, trustworthiness
 from ppl_models.metrics.prdc import PRDC, prdc
 from ppl_models.metrics.ranking import ndcg_at, recall_at
 
@@ -21,4 +22,6 @@ __all__ = [
     "ndcg_at",
     "prdc",
     "recall_at",
+    "stress",
+    "trustworthiness",
 ]

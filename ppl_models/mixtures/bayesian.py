@@ -118,7 +118,8 @@ class BayesianGaussianMixture(nn.Module):
         check_positive(concentration=concentration, prior_strength=prior_strength)
         if not size + 1 < prior_df < math.inf:
             raise ValueError(
-                f"prior_df: expected a finite number above {size + 1}, got {prior_df!r}."
+                f"prior_df: expected a finite number above {size + 1}, got {prior_df!r}. Try "
+                f"prior_df=None, {size + 2}."
             )
         loc = _per_feature("prior_loc", prior_loc, num_features)
         scale = _per_feature("prior_scale", prior_scale, size * blocks)

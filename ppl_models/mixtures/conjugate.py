@@ -25,11 +25,13 @@ References:
 import math
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_models.linalg import cholesky
 from ppl_models.mixtures.inverse_wishart import log_diagonal, log_normaliser
+from ppl_models.row_weights import weight_of
 
 
 class ConjugateMixture(NamedTuple):
@@ -84,11 +86,48 @@ class ConjugateMixture(NamedTuple):
         """
         return self.given(x, components).log_ratio(self, x, components)
 
-    def log_ratio(self, prior: "ConjugateMixture", x: Tensor, components: Tensor) -> Tensor:
-        """Returns `prior.log_joint(x, components)`, if this is `prior.given(x, components)`."""
-        entropy = torch.special.entr(components).sum()
-        constant = 0.5 * x.numel() * math.log(2 * math.pi)
-        return self.log_normaliser() - prior.log_normaliser() - constant + entropy
+    def log_ratio(
+        self,
+        prior: "ConjugateMixture",
+        x: Tensor,
+        components: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Returns `prior.log_joint(x, components)`, if this is `prior.given(x, components)`.
+
+        Arguments:
+            prior: The prior.
+            x: The rows, `(N, D)`.
+            components: Their components, `(N, K)`.
+            weight: How many times each row counts, `(N,)`, so that this is
+                `prior.given(x, weight[:, None] * components)`.
+        """
+        entropy = torch.special.entr(components)
+        entropy = entropy if weight is None else entropy * weight[:, None]
+        numbers = x.shape[1] * weight_of(x, weight)
+        constant = 0.5 * numbers * math.log(2 * math.pi)
+        return self.log_normaliser() - prior.log_normaliser() - constant + entropy.sum()
+
+    def predictive(self) -> dist.MixtureSameFamily:
+        r"""Returns :math:`\mathbb{E}[\sum_k \pi_k \mathcal{N}(x \mid \mu_k, \Sigma_k)]`, over rows.
+
+        It is a mixture of Student's t: heavier tails than those of any component.
+        """
+        size, repeats = self.scale.shape[-1], self._repeats
+        df = self.df - size + 1  # (K,)
+        spread = ((1 + 1 / self.strength) / df).sqrt()  # (K,)
+        root = cholesky(self.scale) * spread[:, None, None, None]  # (K, G, F, F)
+        weights = dist.Categorical(self.expected_weights())
+        if self.scale.shape[1] > 1:  # diagonal
+            each = dist.StudentT(df[:, None], self.loc, root[:, :, 0, 0]).to_event(1)
+            return dist.MixtureSameFamily(weights, each)
+        if repeats > 1:
+            root = root * torch.eye(repeats, dtype=root.dtype, device=root.device)
+        return dist.MixtureSameFamily(weights, dist.MultivariateStudentT(df, self.loc, root[:, 0]))
+
+    def expected_weights(self) -> Tensor:
+        r"""Returns :math:`\mathbb{E}[\pi_k]`, `(K,)`."""
+        return weights_of(self.sticks[:, 0] / self.sticks.sum(1))
 
     def expected_log_joint(self, x: Tensor) -> Tensor:
         r"""Returns :math:`\mathbb{E}[\log \pi_k \, p(x_n \mid \mu_k, \Sigma_k)]`, `(N, K)`."""
@@ -134,6 +173,6 @@ def weights_of(sticks: Tensor) -> Tensor:
         >>> weights_of(torch.tensor([0.5, 0.5]))
         tensor([0.5000, 0.2500, 0.2500])
     """
-    one = torch.ones_like(sticks[..., :1])
+    one = sticks.new_ones(*sticks.shape[:-1], 1)
     left = (1 - sticks).cumprod(-1)
     return torch.cat([sticks, one], -1) * torch.cat([one, left], -1)

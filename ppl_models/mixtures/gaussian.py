@@ -90,7 +90,10 @@ class GaussianMixture(nn.Module, InformationCriteria):
         (torch.Size([7]), torch.Size([7, 3]))
     """
 
-    floor: Tensor  # the least scale of each feature, (D,) or (1,), unless given; at first 0
+    # Unless min_scale is given: log of the least scale of each feature, (1, D), (1, 1) or, if tied,
+    # (D,), to go with log_scale; and for which features rows have told it.
+    log_floor: Tensor
+    measured: Tensor
 
     def __init__(
         self,
@@ -118,40 +121,37 @@ class GaussianMixture(nn.Module, InformationCriteria):
         self.log_scale = nn.Parameter(torch.zeros(shape))  # of the diagonal of L: Sigma = L L^T
         if covariance in ("full", "tied"):
             self.lower = nn.Parameter(torch.zeros(*shape, num_features))  # L below its diagonal
-        unknown = torch.zeros(1 if covariance == "spherical" else num_features)
-        self.register_buffer("floor", unknown if min_scale is None else None)
+        if min_scale is None:
+            own = self.log_scale if covariance == "tied" else self.log_scale[:1]
+            unknown = torch.full_like(own, math.log(SMALL), requires_grad=False)
+            self.register_buffer("log_floor", unknown)
+            self.register_buffer("measured", torch.zeros_like(unknown, dtype=torch.bool))
 
     @property
     def scale(self) -> Tensor:
         """The Cholesky factors of the covariances, (K, D, D), or (D, D) if tied; if diagonal the
         standard deviations, (K, D), if spherical (K, 1)."""
         # In logarithms, so that the gradient of a tiny scale is not lost.
-        scale = self.log_scale.clamp(min=self._log_floor()).exp()
+        least = self.log_floor if self.min_scale is None else math.log(self.min_scale)
+        scale = self.log_scale.clamp(min=least).exp()
         if self.covariance in ("diag", "spherical"):
             return scale
         return self.lower.tril(-1) + torch.diag_embed(scale)
-
-    def _log_floor(self) -> Tensor | float:
-        """The logarithm of the least scale, in a shape that goes with `log_scale`."""
-        if self.min_scale is not None:
-            return math.log(self.min_scale)
-        known = self.floor if self.covariance == "tied" else self.floor.unsqueeze(-2)
-        return known.where(known > 0, SMALL).log()
 
     def _floor(self) -> Tensor:
         """The least scale, in float64, (R or 1, 1, F)."""
         if self.min_scale is not None:
             return self.locs.new_full((1, 1, 1), self.min_scale, dtype=torch.float64)
-        known = self.floor.double().view(-1, 1, self.floor.shape[-1])
-        return known.where(known > 0, SMALL)
+        return self.log_floor.double().exp().view(-1, 1, self.log_floor.shape[-1])
 
     def _measure(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
         """Learns from all rows what the floor is a part of, unless it is given or known."""
-        if self.min_scale is None and not self.floor.all():
+        if self.min_scale is None and not self.measured.all():
             _, found = moments(batches)  # (D,)
             if self.covariance == "spherical":
                 found = found.square().mean(0, keepdim=True).sqrt()
-            self.floor.copy_(SMALL * found)
+            self.measured.copy_(found > 0)
+            self.log_floor.copy_(math.log(SMALL) + found.where(found > 0, 1.0).log())
 
     @property
     def weights(self) -> Tensor:
@@ -264,8 +264,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         for name, parameter in self.named_parameters():
             stacked = parameter.detach().expand(restarts, *parameter.shape).clone()
             setattr(model, name, nn.Parameter(stacked, parameter.requires_grad))
-        if self.min_scale is None:
-            model.floor = self.floor.expand(restarts, -1).clone()
+        for name, held in self.named_buffers():
+            setattr(model, name, held.expand(restarts, *held.shape).clone())
         return model
 
     @torch.no_grad()
@@ -315,8 +315,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         best = values.argmax(1) + CANDIDATES * torch.arange(starts, device=values.device)
         for own, parameter in zip(self.parameters(), candidates.parameters(), strict=True):
             own.copy_(parameter[best].view_as(own))
-        if self.min_scale is None:
-            self.floor.copy_(candidates.floor[best].view_as(self.floor))
+        for held, of_candidates in zip(self.buffers(), candidates.buffers(), strict=True):
+            held.copy_(of_candidates[best].view_as(held))
 
     def _check_fit(self, x: Tensor) -> None:
         components, features = self.locs.shape[-2:]
@@ -341,10 +341,9 @@ class GaussianMixture(nn.Module, InformationCriteria):
             )
         if self.min_scale is not None and self.min_scale >= mean:
             raise ValueError(
-                f"GaussianMixture: expected min_scale, the smallest standard deviation of a "
-                f"component, to be less than that of the rows, {mean:.3g} (the root mean square "
-                f"of the columns'), got {self.min_scale!r}. Try min_scale=None, a thousandth of "
-                f"each column's own."
+                f"GaussianMixture: expected min_scale ** 2, the smallest variance of a component, "
+                f"to be less than that of the rows, {mean**2:.3g} (the mean of the columns'), got "
+                f"{self.min_scale**2:.3g}. Try min_scale=None, a part of each column's own."
             )
 
     @torch.no_grad()

@@ -18,7 +18,6 @@ References:
     | the components by size, https://www.ijcai.org/Proceedings/07/Papers/449.pdf
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -28,14 +27,20 @@ from ppl_models.mixtures.conjugate import ConjugateMixture
 from ppl_models.mixtures.kmeans import kmeans
 
 SHORT = 30  # steps that tell good starts from bad ones
+ROUNDING = 1e-12  # of a bound, relative to its size
 
 
 class Ascent(NamedTuple):
     """Where an ascent has arrived."""
 
-    bound: float  # in nats, of all rows
+    bounds: list[float]  # at its start, and after each step, in nats, of all rows
     posterior: ConjugateMixture
     responsibilities: Tensor  # (N, K)
+
+    @property
+    def bound(self) -> float:
+        """The last bound."""
+        return self.bounds[-1]
 
 
 @torch.no_grad()
@@ -53,24 +58,50 @@ def mean_field(
         restarts: The number of runs of k-means for each number of clusters, 1 to `K`.
         max_steps: The most steps of each ascent.
     """
-    precision, x = x.dtype, x.double()
-    prior = ConjugateMixture(*(parameter.double() for parameter in prior))
+    double = ConjugateMixture(*(parameter.double() for parameter in prior))
+    found = best_ascent(double, x.double(), restarts, max_steps).posterior
+    return ConjugateMixture(*(parameter.to(x.dtype) for parameter in found))
+
+
+@torch.no_grad()
+def best_ascent(
+    prior: ConjugateMixture,
+    x: Tensor,
+    restarts: int = 1,
+    max_steps: int = 1000,
+    tolerance: float = 1e-7,
+    weight: Tensor | None = None,
+) -> Ascent:
+    """Returns the best ascent that is found; takes what `mean_field` and `ascend` do, in float64.
+
+    The steps of the ascents are counted from where a few of them have found the best start.
+    """
     units = prior.scale[0].diagonal(dim1=-2, dim2=-1).flatten().sqrt()  # (D,) or (1,)
     components = len(prior.loc)
     most = min(components, len(x.unique(dim=0)))
     starts = [
-        ascend(prior, x, torch.nn.functional.one_hot(labels, components).to(x.dtype), SHORT)
+        ascend(
+            prior,
+            x,
+            torch.nn.functional.one_hot(labels, components).to(x.dtype),
+            SHORT,
+            weight=weight,
+        )
         for clusters in range(1, most + 1)
-        for labels in kmeans(x / units, clusters, restarts)
+        for labels in kmeans(x / units, clusters, restarts, 100, weight)
     ]
     best = max(starts, key=lambda ascent: ascent.bound)
-    best = ascend(prior, x, best.responsibilities, max_steps)
+    best = ascend(prior, x, best.responsibilities, max_steps, tolerance, weight)
     while True:
-        shorter = [ascend(prior, x, start, SHORT) for start in _without_one(best.responsibilities)]
+        shorter = [
+            ascend(prior, x, start, SHORT, weight=weight)
+            for start in _without_one(best.responsibilities)
+        ]
         other = max(shorter, key=lambda ascent: ascent.bound, default=best)
-        if other.bound <= best.bound:
-            return ConjugateMixture(*(parameter.to(precision) for parameter in best.posterior))
-        best = ascend(prior, x, other.responsibilities, max_steps)
+        least = max(tolerance * len(x), ROUNDING * abs(best.bound))  # or it might never end
+        if other.bound - best.bound <= least:
+            return best
+        best = ascend(prior, x, other.responsibilities, max_steps, tolerance, weight)
 
 
 @torch.no_grad()
@@ -80,6 +111,7 @@ def ascend(
     responsibilities: Tensor,
     max_steps: int = 1000,
     tolerance: float = 1e-7,
+    weight: Tensor | None = None,
 ) -> Ascent:
     """Ascends from given responsibilities, components by size.
 
@@ -89,18 +121,20 @@ def ascend(
         responsibilities: Where to start, `(N, K)`.
         max_steps: The most steps.
         tolerance: It ends where a step gains less, in nats per row.
+        weight: How many times each row counts, `(N,)`, more than 0. Default: all once.
     """
-    last = -math.inf
+    bounds: list[float] = []
     for _ in range(max_steps):
         # A stick-breaking prior likes large components first, and order does not change the rest.
-        responsibilities = responsibilities[:, responsibilities.sum(0).argsort(descending=True)]
-        posterior = prior.given(x, responsibilities)
-        bound = posterior.log_ratio(prior, x, responsibilities).item()
-        if bound - last < tolerance * len(x):
+        counted = responsibilities if weight is None else weight[:, None] * responsibilities
+        order = counted.sum(0).argsort(descending=True)
+        responsibilities, counted = responsibilities[:, order], counted[:, order]
+        posterior = prior.given(x, counted)
+        bounds.append(posterior.log_ratio(prior, x, responsibilities, weight).item())
+        if len(bounds) > 1 and bounds[-1] - bounds[-2] < tolerance * len(x):
             break
-        last = bound
         responsibilities = posterior.expected_log_joint(x).softmax(1)
-    return Ascent(bound, posterior, responsibilities)
+    return Ascent(bounds, posterior, responsibilities)
 
 
 def _without_one(responsibilities: Tensor) -> list[Tensor]:

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_models.infer.evidence.groups import draws_of, groups_of, rebuilt
+
 if TYPE_CHECKING:
     import xarray
 
@@ -69,7 +71,7 @@ def relabel(
     """
     import xarray  # slow to import, and brings pandas
 
-    groups = _groups(data)
+    groups = groups_of(data)
     posterior = groups.get("posterior", xarray.Dataset())
     for name, needed in {assignments: "chain", weights: dim}.items():
         if name not in posterior or needed not in posterior[name].dims:
@@ -78,8 +80,8 @@ def relabel(
                 f"{sorted(map(str, posterior))}. Try relabel(data, dim=..., assignments=..., "
                 f"weights=...), and a model with an enumerated component for each row."
             )
-    z = _draws(posterior[assignments])  # (S, N)
-    share = _draws(posterior[weights], dim)  # (S, K)
+    z = draws_of(posterior[assignments])  # (S, N)
+    share = draws_of(posterior[weights], dim)  # (S, K)
     order = _permutations(z, share, _reference(groups))  # (S, K)
     size = np.take_along_axis(share, order, 1).mean(0)
     order = order[:, np.argsort(-size, kind="stable")]
@@ -94,12 +96,12 @@ def relabel(
     changed[assignments] = variable.copy(data=labels.reshape(variable.shape))
     broken = [name for name in posterior.data_vars if "stick" in posterior[name].dims]
     groups["posterior"] = posterior.drop_vars(broken).assign(changed)
-    return _rebuilt(data, groups)
+    return rebuilt(data, groups)
 
 
 def _permuted(variable: "xarray.DataArray", dim: str, order: np.ndarray) -> "xarray.DataArray":
     """A variable whose components are in another order in each draw, (S, K)."""
-    values = _draws(variable, dim)  # (S, K, *)
+    values = draws_of(variable, dim)  # (S, K, *)
     index = order.reshape(*order.shape, *[1] * (values.ndim - 2))
     first = variable.transpose("chain", "draw", dim, ...)
     moved = first.copy(data=np.take_along_axis(values, index, 1).reshape(first.shape))
@@ -133,29 +135,3 @@ def _reference(groups: dict[str, "xarray.Dataset"]) -> int:
     """The draw of the highest joint log-density, where it is known, or the first."""
     stats = groups.get("sample_stats")
     return 0 if stats is None or "log_p" not in stats else int(stats["log_p"].values.argmax())
-
-
-def _draws(variable: "xarray.DataArray", *first: str) -> np.ndarray:
-    """The values with all draws of all chains in front, (S, *)."""
-    values = variable.transpose("chain", "draw", *first, ...).values
-    return values.reshape(-1, *values.shape[2:])
-
-
-def _groups(data: Any) -> dict[str, "xarray.Dataset"]:
-    import xarray
-
-    if isinstance(data, xarray.DataTree):
-        return {name: node.to_dataset() for name, node in data.children.items()}
-    return {name: data[name] for name in data.groups()}
-
-
-def _rebuilt(data: Any, groups: dict[str, "xarray.Dataset"]) -> Any:
-    """An object of the kind of `data`."""
-    import xarray
-
-    if isinstance(data, xarray.DataTree):
-        result = xarray.DataTree.from_dict(groups)
-    else:
-        result = type(data)(**groups)
-    result.attrs.update(data.attrs)
-    return result

@@ -2,6 +2,7 @@
 
 from ppl_models.nn.conv import ConvDecoder, ConvEncoder
 from ppl_models.nn.dcgan import ConvDiscriminator, ConvGenerator
+from ppl_models.nn.graph import GraphNetwork, drop_features
 from ppl_models.nn.made import MaskedLinear, MaskedMLP
 from ppl_models.nn.missing import MissingInput
 from ppl_models.nn.mlp import MLP
@@ -10,6 +11,7 @@ from ppl_models.nn.pixelrnn import DiagonalBiLSTM, RecurrentPixels, RowLSTM
 from ppl_models.nn.residual import ResidualMLP
 from ppl_models.nn.time_mlp import Condition, TimeEmbedding, TimeMLP
 from ppl_models.nn.unet import ResNet, UNet
+from ppl_models.nn.vit import ImageInput, MaskedPatches, VisionTransformer
 
 __all__ = [
     "MLP",
@@ -20,8 +22,11 @@ __all__ = [
     "ConvGenerator",
     "DiagonalBiLSTM",
     "GatedPixelCNN",
+    "GraphNetwork",
+    "ImageInput",
     "MaskedLinear",
     "MaskedMLP",
+    "MaskedPatches",
     "MissingInput",
     "RecurrentPixels",
     "ResNet",
@@ -30,4 +35,6 @@ __all__ = [
     "TimeEmbedding",
     "TimeMLP",
     "UNet",
+    "VisionTransformer",
+    "drop_features",
 ]

@@ -17,6 +17,7 @@ Files, named as scikit-learn's modules:
     base: what the estimators share
     words: hints that name the arguments of estimators
     mixture: `GaussianMixture`
+    bayesian: `BayesianGaussianMixture`
     starts: where a mixture begins
     decomposition: `FactorAnalysis`, `ProbabilisticPCA`
 
@@ -27,10 +28,11 @@ References:
 
 from typing import NoReturn
 
+from ppl_models.sklearn.bayesian import BayesianGaussianMixture
 from ppl_models.sklearn.decomposition import FactorAnalysis, ProbabilisticPCA
 from ppl_models.sklearn.mixture import GaussianMixture
 
-__all__ = ["FactorAnalysis", "GaussianMixture", "ProbabilisticPCA"]
+__all__ = ["BayesianGaussianMixture", "FactorAnalysis", "GaussianMixture", "ProbabilisticPCA"]
 
 # Names that were here, and where scikit-learn's own are.
 GONE = {

@@ -130,11 +130,11 @@ def fit_by_em(
                 begin(candidate)
                 ends.append((fit_em(candidate, x, initialise=False, **settings), candidate))
     run, best = min(ends, key=lambda end: end[0].history["loss"][-1])
-    _tell(estimator, [-loss for loss in run.history["loss"]], resumed)
+    tell(estimator, [-loss for loss in run.history["loss"]], resumed)
     return best
 
 
-def _tell(estimator: Any, values: list[float], resumed: bool) -> None:
+def tell(estimator: Any, values: list[float], resumed: bool) -> None:
     """Sets what scikit-learn's estimators know of a fit, from the evidence at each place."""
     tol, max_iter = estimator.tol, estimator.max_iter
     estimator.n_iter_ = len(values) - 1

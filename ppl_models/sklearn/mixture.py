@@ -23,11 +23,37 @@ def min_scale(reg_covar: float | None) -> float | None:
     if reg_covar is None:
         return None
     if not 0 <= reg_covar < math.inf:
-        raise ValueError(f"reg_covar: expected a variance, 0 or more, got {reg_covar!r}.")
+        raise ValueError(
+            f"reg_covar: expected a variance, 0 or more, got {reg_covar!r}. Try reg_covar=None, a "
+            f"part of each column's own."
+        )
     return math.sqrt(max(reg_covar, TINY))
 
 
-class GaussianMixture(DensityMixin, Adapter):
+class Mixture(DensityMixin, Adapter):
+    """What mixtures share."""
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
+        """Fits, and returns the most probable component of each row."""
+        return self.fit(X, sample_weight=sample_weight).predict(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Returns the most probable component of each row."""
+        return self.predict_proba(X).argmax(1)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Returns the mean log density, in nats per row."""
+        return Adapter.score(self, X)  # that of DensityMixin gives nothing
+
+    @property
+    def precisions_(self) -> np.ndarray:
+        root = self.precisions_cholesky_
+        if self.model_.covariance in ("full", "tied"):
+            return root @ root.swapaxes(-1, -2)
+        return root**2
+
+
+class GaussianMixture(Mixture):
     """A mixture of Gaussians fitted by EM, with the interface of `sklearn.mixture`.
 
     What it has more: `sample_weight`, missing entries, and better ends, from starts that are the
@@ -133,21 +159,9 @@ class GaussianMixture(DensityMixin, Adapter):
         starts = starts if self.means_init is None else min(starts, 1)  # nothing else is random
         return fit_by_em(self, model, x, weight, starts, lambda own: start.begin(own, x, weight))
 
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
-        """Fits, and returns the most probable component of each row."""
-        return self.fit(X, sample_weight=sample_weight).predict(X)
-
     def predict_proba(self, X: Any) -> np.ndarray:
         """Returns the probabilities of the components for each row, `(N, K)`."""
         return self._map(lambda x: self.model_.posterior(x).probs, X)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Returns the most probable component of each row."""
-        return self.predict_proba(X).argmax(1)
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Returns the mean log density, in nats per row."""
-        return Adapter.score(self, X)  # that of DensityMixin gives nothing
 
     def bic(self, X: Any) -> float:
         """Returns the Bayesian information criterion; less is better."""
@@ -188,13 +202,6 @@ class GaussianMixture(DensityMixin, Adapter):
         return (
             (1 / scale).numpy() if self.model_.covariance == "diag" else (1 / scale[:, 0]).numpy()
         )
-
-    @property
-    def precisions_(self) -> np.ndarray:
-        root = self.precisions_cholesky_
-        if self.model_.covariance in ("full", "tied"):
-            return root @ root.swapaxes(-1, -2)
-        return root**2
 
 
 def _check_alike(before: Any, now: Any) -> None:

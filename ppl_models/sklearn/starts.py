@@ -36,7 +36,7 @@ class Start(NamedTuple):
         """Sets the parameters of a `ppl_models.GaussianMixture` for rows with weights."""
         model.initialise(x, weight)
         rows = x.where(~x.isnan(), observed_mean(x, weight))
-        labels = self._labels(rows, weight, len(model.locs))
+        labels = self.labels(rows, weight, len(model.locs))
         if labels is not None:
             sums = from_labels(rows, labels[None], len(model.locs), model.covariance, weight)
             model._maximise(sums)
@@ -47,7 +47,7 @@ class Start(NamedTuple):
         if self.precisions is not None:
             _set_precisions(model, _tensor(self.precisions))
 
-    def _labels(self, rows: Tensor, weight: Tensor | None, components: int) -> Tensor | None:
+    def labels(self, rows: Tensor, weight: Tensor | None, components: int) -> Tensor | None:
         """The component of each row, None where the model has found them."""
         if self.means is not None:
             return torch.cdist(rows, _tensor(self.means)).argmin(1)

@@ -29,7 +29,8 @@ class Classifier(nn.Module):
         num_features: The length of a row, `D`.
         num_classes: The number of classes, `C`.
         num_hidden: The number of features found, `H`.
-        network: A module from `(B, D)` to `(B, H)`. Default: a multilayer perceptron with a hidden
+        network: A module from `(B, D)` to `(B, H)`, such as `VisionTransformer(28)` of
+            `ppl_models.nn`, of which `H` is 64. Default: a multilayer perceptron with a hidden
             layer of 128, and rectifiers.
 
     Example:

@@ -92,3 +92,32 @@ def test_expectations_of_the_ascent_are_those_of_draws(covariance, weights):
     joint = weights_.log().squeeze(1) + rows.log_prob(x[:, None, None])  # (N, S, K)
     error = joint.std(1) / 20_000**0.5
     assert ((joint.mean(1) - posterior.expected_log_joint(x)) / error).abs().max() < 4.5
+
+
+@both_priors
+@every_kind
+@pytest.mark.parametrize("components", [1, 3])
+def test_the_density_of_a_new_row_is_a_ratio_of_joints(components, covariance, weights):
+    """In any of the components."""
+    model = build(components, covariance, weights, prior_strength=0.5)
+    x, z = torch.randn(8, 2).double(), torch.arange(8) ** 2 % components  # one is empty
+    new = torch.tensor([[0.3, -2.0], [4.0, 1.0]]).double()
+    before = model.prior.log_joint(x, one_hot(z, components))
+    posterior = model.prior.given(x, one_hot(z, components))
+    for row, found in zip(new, posterior.predictive().log_prob(new), strict=True):
+        rows = torch.cat([x, row[None]])
+        places = [torch.cat([z, torch.tensor([k])]) for k in range(components)]
+        after = [model.prior.log_joint(rows, one_hot(place, components)) for place in places]
+        torch.testing.assert_close(found, torch.stack(after).logsumexp(0) - before)
+    assert posterior.expected_weights().sum().item() == pytest.approx(1)
+
+
+@both_priors
+@every_kind
+def test_weights_count_rows_so_many_times(covariance, weights):
+    model, times = build(3, covariance, weights), torch.tensor([1, 3, 2, 2, 1])
+    x, shares = torch.randn(5, 2).double(), torch.rand(5, 3).double().softmax(1)
+    posterior = model.prior.given(x, times[:, None] * shares)
+    found = posterior.log_ratio(model.prior, x, shares, times.double())
+    repeated = x.repeat_interleave(times, 0), shares.repeat_interleave(times, 0)
+    torch.testing.assert_close(found, model.prior.log_joint(*repeated))

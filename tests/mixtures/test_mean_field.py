@@ -8,7 +8,7 @@ import torch
 from sklearn.mixture import BayesianGaussianMixture as Peer
 
 from ppl_models.mixtures.bayesian import BayesianGaussianMixture
-from ppl_models.mixtures.mean_field import ascend
+from ppl_models.mixtures.mean_field import ascend, best_ascent
 from tests.support.mixtures import both_priors, build, clusters, every_kind, one_hot
 
 
@@ -80,3 +80,18 @@ def test_split_clusters_are_joined_again(weights, monkeypatch):
     rows = model.mean_field(x).strength - 0.01
     torch.testing.assert_close(rows[:3], torch.full((3,), 30.0).double(), atol=0.5, rtol=0)
     assert rows[3:].max() < 0.1
+
+
+def test_rounding_is_no_gain_for_which_to_go_on(monkeypatch):
+    """Without a component that has nothing the bound is the same, but for its last digits."""
+    calls = itertools.count()
+
+    def rounded(*arguments, **settings):
+        found, number = ascend(*arguments, **settings), next(calls)
+        assert number < 50
+        return found._replace(bounds=[*found.bounds, found.bound + 1e-12 * number])
+
+    monkeypatch.setattr("ppl_models.mixtures.mean_field.ascend", rounded)
+    monkeypatch.setattr("ppl_models.mixtures.mean_field._without_one", lambda start: [start])
+    for tolerance in (1e-7, 0.0):
+        best_ascent(build(2).prior, clusters(), tolerance=tolerance)

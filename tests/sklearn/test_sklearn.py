@@ -18,7 +18,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ppl_models.sklearn
 from ppl_models import log_evidence
-from ppl_models.sklearn import FactorAnalysis, GaussianMixture, ProbabilisticPCA
+from ppl_models.sklearn import (
+    BayesianGaussianMixture,
+    FactorAnalysis,
+    GaussianMixture,
+    ProbabilisticPCA,
+)
 
 COVARIANCES = ["full", "tied", "diag", "spherical"]
 ESTIMATORS = [
@@ -40,7 +45,12 @@ WINE = StandardScaler().fit_transform(WINE)
     "ignore:FactorAnalysis. the noise:UserWarning",
 )
 @parametrize_with_checks(
-    [*ESTIMATORS, GaussianMixture(warm_start=True)],
+    [
+        *ESTIMATORS,
+        GaussianMixture(warm_start=True),
+        BayesianGaussianMixture(n_components=2, random_state=0),
+        BayesianGaussianMixture(covariance_type="diag", warm_start=True),
+    ],
     # Two components of 15 rows have many optima, and rows and repeated rows other draws.
     expected_failed_checks=lambda estimator: (
         {"check_sample_weight_equivalence_on_dense_data": "its start is drawn"}
@@ -254,6 +264,7 @@ def test_numbers_of_numpy_and_pipelines():
         (GaussianMixture(max_iter=-1), "^max_iter: expected a whole number, 0 or more"),
         (GaussianMixture(tol=-1.0), "^tol: expected"),
         (GaussianMixture(reg_covar=-1.0), "^reg_covar: expected"),
+        (GaussianMixture(reg_covar=50.0), r"expected reg_covar, the smallest variance .* got 50\."),
         (FactorAnalysis(4), "subspace of 4 dimensions"),
         (FactorAnalysis(5), "expected 1 to 4 factors .*n_components=5. Try n_components=2"),
         (ProbabilisticPCA(4), "fewer factors than features"),

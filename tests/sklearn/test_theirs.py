@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ppl_models.sklearn import FactorAnalysis, GaussianMixture
+from ppl_models.sklearn import BayesianGaussianMixture, FactorAnalysis, GaussianMixture
 
 # Their tests of what is not public, or not promised, and why.
 OF_FUNCTIONS = "tests private functions of scikit-learn"
@@ -34,6 +34,12 @@ NOT_OURS = {
     "mixture.test_gaussian_mixture_attributes": "wants a floor above the spread of the rows",
     "mixture.test_warm_start": "wants two steps of a start that has converged after one",
     "mixture.test_regularisation": "wants ten components of two distinct rows, which are refused",
+    "bayesian.test_log_dirichlet_norm": OF_FUNCTIONS,
+    "bayesian.test_log_wishart_norm": OF_FUNCTIONS,
+    "bayesian.test_compare_covar_type": "calls private methods",
+    "bayesian.test_bayesian_mixture_precisions_prior_initialisation": (
+        "wants tied covariances among others, which are tried in test_bayesian.py"
+    ),
     "factors.test_factor_analysis": (
         "in one piece: wants no factors, as many as features, their start and their iteration"
     ),
@@ -82,6 +88,14 @@ TESTS = {
     f"{family}.{name}": test
     for family, module, ours in [
         ("mixture", "sklearn.mixture.tests.test_gaussian_mixture", {"GaussianMixture": Mixture}),
+        (
+            "bayesian",
+            "sklearn.mixture.tests.test_bayesian_mixture",
+            {
+                "BayesianGaussianMixture": BayesianGaussianMixture,
+                "COVARIANCE_TYPE": ["full", "diag", "spherical"],  # those that we have
+            },
+        ),
         (
             "factors",
             "sklearn.decomposition.tests.test_factor_analysis",

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from guides import (
     AmortizedNormal,
+    BlockPosterior,
     BottomUpNormal,
     ConditionalNormal,
+    DomainNormal,
     ExactPosterior,
     FactorizationGamma,
     FactorizationNormal,
     FactorNormal,
+    GraphNormal,
     LabelNormal,
     LadderNormal,
     MixturePosterior,
@@ -35,39 +38,57 @@ from ppl_models import (
     GAN,
     MADE,
     VAE,
+    VGAE,
+    AnyOrderWords,
     AutoEncoder,
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
     Classifier,
+    ClusteredVAE,
     ConditionalVAE,
+    Coral,
     DenoisingAutoEncoder,
     Diffusion,
+    DistanceEmbedding,
+    DomainAdversarial,
+    DomainVAE,
     FactorAnalysis,
+    FeaturePrior,
     FlowPrior,
     GaussianDiscriminant,
     GaussianMixture,
     HierarchicalVAE,
+    LabelShift,
     LatentDiffusion,
+    LatentPositions,
     LinearRegression,
     LogisticRegression,
+    MaskedWords,
     MatrixFactorization,
     MixturePrior,
+    Nearness,
+    NodeClassifier,
     PixelCNN,
     PixelRNN,
     PoissonFactorization,
     PoissonMixture,
     ProbabilisticPCA,
     SemiSupervisedVAE,
+    SentenceClassifier,
     SoftmaxRegression,
+    StochasticBlockModel,
     VampPrior,
     adversarial,
     denoising,
+    domain_adversarial,
     elbo,
     iwae,
     reconstruction,
     weighted,
 )
 from ppl_models.autoencoders.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from ppl_models.embeddings.neighbours import BagOfNeighbours, Neighbours, SelfMaskedTransformer
+from ppl_models.embeddings.networks import TextCNN
 from ppl_models.likelihoods import (
     Bernoulli,
     Categorical,
@@ -77,7 +98,16 @@ from ppl_models.likelihoods import (
     Ordered,
     Poisson,
 )
-from ppl_models.nn import ConvDecoder, ConvEncoder, ResNet, TimeMLP, UNet
+from ppl_models.nn import (
+    ConvDecoder,
+    ConvEncoder,
+    GraphNetwork,
+    MaskedPatches,
+    ResNet,
+    TimeMLP,
+    UNet,
+    VisionTransformer,
+)
 
 
 class Row(NamedTuple):
@@ -96,17 +126,25 @@ IMAGES = torch.rand(8, 64, generator=_generator).round()
 COUNTS = (3 * X.abs()).floor()
 LABELS = torch.arange(24) % 3
 SOME = LABELS.where(torch.arange(24) % 2 == 0, -1)
-PAIRS = torch.stack([torch.arange(24) % 6, torch.arange(24) // 6], 1)  # of a user and an item
+PAIRS = torch.combinations(torch.arange(8))[:24]
+NODES = torch.triu_indices(6, 6, offset=1).T.contiguous()  # all pairs of them
+INDEX = torch.cat([NODES, NODES.flip(1)])[::2].T.contiguous()
+EDGES = (NODES.sum(1) % 3 == 0).float()
+RATED = torch.stack([torch.arange(24) % 6, torch.arange(24) // 6], 1)  # of a user and an item
+DOMAINS = (torch.arange(24) % 2 == 1).long()
+HALVES = LABELS.where(DOMAINS == 0, -1)
+SHARES = X[:, :3].softmax(1)
 HOLES = X.where(torch.rand(24, 4, generator=_generator) > 0.2, torch.nan)
+WORDS = torch.randint(1, 6, (24, 4), generator=_generator)
 
 
 def mixture(**settings: Any) -> BayesianGaussianMixture:
     return BayesianGaussianMixture(4, 2, **settings)
 
 
-def vae(likelihood: Any, prior: Any = lambda guide: None) -> Any:
+def vae(likelihood: Any, prior: Any = lambda guide: None, **remedies: Any) -> Any:
     guide = AmortizedNormal(4, 2)
-    return elbo(VAE(4, 2, likelihood, prior=prior(guide)), guide)
+    return elbo(VAE(4, 2, likelihood, prior=prior(guide)), guide, **remedies)
 
 
 def with_auto(model: Any, kind: Any) -> Any:
@@ -116,6 +154,16 @@ def with_auto(model: Any, kind: Any) -> Any:
 def regression(kind: Any, estimator: Any = None) -> Any:
     model = LinearRegression(4)
     return elbo(model, kind(model), estimator)
+
+
+def distances() -> Any:
+    model = DistanceEmbedding(8, 2)
+    return elbo(model, AutoNormal(model, init_scale=0.05))
+
+
+def any_order() -> Any:
+    model = AnyOrderWords(5, 4, SelfMaskedTransformer(5, 4, 8, 1, 2))
+    return elbo(model, model.masking)
 
 
 def exact(model: Any) -> Any:
@@ -130,6 +178,10 @@ def ladder() -> Any:
 def images() -> Any:
     decoder, encoder = ConvDecoder(2, 8, 8, 1, (4, 2)), ConvEncoder(8, 8, 4, (2, 4))
     return elbo(VAE(64, 2, decoder=decoder), AmortizedNormal(64, 2, encoder))
+
+
+def transformer(num_outputs: int | None = None) -> VisionTransformer:
+    return VisionTransformer(8, num_outputs, patch=4, width=8, num_layers=1, num_heads=2)
 
 
 def every_step() -> Any:
@@ -163,6 +215,25 @@ def mixture_posterior(kind: Any) -> Any:
     return elbo(model, kind(model, X))
 
 
+def graph_vae(**settings: Any) -> Any:
+    encoder = GraphNetwork(4, 4, num_hidden=3, dropout=0.2)
+    return elbo(VGAE(6, 2, **settings), GraphNormal(X[:6], INDEX, 2, encoder))
+
+
+def node_classifier() -> Any:
+    return elbo(NodeClassifier(X[:6], INDEX, 3, GraphNetwork(4, 3, num_hidden=3, hops=2)))
+
+
+def positions(similarity: str) -> Any:
+    model = LatentPositions(6, 2, similarity)
+    return elbo(model, AutoNormal(model))
+
+
+def blocks(**settings: Any) -> Any:
+    model = StochasticBlockModel(6, 2, **settings)
+    return elbo(model, BlockPosterior(model, NODES, EDGES, restarts=2))
+
+
 def semi_supervised() -> tuple[Any, Any]:
     return SemiSupervisedVAE(4, 3, 2), LabelNormal(4, 3, 2)
 
@@ -182,7 +253,7 @@ def programs(objective: Any) -> tuple[Any, Any]:
         return programs(objective.parts[0][0])
     if hasattr(objective, "guide"):
         return objective.model, objective.guide
-    for name in ("diffusion", "autoencoder", "gan"):
+    for name in ("diffusion", "classifier", "autoencoder", "gan"):
         if hasattr(objective, name):
             model = getattr(objective, name)
             return model, getattr(model, "noising", None)
@@ -215,20 +286,20 @@ COMPILED: dict[str, Row] = {
         lambda: with_auto(BayesianFactorAnalysis(4, 2), AutoNormal), (X,), "lower bound"
     ),
     "BayesianFactorAnalysis, FactorNormal": Row(lambda: factor_normal(), (X,), "lower bound"),
-    "MatrixFactorization": Row(lambda: factorisation("full"), (PAIRS, X[:, 0]), "lower bound"),
+    "MatrixFactorization": Row(lambda: factorisation("full"), (RATED, X[:, 0]), "lower bound"),
     "MatrixFactorization, diag": Row(
-        lambda: factorisation("diag"), (PAIRS, X[:, 0]), "lower bound"
+        lambda: factorisation("diag"), (RATED, X[:, 0]), "lower bound"
     ),
     "MatrixFactorization, Ordered": Row(
         lambda: factorisation("full", Ordered([0, 1, 2, 3], own_cutpoints=True)),
-        (PAIRS, COUNTS[:, 0].clamp(max=3)),
+        (RATED, COUNTS[:, 0].clamp(max=3)),
         "lower bound",
     ),
     "MatrixFactorization, Poisson": Row(
-        lambda: factorisation("diag", Poisson()), (PAIRS, COUNTS[:, 0]), "lower bound"
+        lambda: factorisation("diag", Poisson()), (RATED, COUNTS[:, 0]), "lower bound"
     ),
     "PoissonFactorization": Row(
-        lambda: poisson_factorisation(), (PAIRS, COUNTS[:, 0]), "lower bound"
+        lambda: poisson_factorisation(), (RATED, COUNTS[:, 0]), "lower bound"
     ),
     "VAE, Multinomial": Row(lambda: vae(Multinomial()), (COUNTS,), "lower bound"),
     "LinearRegression, AutoNormal": Row(
@@ -252,7 +323,24 @@ COMPILED: dict[str, Row] = {
     "SoftmaxRegression": Row(
         lambda: with_auto(SoftmaxRegression(4, 3), AutoNormal), (X, LABELS), "lower bound"
     ),
+    "Coral": Row(lambda: elbo(Coral(4).maximum_likelihood(X, X * 2 + 1)), (X,), "exact"),
+    "LabelShift": Row(lambda: elbo(LabelShift(SHARES)), (SHARES,), "exact"),
     "Classifier": Row(lambda: elbo(Classifier(4, 3)), (X, LABELS), "exact"),
+    "Classifier, vision transformer": Row(
+        lambda: elbo(Classifier(64, 3, 8, transformer())), (IMAGES, LABELS[:8]), "exact"
+    ),
+    "DistanceEmbedding": Row(lambda: distances(), (PAIRS, 0.5 + X.norm(dim=1)), "lower bound"),
+    "SentenceClassifier": Row(lambda: elbo(SentenceClassifier(5, 3, 4)), (WORDS, LABELS), "exact"),
+    "SentenceClassifier, convolutions": Row(
+        lambda: elbo(SentenceClassifier(5, 3, 4, TextCNN(4, (2, 3), 4))), (WORDS, LABELS), "exact"
+    ),
+    "MaskedWords": Row(
+        lambda: elbo(MaskedWords(5, 4, Neighbours(5, 4, 2, 8))), (WORDS,), "pseudo-likelihood"
+    ),
+    "MaskedWords, bag": Row(
+        lambda: elbo(MaskedWords(5, 4, BagOfNeighbours(5, 4))), (WORDS,), "pseudo-likelihood"
+    ),
+    "AnyOrderWords": Row(lambda: any_order(), (WORDS,), "lower bound"),
     "VAE, Bernoulli": Row(lambda: vae(Bernoulli()), (BINARY,), "lower bound"),
     "VAE, Normal": Row(lambda: vae(Normal()), (X,), "lower bound"),
     "VAE, Normal with own scales": Row(lambda: vae(Normal(own_scale=True)), (X,), "lower bound"),
@@ -267,7 +355,19 @@ COMPILED: dict[str, Row] = {
     "VAE, FlowPrior": Row(
         lambda: vae(Bernoulli(), lambda _: FlowPrior(2, 1, (8,))), (BINARY,), "lower bound"
     ),
+    "VAE, beta and warm-up": Row(
+        lambda: vae(Bernoulli(), beta=2.0, warm_up=3), (BINARY,), "lower bound"
+    ),
+    "VAE, free bits": Row(lambda: vae(Normal(), free_bits=0.1), (X,), "lower bound"),
+    "ClusteredVAE": Row(
+        lambda: elbo(ClusteredVAE(4, 3, 2), AmortizedNormal(4, 2)), (BINARY,), "lower bound"
+    ),
     "VAE, convolutions": Row(lambda: images(), (IMAGES,), "lower bound"),
+    "VAE, vision transformer": Row(
+        lambda: elbo(VAE(64, 2), AmortizedNormal(64, 2, transformer(4))),
+        (IMAGES,),
+        "lower bound",
+    ),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
     "HierarchicalVAE, bottom-up": Row(
         lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)), (BINARY,), "lower bound"
@@ -314,6 +414,21 @@ COMPILED: dict[str, Row] = {
     "DenoisingAutoEncoder, salt and pepper": Row(
         lambda: reconstruction(DenoisingAutoEncoder(4, 2, noise=SaltAndPepper(0.1))), (X,), None
     ),
+    "MaskedPatches": Row(lambda: reconstruction(MaskedPatches(transformer())), (IMAGES,), None),
+    "LatentPositions": Row(lambda: positions("distance"), (NODES, EDGES), "lower bound"),
+    "LatentPositions, inner product": Row(
+        lambda: positions("inner product"), (NODES, EDGES), "lower bound"
+    ),
+    "VGAE": Row(lambda: graph_vae(), (NODES, EDGES), "lower bound"),
+    "VGAE, features": Row(
+        lambda: graph_vae(decoder=Nearness(), prior=FeaturePrior(X[:6], 2, torch.nn.Linear(4, 4))),
+        (NODES, EDGES),
+        "lower bound",
+    ),
+    "NodeClassifier": Row(lambda: node_classifier(), (torch.arange(6), LABELS[:6]), "exact"),
+    "StochasticBlockModel, degrees": Row(
+        lambda: blocks(degree_corrected=True, learn_prior=True), (NODES, EDGES), "lower bound"
+    ),
     "four particles": Row(
         lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)), (X, X.sum(1)), "lower bound"
     ),
@@ -326,7 +441,16 @@ EAGER: dict[str, Row] = {
     ),
     "GAN, generator": Row(lambda: player(1), (X,), None),
     "SemiSupervisedVAE": Row(lambda: elbo(*semi_supervised()), (BINARY, SOME), "lower bound"),
+    "DomainVAE": Row(
+        lambda: elbo(DomainVAE(4, 3, 2), DomainNormal(4, 3, 2)),
+        (BINARY, HALVES, DOMAINS),
+        "lower bound",
+    ),
+    "DomainAdversarial": Row(
+        lambda: domain_adversarial(DomainAdversarial(4, 3)), (X, HALVES, DOMAINS), None
+    ),
     "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
+    "StochasticBlockModel": Row(lambda: blocks(), (NODES, EDGES), "lower bound"),
     "Diffusion, every step": Row(lambda: every_step(), (X,), "lower bound"),
     "LatentDiffusion": Row(lambda: latent_diffusion(), (BINARY,), "lower bound"),
 }

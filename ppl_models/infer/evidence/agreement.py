@@ -30,7 +30,7 @@ def is_exact(model: Any, x: Tensor, with_guide: bool) -> bool:
     Raises:
         ValueError: If it may not, and there is no guide to draw the latents from instead.
     """
-    rows = x[:: max(1, len(x) // FEW)][:FEW]
+    rows = few(x)
     both = _compare(model, rows)
     if both and not both.agree:
         both = _in_double(model, rows) or both  # what differs may be rounding
@@ -53,6 +53,11 @@ def is_exact(model: Any, x: Tensor, with_guide: bool) -> bool:
             f"a guide, such as AmortizedNormal(num_features, num_latents)."
         )
     return False
+
+
+def few(x: Tensor) -> Tensor:
+    """The rows that are compared."""
+    return x[:: max(1, len(x) // FEW)][:FEW]
 
 
 class Both(NamedTuple):

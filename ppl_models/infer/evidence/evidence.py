@@ -21,15 +21,16 @@ from torch import Tensor
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.agreement import is_exact
+from ppl_models.infer.evidence.agreement import few, is_exact
 from ppl_models.infer.evidence.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.evidence.precision import check_density
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.conditionals import check_conditionals, pseudo_likelihoods
 from ppl_models.infer.trials.points import check_no_point
+from ppl_models.infer.trials.precision import check_density
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
@@ -45,7 +46,9 @@ class Evidence:
     Attributes:
         value: The log evidence of each row, with shape `(N,)`, or, where latents are shared by
             all rows, the one of the whole data, with shape `(1,)`.
-        kind: `"exact"`; `"lower bound"`, below the exact value on average; `"estimate"`, neither.
+        kind: `"exact"`; `"lower bound"`, below the exact value on average; `"estimate"`, neither;
+            `"pseudo-likelihood"`, no log evidence but the sum of those of each feature given all
+            others.
         num_rows: The number of rows, `N`.
         num_samples: The number of draws from the guide for each row; 0 where exact.
         num_features: The number of discrete features of a row, `D`; None where some are not
@@ -128,7 +131,9 @@ class Evidence:
                 f"({self.mean:.3f} per row)"
             )
         text += f", {self.kind}"
-        if self.kind != "exact":
+        if self.kind == "pseudo-likelihood":
+            text += " (of each feature given all others: no density of rows)"
+        if self.kind != "exact" and self.num_samples:
             text += f" ({self._of_the_draws()}"
             text += "; ± is over rows)" if " ± " in text else ")"
         if self.num_features is not None:
@@ -160,6 +165,8 @@ def log_evidence(
     It is exact where the model has `evidence()`, which is compared with the program on a few rows,
     or no latents but enumerated ones, and draws nothing by itself. Otherwise it is the
     importance-weighted lower bound, which rises to the exact value as the number of samples grows.
+    Where an observed site says that it is a pseudo-likelihood, so does the number, after a trial
+    of whether it is one.
     Modules are in evaluation mode meanwhile.
 
     A guide that leaves out a part of the posterior leaves out its evidence, and no error tells:
@@ -175,10 +182,10 @@ def log_evidence(
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
         batch_size: How many draws are evaluated at once: the memory that this takes depends on it
-            alone. With latents shared by all rows, and with guides that have parameters for each
-            row, a draw is one of the whole data, and counts once for every 1024 numbers of its
-            largest tensor (of many small ones, for every 65536 of all); where a program does not
-            allow more than a few, they are evaluated one by one.
+            alone, but for a trial of at most 4096 rows. With latents shared by all rows, and with
+            guides that have parameters for each row, a draw is one of the whole data, and counts
+            once for every 1024 numbers of its largest tensor (of many small ones, for every 65536
+            of all); where a program does not allow more than a few, they are evaluated one by one.
         seed: Seeds draws of their own; by default they come from torch's generator.
 
     Raises:
@@ -215,6 +222,7 @@ def log_evidence(
                 f"method: no closed form is known for {type(model).__name__} with latent site(s) "
                 f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
             )
+        pseudo = _is_pseudo(joint, method)
         if not exact:
             joint.check_points(check_no_point)
             joint.check_known()
@@ -223,7 +231,7 @@ def log_evidence(
         _check_number(joint, value)
     evidence = Evidence(
         value,
-        kind="exact" if exact else "lower bound",
+        kind="pseudo-likelihood" if pseudo else "exact" if exact else "lower bound",
         num_rows=joint.num_rows,
         num_samples=0 if exact else count,
         num_features=_num_discrete(joint),
@@ -249,9 +257,9 @@ def _closed_form(
     check_devices(modules, data)
     check_tensors(data, allows_missing([model]))
     with own_rng(0, data[0].device), modes(modules.values(), training=False):
-        batch = (data[0][:2],)
+        batch = (few(data[0]),)
         with pyro.validation_enabled(False):
-            trace = poutine.trace(model).get_trace(*batch)  # for its checks
+            trace = poutine.trace(model).get_trace(*batch)  # its checks, and errors of its own
         density = model.evidence()
         if density.support.is_discrete:  # what is no outcome would be rounded, or worse
             checks.check_support(trace, batch, data)
@@ -285,6 +293,19 @@ def _is_certain(joint: Joint) -> bool:
     error = (torch.stack(weights) - weights[0]).abs()
     same = torch.stack([weight == weights[0] for weight in weights])
     return bool((same | (error <= ROUNDING * (1 + draws.log_p.abs()))).all())
+
+
+def _is_pseudo(joint: Joint, method: str) -> bool:
+    """Whether there is a pseudo-likelihood among the observed sites; an error where it is none."""
+    found = pseudo_likelihoods(joint.first.model)
+    if found and method == "exact":
+        raise ValueError(
+            f"method: the site(s) {', '.join(map(repr, found))} have a pseudo-likelihood, and rows "
+            f"no density, so that there is no exact value. Try method='auto', or AnyOrderWords, "
+            f"whose bound is of a density."
+        )
+    check_conditionals(joint.first.model)
+    return bool(found)
 
 
 def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,9 @@ def impute(
         if not joint.tiled:
             raise ValueError(
                 "impute: expected latents of rows that are independent of each other, and a guide "
-                "that takes any rows (an amortised one), so that each row has weights of its own."
+                "that takes any rows, so that each row has weights of its own, got latents that "
+                "all rows share, or a guide made for its rows. Try latents in data_plate(x, size), "
+                "and an amortised guide, such as AmortizedNormal."
             )
         joint.check_known()
         size = max(1, 100_000 // num_particles)
@@ -102,7 +104,8 @@ def _exact(model: HasImpute, x: Tensor, num_samples: int, seed: int | None) -> T
     if drawn.shape != (num_samples, *x.shape):
         raise ValueError(
             f"impute: expected {type(model).__name__}.impute(x, num_samples) to give rows of shape "
-            f"{(num_samples, *x.shape)}, got {tuple(drawn.shape)}."
+            f"{(num_samples, *x.shape)}, got {tuple(drawn.shape)}. Try that shape, or a model "
+            f"without the method, whose missing entries a guide draws."
         )
     return drawn
 

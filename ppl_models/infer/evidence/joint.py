@@ -29,7 +29,6 @@ from ppl_models.checks import allows_missing, check_devices, check_tensors, chec
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
-from ppl_models.infer.evidence.precision import check_precision
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, no_latents
@@ -37,12 +36,13 @@ from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.auxiliary import Draw, is_of_pyro, why_unknown
 from ppl_models.infer.trials.independence import FEW as TRIED
-from ppl_models.infer.trials.independence import Pair, Trial
+from ppl_models.infer.trials.independence import Pair, Trial, first_line
 from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
+from ppl_models.infer.trials.precision import check_precision
 from ppl_models.infer.trials.shapes import check_rows
 from ppl_models.scoped import kept_rng, modes, own_rng
 
-AT_ONCE = 4096  # rows of which masks are tried
+AT_ONCE = 4096  # rows that are tried
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 
 
@@ -148,7 +148,7 @@ class Joint:
         """Runs both once, and says whether the guide takes any rows."""
         if not isinstance(self.guide.inner, (AutoGuide, AutoMessenger, EasyGuide)):
             # A few rows, and not as many as there are: parameters for each row do not fit them.
-            with suppress(RuntimeError, ValueError):
+            with suppress(Exception):  # what comes up again, of all rows, comes up as itself
                 return self._run_both(slice(0, 2), 3 if self.num_rows == 4 else 2), True
         return self._run_both(self.all_rows, 1), False
 
@@ -166,10 +166,17 @@ class Joint:
         rows = torch.arange(self.num_rows, device=self.data[0].device)
         return Trial(self.model, self.guide, self.data, rows, size)
 
+    def _whole_and_few(self) -> tuple[int, int]:
+        """How many rows there are, if they are not too many to be tried at once, and a few."""
+        few = min(self.num_rows, TRIED)
+        most = min(AT_ONCE, self._trial(None).room())
+        return (self.num_rows if self.num_rows <= most else few), few
+
     def _has_independent_rows(self) -> bool:
         """Whether a row is the same whatever rows are beside it, so that draws can be."""
+        trial = self._trial(None)
         try:
-            return self._trial(None).of_parts() is None
+            return not (trial.of_parts() or trial.of_sizes(*self._whole_and_few()))
         except Exception:  # whatever a program does that takes no other number of rows
             return False
 
@@ -182,17 +189,17 @@ class Joint:
 
     def _is_alike_tiled(self, num_samples: int, batch_size: int) -> bool:
         """Whether as many rows as will be run at once are what they are by themselves."""
-        width = min(self.num_rows, batch_size)
-        count = width * min(num_samples, max(1, batch_size // width))
-        few = width if count > width else min(width, TRIED)
+        sizes = {(r.stop - r.start) * count for r, count in self._batches(num_samples, batch_size)}
         try:
-            found = self._trial(None).of_sizes(count, few)
-        except Exception:  # whatever a program does that takes no other number of rows
-            found = None
+            found = self._trial(None).of_sizes(*self._whole_and_few(), *sizes)
+        except Exception as error:  # whatever a program does that takes no other number of rows
+            found = f"one of {sorted(sizes)} rows at once ({first_line(error)})"
         if found and not self._has_own_latents():
             raise ValueError(
-                f"{found}: the log-density of a row is another among {count} rows than among "
-                f"{few}, and depends on the latents of others. Try batch_size={self.num_rows}."
+                f"{found}: the log-density of a row is another, or none, among as many rows as are "
+                f"run at once, {max(sizes)}, and depends on the latents of others. Expected rows "
+                f"that are independent, as the plate 'data' promises. Try latents that rows share "
+                f"outside of that plate."
             )
         return not found
 
@@ -322,11 +329,14 @@ class Joint:
         """The trace of the latents, with draws of the enumerated ones given the others."""
         if not self.enumeration.names:
             return draws.guide
-        replayed = poutine.replay(self.model, trace=draws.guide)
-        sampled = infer_discrete(replayed, first_available_dim=self.enumeration.first_dim)
+        # Given, not replayed: Pyro takes the event dimensions of what it replays, and what depends
+        # on an enumerated site, for dimensions of the batch.
+        drawn = sites.latent_sites(draws.guide)
+        given = poutine.condition(self.model, data={n: site["value"] for n, site in drawn.items()})
+        sampled = infer_discrete(given, first_available_dim=self.enumeration.first_dim)
         trace = draws.call(poutine.trace(sampled).get_trace)
         latents = poutine.Trace()
-        for name, site in sites.latent_sites(trace).items():
+        for name, site in (drawn | sites.latent_sites(trace)).items():
             latents.add_node(name, **site)
         return latents
 

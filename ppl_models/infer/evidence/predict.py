@@ -13,7 +13,7 @@ References:
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -247,7 +247,10 @@ def _num_rows(new: tuple[Tensor, ...], size: int | None) -> int:
                 f"{kind}. Try torch.as_tensor(x)."
             )
     if new and size is not None:
-        raise ValueError(f"size: expected none beside new inputs, got {size!r}.")
+        raise ValueError(
+            f"size: expected none beside new inputs, which say how many rows there are, got "
+            f"{size!r}. Try predict(model, guide, *new)."
+        )
     if not new and size is None:
         raise ValueError(
             "new: expected new inputs, or a number of fresh rows, got neither. Try "
@@ -300,8 +303,11 @@ def _check_amortised(guide: Program, rows: NewRows) -> None:
     inner: Any = guide.inner
     if isinstance(inner, AutoMessenger) and not [*inner.parameters(), *own_parameters(inner)]:
         raise ValueError(_not_fitted(inner))
+    traces = [t for part in parts if (t := getattr(part, "prototype_trace", None)) is not None]
+    held = {name for trace in traces for name in cast(poutine.Trace, trace).nodes}
+    latents = rows.inferred & held or rows.inferred
     error = ValueError(
-        f"guide: {type(inner).__name__} has the latents {_names(sorted(rows.inferred))} of "
+        f"guide: {type(inner).__name__} has the latents {_names(sorted(latents))} of "
         f"the rows that it was fitted to, and new rows have others. Try an amortised guide, such "
         f"as AmortizedNormal(num_features, num_latents)."
     )
@@ -328,7 +334,8 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
     inner: Any = program.inner
     if isinstance(inner, GuideMessenger):
         raise ValueError(
-            f"guide: {type(inner).__name__} would guide what is to be predicted. Try {POSTERIOR}."
+            f"guide: {type(inner).__name__} runs its model at the new inputs, and would guide what "
+            f"is to be predicted. Expected the posterior of the fitted rows. Try {POSTERIOR}."
         )
     automatic = isinstance(inner, AutoGuide)
     if automatic and inner.prototype_trace is None:
@@ -387,7 +394,8 @@ def _shared_of_posterior(
     except (TypeError, KeyError, AttributeError) as error:
         raise TypeError(
             f"guide_or_posterior: expected a guide, or an ArviZ object with the group 'posterior', "
-            f"got {type(posterior).__name__}."
+            f"got {type(posterior).__name__}. Try from_pyro_svi(model, guide, *data), or "
+            f"from_pyro_mcmc(mcmc)."
         ) from error
     if hidden := sorted(rows.inferred - rows.enumerated):
         raise ValueError(
@@ -401,7 +409,10 @@ def _shared_of_posterior(
     if num_samples is not None:
         total = shape[0] * shape[1]
         if num_samples > total:
-            raise ValueError(f"num_samples: expected at most its {total} draws, got {num_samples}.")
+            raise ValueError(
+                f"num_samples: expected at most its {total} draws, got {num_samples}. Try "
+                f"num_samples=None, which takes all of them."
+            )
         chosen, shape = np.linspace(0, total - 1, num_samples).astype(int), (1, num_samples)
     samples = {}
     for name, site in rows.latents.items():

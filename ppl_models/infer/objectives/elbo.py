@@ -40,6 +40,10 @@ def elbo(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None = None,
     estimator: ELBO | None = None,
+    *,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+    warm_up: int = 0,
 ) -> "EvidenceLowerBound":
     r"""The evidence lower bound of a model and its guide, as an objective.
 
@@ -57,6 +61,24 @@ def elbo(
         estimator: An estimator of Pyro, such as `Trace_ELBO(num_particles=10)` or
             `TraceMeanField_ELBO()`. Default: one particle; discrete sites of the model marked
             for enumeration are summed over.
+        beta: A weight on the KL divergence of guide and prior, against latents that are all used
+            for a little (above 1), or not at all (below 1). What is then descended is not the
+            bound.
+        free_bits: The nats of each element of a latent vector, in the mean over the rows of a
+            minibatch, below which its divergence has no gradient, so that none collapses. The
+            divergence is taken by its formula. What is then descended is not the bound.
+        warm_up: The steps in which the weight of the divergence rises from near 0 to `beta`, so
+            that the decoder learns before latents are given up. What is descended meanwhile is
+            not the bound. The objective counts them: another fit of it goes on warm.
+
+    With one of the last three `run.history` has what was descended under the objective's name,
+    `"elbo with beta=4 (not the bound)"`, and minus the bound under `"elbo"`; a validation loss is
+    minus the bound. `log_evidence` knows nothing of them.
+
+    Raises:
+        TypeError: If the estimator is none.
+        ValueError: If one of the last three is out of range, or `estimator` or the programs do
+            not tell the divergence from the rest (enumerated sites, no reparameterisation).
 
     Example:
         >>> from guides import ExactPosterior
@@ -66,7 +88,11 @@ def elbo(
         >>> torch.allclose(loss, -model.evidence().log_prob(x).mean(), atol=1e-4)
         True
     """
-    return EvidenceLowerBound(model, guide, estimator)
+    if (beta, free_bits, warm_up) == (1, 0, 0):
+        return EvidenceLowerBound(model, guide, estimator)
+    from ppl_models.infer.objectives.remedies import RemediedBound  # it is built on what is below
+
+    return RemediedBound(model, guide, estimator, beta, free_bits, warm_up)
 
 
 class EvidenceLowerBound(Objective):

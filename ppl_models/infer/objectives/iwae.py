@@ -35,7 +35,7 @@ from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.trials.auxiliary import check_told
-from ppl_models.infer.trials.independence import Pair, Trial
+from ppl_models.infer.trials.independence import Pair, Trial, first_dependence
 from ppl_models.infer.trials.masks import follow_masks
 from ppl_models.infer.trials.points import check_no_point
 from ppl_models.infer.trials.shapes import check_rows
@@ -145,10 +145,9 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             )
 
     def _check_independence(self, batch: tuple[Tensor, ...]) -> None:
-        try:
-            found = Trial(self._model, self._guide, batch, None, None).of_parts()
-        except Exception:  # whatever it is, the tiled rows show it
-            return
+        tiled = tile(batch, slice(0, len(batch[0])), self.num_particles)
+        alone, together = (Trial(self._model, self._guide, x, None, None) for x in (batch, tiled))
+        found = first_dependence(alone, together, [len(batch[0]), len(tiled[0])])
         if found:
             raise ValueError(
                 f"iwae: {found}: the log-density of a row depends on the other rows of its batch, "

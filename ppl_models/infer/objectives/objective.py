@@ -47,6 +47,10 @@ class Objective(Protocol):
     def blame(self, *batch: Tensor, size: int) -> str:
         """Says what made the loss of this batch infinite or undefined."""
 
+    def stepped(self) -> None:
+        """Takes note of a step that was taken along it."""
+        return None
+
     def caveat(self, history: dict[str, list[float]]) -> str | None:
         """Says what users must know of the epochs so far; None, as here, where that is nothing."""
         return None
@@ -57,9 +61,14 @@ def no_caveat(history: dict[str, list[float]]) -> str | None:
     return None
 
 
+def nothing() -> None:
+    """What an objective that keeps no count does after a step."""
+
+
 DEFAULTS = {
     **{name: getattr(Objective, name) for name in ("turns", "reports", "eager_because")},
     "caveat": no_caveat,
+    "stepped": nothing,
 }
 
 

@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ppl_models.infer.objectives.objective import Objective, check_objective
+from ppl_models.infer.objectives.objective import Objective, as_objectives, check_objective
 
 
 def weighted(objectives: Mapping[Objective, float]) -> "Weighted":
@@ -64,7 +64,7 @@ class Weighted(Objective):
                 raise ValueError(
                     f"weighted: expected a positive weight of {objective.name!r}, got {weight!r}."
                 )
-        self.parts = list(objectives.items())
+        self.parts = [(as_objectives(o)[0], weight) for o, weight in objectives.items()]
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         return torch.stack([w * o.loss(*batch, size=size).double() for o, w in self.parts]).sum()
@@ -87,6 +87,10 @@ class Weighted(Objective):
             for i, (objective, _) in enumerate(self.parts)
             for name, module in objective.modules().items()
         }
+
+    def stepped(self) -> None:
+        for objective, _ in self.parts:
+            objective.stepped()
 
     def blame(self, *batch: Tensor, size: int) -> str:
         with torch.no_grad():

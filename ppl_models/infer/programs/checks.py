@@ -59,6 +59,16 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
             f"infer={{'enumerate': 'parallel'}}, or config_enumerate(model) with its defaults: "
             f"try these, in a program without Python's `if` on the value, or the site in the guide."
         )
+    if unseen := [name for name in missing if _is_left_out(name, model)]:
+        x = unseen[0].removesuffix("_unobserved")
+        raise ValueError(
+            f"guide: what obs_mask leaves out of the site(s) {_names([x])} is the latent "
+            f"{unseen[0]!r} of the model, and the guide has {_names(sorted(given)) or 'none'}. "
+            f"Expected it in the guide, as obs_mask hands no infer= on to it. Try "
+            f"pyro.sample({unseen[0]!r}, ...) in the guide, config_enumerate(model) where it is "
+            f"discrete, or `with poutine.mask(mask=mask): pyro.sample({x!r}, ..., obs=...)`, which "
+            f"leaves it out."
+        )
     if missing:
         raise ValueError(
             f"guide: the model's latent site(s) {_names(missing)} are neither in the guide nor "
@@ -357,6 +367,12 @@ def _explain(error: Exception) -> None:
         )
     error.args = (text, *error.args[1:])
     error.__cause__, error.__suppress_context__ = None, True  # the same, with those tables
+
+
+def _is_left_out(name: str, model: poutine.Trace) -> bool:
+    """Whether a site is what Pyro makes of the entries of a site that `obs_mask` leaves out."""
+    base = name.removesuffix("_unobserved")
+    return base != name and f"{base}_observed" in observed_sites(model)
 
 
 def _names(names: list[str]) -> str:

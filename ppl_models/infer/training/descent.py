@@ -211,6 +211,7 @@ class Descent:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
         self.optimizers[i].step()
+        objective.stepped()
         return {objective.name: loss.detach(), **objective.reports}
 
     def _loss(self, i: int, batch: Batch) -> Tensor:

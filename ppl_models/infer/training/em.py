@@ -314,9 +314,10 @@ def _check_takes(model: Any, count: int) -> None:
     """Raises unless a step is one on so many tensors: another would be taken for weights."""
     names = [n for n in inspect.signature(model.em_step).parameters if n != "sample_weight"]
     if len(names) != count:
+        wanted = "rows alone" if len(names) == 1 else f"({', '.join(names)})"
         raise ValueError(
-            f"data: {type(model).__name__}.em_step takes {len(names)} tensor(s) "
-            f"({', '.join(names)}), got {count}. Try fit, or data that it takes."
+            f"data: expected {len(names)} tensor(s), as {type(model).__name__}.em_step takes, got "
+            f"{count}. Try {wanted}; weights of rows are sample_weight, and labels are not taken."
         )
 
 

@@ -88,12 +88,20 @@ def check_tensors_match(where: str, got: dict[str, Tensor], expected: dict[str, 
                 f"{name} has shape {tuple(got[name].shape)}, expected {tuple(expected[name].shape)}"
             )
     if problems:
-        hint = (
-            "An autoguide has no parameters before its first call: try guide(*batch) once."
-            if not expected
-            else "Try the model and the guide that it was written for."
-        )
+        hint = _hint(extra, bool(expected))
         raise ValueError(f"{where}: another model's: {'; '.join(problems[:5])}. {hint}")
+
+
+def _hint(extra: list[str], has_some: bool) -> str:
+    """What to try where a file has tensors that a module has not."""
+    if extra and all(name.startswith("pyro.param ") for name in extra):
+        return (
+            "What pyro.param makes is not there before a guide has run: try "
+            "elbo(model, guide).loss(*batch) once."
+        )
+    if extra and not has_some:
+        return "An autoguide has no parameters before its first call: try guide(*batch) once."
+    return "Try the model and the guide that it was written for."
 
 
 def write(path: str | Path, tree: dict[str, Any]) -> None:

@@ -324,6 +324,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What a resumed run must have in common with this one."""
     return {
+        "objectives": [objective.name for objective in descent.objectives],
         "batch_size": train.batch_size,
         "rows": train.size,
         "lr": descent.lr,

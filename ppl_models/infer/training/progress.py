@@ -119,7 +119,8 @@ class Progress:
                 f"the learning rates so far would be other ones. Try the same horizon, or load() "
                 f"the weights and start anew."
             )
-        before = {**_ADDED, "frozen": self.settings["frozen"], **written}
+        unknown = {name: self.settings[name] for name in ("frozen", "objectives")}
+        before = {**_ADDED, **unknown, **written}
         differing = [
             f"{name}={before.get(name)!r}, now {value!r}"
             for name, value in self.settings.items()

@@ -49,7 +49,10 @@ def unfreeze(module: nn.Module, *names: str) -> None:
 
 def _set(module: nn.Module, names: tuple[str, ...], learns: bool) -> None:
     if not isinstance(module, nn.Module):
-        raise TypeError(f"freeze: expected a module, got {type(module).__name__}.")
+        raise TypeError(
+            f"freeze: expected a module, got {type(module).__name__}. Try the model or the guide "
+            f"whose parameters are to be held."
+        )
     make_own(module)
     known = _by_name(module)
     for name in names:

@@ -71,7 +71,10 @@ def warm_start(model: nn.Module, from_: nn.Module | str | Path) -> WarmStart:
           2.bias    (1,)    kept, as from_ has none of this name
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"warm_start: expected a module to fill, got {type(model).__name__}.")
+        raise TypeError(
+            f"warm_start: expected a module to fill, got {type(model).__name__}. Try "
+            f"warm_start(model, from_=fitted)."
+        )
     targets = module_tensors(model)
     source = _tensors(from_, targets)
     common = [name for name in targets if name in source]

@@ -13,12 +13,13 @@ Shapes: `B` rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -75,18 +76,37 @@ class Trial:
         order = torch.arange(len(places)).flip(0)
         return self._first_other(places, (order[::2], order[1::2]))
 
-    def of_sizes(self, whole: int, *parts: int) -> str | None:
-        """The same, of so many rows, which are repeated if need be, and of the first so many.
+    def of_sizes(self, *sizes: int) -> str | None:
+        """The same, of so many rows, repeated if need be: the most of them, and the first of these.
 
         A program may branch on how many there are, which no few rows show.
         """
+        whole, *parts = sorted({*sizes}, reverse=True)
         places = torch.arange(whole) % len(self.data[0])
-        return self._first_other(places, [torch.arange(part) for part in parts if part])
+        return self._first_other(places, [torch.arange(part) for part in parts])
 
-    def of_order(self) -> str | None:
-        """The same, where a program takes no other number of rows."""
-        count = len(self.data[0])
-        return self._first_other(torch.arange(count), (torch.arange(count).flip(0),))
+    def of_company(self) -> str | None:
+        """The same, where a program takes no other number of rows: half of them stay, twice each.
+
+        So they have other places and other rows beside them, and are as many as before.
+        """
+        every = torch.arange(len(self.data[0]))
+        half = len(every) // 2
+        halves = every % max(half, 1), half + every % (len(every) - half)
+        return self._first_other(every, (every.flip(0), *halves))
+
+    def takes(self, size: int) -> bool:
+        """Whether the programs run on so many rows."""
+        try:
+            with self.quietly():
+                self.run(torch.arange(size) % len(self.data[0]))
+        except Exception:  # whatever a program does that takes other numbers of rows
+            return False
+        return True
+
+    def room(self) -> int:
+        """How many rows may be tried at once, beside batches."""
+        return ROOM * len(self.data[0]) // max(1, sum(x.numel() for x in self.data))
 
     def of_latents(self) -> str | None:
         """The first site to which the latents of other rows make a difference, or None."""
@@ -126,10 +146,17 @@ class Trial:
         large = [d for d in shown if d.size > d.rounding]
         if not large:
             return None
-        again = self.run(places, Pair(*map(_jittered, whole)), jitter=True)
-        every = torch.arange(len(places))
-        noise = {d.where: d.size for d in _differences(whole, again, every, every)}
+        noise = self._noise(places, whole)
         return next((d.where for d in large if d.size > NOISE * noise.get(d.where, 0.0)), None)
+
+    def _noise(self, places: Tensor, whole: Pair) -> dict[str, float]:
+        """What other last digits do to each site; nothing in a program that takes no others."""
+        try:
+            again = self.run(places, Pair(*map(_jittered, whole)), jitter=True)
+        except Exception:  # whatever a program does that knows its rows by their numbers
+            return {}
+        every = torch.arange(len(places))
+        return {d.where: d.size for d in _differences(whole, again, every, every)}
 
     def run(self, places: Tensor, latents: Pair | None = None, jitter: bool = False) -> Pair:
         """Runs both on some rows; with latents that are given, or drawn by the guide."""
@@ -140,8 +167,8 @@ class Trial:
         model: Callable[..., Any] = self.model
         guide: Callable[..., Any] = self.guide
         if latents is not None:
-            model = poutine.replay(model, trace=latents.model)  # for those that are enumerated
-            guide = poutine.replay(guide, trace=latents.guide)
+            model = _Given(latents.model)(model)  # for those that are enumerated
+            guide = _Given(latents.guide)(guide)
         with _Only(rows, size, len(places)):
             guided = poutine.trace(guide).get_trace(*batch, size=size)
             model = poutine.replay(model, trace=guided)
@@ -172,6 +199,18 @@ class _Only(Rows):
             message["stop"] = True
 
 
+class _Given(Messenger):
+    """Gives values of other runs alone: masks, and the priors in a guide, are of the rows now."""
+
+    def __init__(self, trace: poutine.Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def _pyro_sample(self, message: dict) -> None:
+        if message["name"] in self.trace and not message["is_observed"]:
+            message["done"], message["value"] = True, self.trace.nodes[message["name"]]["value"]
+
+
 class Difference(NamedTuple):
     """By how much the log-density of a site differs between two runs, relative to its size."""
 
@@ -184,10 +223,9 @@ def _differences(before: Pair, after: Pair, rows: Tensor, now: Tensor) -> list[D
     """Those of all sites, of some rows in a run and where these are in another."""
     found = []
     for old, new, program in zip(before, after, ("model", "guide"), strict=True):
-        for name in _compared(old):
-            a, b = _density(old.nodes[name], rows), _density(new.nodes[name], now)
-            if a.shape == b.shape:
-                found.append(_difference(f"site {name!r} of the {program}", a, b))
+        for name in dict.fromkeys([*_compared(old), *_compared(new)]):
+            a, b = _density(old.nodes.get(name), rows), _density(new.nodes.get(name), now)
+            found.append(_difference(f"site {name!r} of the {program}", a, b))
     return found
 
 
@@ -200,13 +238,20 @@ def _compared(trace: poutine.Trace) -> list[str]:
     ]
 
 
-def _density(site: dict, rows: Tensor) -> Tensor:
-    """The log-density of a site on some rows, without the scale of the plate."""
+def _density(site: dict | None, rows: Tensor) -> Tensor:
+    """The log-density of a site on some rows, without the scale of the plate.
+
+    Of one that is not there, as in a loop that others made longer, it is zero.
+    """
+    if site is None:
+        return torch.zeros((), dtype=torch.float64)
     density = site["log_prob"] / site["scale"]
     return _of_rows(density, _row_dim(site), rows)
 
 
 def _difference(where: str, a: Tensor, b: Tensor) -> Difference:
+    if a.dim() and b.dim() and a.shape != b.shape:
+        return Difference(where, torch.inf, ROUNDING)
     rounding = ROUNDING_64 if a.dtype == b.dtype == torch.float64 else ROUNDING
     size = (a - b).abs() / (1 + a.abs())
     size = size.masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0).nan_to_num(nan=torch.inf)
@@ -273,6 +318,52 @@ def _moved(x: Tensor) -> Tensor:
     return x * (1 + 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else x
 
 
+def first_dependence(parts: Trial, batch: Trial, sizes: Sequence[int]) -> str | None:
+    """The first site that looks at other rows than its own, by the trials that a program takes.
+
+    One that fails for some other number of rows has no number there; but what it is beside other
+    rows, in batches that it does take, has to be seen.
+
+    Arguments:
+        parts: Rows, of which any are tried.
+        batch: As many as are run together.
+        sizes: How many rows there may be at once.
+
+    Raises:
+        ValueError: If programs fail for other rows in a batch of the same size.
+    """
+    try:
+        found = parts.of_parts()
+    except Exception:  # whatever a program does that takes batches of one size only
+        found = _of_company(batch)
+    if found:
+        return found
+    try:
+        return parts.of_sizes(*sizes)
+    except Exception:  # again
+        taken = [size for size in sizes if parts.takes(size)]
+        return parts.of_sizes(*taken) if taken else None
+
+
+def _of_company(batch: Trial) -> str | None:
+    try:
+        return batch.of_company()
+    except Exception as error:
+        count = len(batch.data[0])
+        raise ValueError(
+            f"batches of {count} rows: the programs fail for the same rows in another order, or "
+            f"for half of them twice ({first_line(error)}), so that it cannot be tried "
+            f"whether a row depends on the others of its batch. Expected rows that are "
+            f"independent, as the plate 'data' promises. Try elbo(model, guide) and the whole "
+            f"data as one batch (batch_size=None), or a program that takes any rows."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without Pyro's tables of shapes."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")
+
+
 def check_minibatches(
     model: Program,
     guide: Program,
@@ -292,20 +383,13 @@ def check_minibatches(
     handler = next((m for m in active_handlers() if isinstance(m, Rows)), None)
     if handler is None:  # a batch by itself, which no other follows
         return
-    rows = handler.rows
-    every = None if rows is None or data is None else torch.arange(size, device=rows.device)
-    try:
-        if data is not None:
-            trial, count = Trial(model, guide, data, every, size), len(batch[0])
-            room = ROOM * size // max(1, sum(x.numel() for x in data))  # rows of so many numbers
-            whole = min(size, max(2 * count, room))
-            found = trial.of_parts() or trial.of_sizes(whole, count, size % count)
-        else:
-            found = Trial(model, guide, batch, rows, size).of_parts()
-    except Exception:  # whatever a program does that takes batches of one size only
-        found = None
-        with suppress(Exception):
-            found = Trial(model, guide, batch, rows, size).of_order()
+    alone = parts = Trial(model, guide, batch, handler.rows, size)
+    if data is not None:
+        every = None if handler.rows is None else torch.arange(size, device=handler.rows.device)
+        parts = Trial(model, guide, data, every, size)
+    count = len(batch[0])
+    whole = min(size, max(2 * count, parts.room()))
+    found = first_dependence(parts, alone, [n for n in (whole, count, size % count) if n])
     if found:
         raise ValueError(
             f"{found}: the log-density of a row depends on the other rows of its batch, on how "

@@ -38,7 +38,10 @@ from tests.support.fake_cuda import CUDA, fake_cuda
 
 # HalfNormal and HalfCauchy of torch begin with a mean that is the number 0.
 COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")
-READS = ("SemiSupervisedVAE",)  # Pyro's Dice looks where the guide's probabilities are zero
+READS = (
+    "SemiSupervisedVAE",
+    "DomainVAE",
+)  # Pyro's Dice looks where the guide's probabilities are zero
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -124,8 +127,9 @@ def test_autoguides_are_built_on_the_device_of_the_data(kind):
 def given(model: nn.Module, data: tuple[Tensor, ...]) -> dict[str, Any]:
     """With what a program draws rows: what it cannot do without, labels, or a number of rows."""
     parameters = inspect.signature(model.forward).parameters
-    if parameters["x"].default is inspect.Parameter.empty:
-        return {"x": data[0]}
+    first = next(iter(parameters.values()))
+    if first.default is inspect.Parameter.empty:
+        return {first.name: data[0]}
     if "y" in parameters and len(data) > 1 and (data[1] >= 0).all():
         return {"y": data[1]}
     return {"size": 5}
@@ -153,7 +157,7 @@ def test_rows_are_drawn_on_the_device_of_the_parameters(name):
         drawn = model(**on_gpu)
         assert drawn.device == CUDA
         assert len(drawn) == (5 if "size" in arguments else len(data[0]))
-        assert "x" in arguments or drawn.shape[1:] == data[0].shape[1:]
+        assert arguments.keys() & {"x", "pairs"} or drawn.shape[1:] == data[0].shape[1:]
 
 
 def log_prob(model: Any, x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from tests.support.fake_gpu import OnGPU, fake_gpu, on_gpu
 COPIES = ("LinearRegression", "BayesianFactorAnalysis", "four particles")
 READS = (
     "SemiSupervisedVAE",  # Pyro's Dice looks where the guide's probabilities are zero
+    "DomainVAE",
     "BayesianFactorAnalysis",  # torch's LowRankMultivariateNormal takes a Cholesky factor
     "LinearRegression, AutoLowRankMultivariateNormal",
 )

@@ -294,3 +294,25 @@ def test_labels_beside_the_rows_are_for_the_program():
     model = Known()
     with pytest.raises(TypeError, match="cannot be called with them"):
         log_evidence(model, AmortizedNormal(1, 1), torch.randn(6), torch.zeros(6))
+
+
+class Failing(nn.Module):
+    """Knows an evidence that is of another program, which fails for the rows that are compared."""
+
+    def forward(self, x=None, size=None):
+        if len(x) in (4, 8):
+            raise ValueError("an error of the program")
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1), obs=x)
+
+    def evidence(self):
+        return dist.Normal(2.0, 1.0).expand([3]).to_event(1)
+
+
+def test_what_fails_where_it_is_compared_comes_up_as_itself():
+    x = torch.zeros(8, 3)
+    with pytest.raises(ValueError, match="an error of the program"):
+        log_evidence(Failing(), None, x)
+    with pytest.warns(UserWarning, match=NOT_OF_IT):
+        found = log_evidence(Failing(), None, x[:5])
+    torch.testing.assert_close(found.value, dist.Normal(0.0, 1.0).log_prob(x[:5]).sum(1).double())

@@ -183,6 +183,27 @@ def test_enumerated_sites_are_drawn_from_their_posterior():
     np.testing.assert_allclose(likelihood, mixture_evidence(x))
 
 
+def test_a_latent_vector_below_an_enumerated_site_stays_what_was_drawn():
+    """Pyro's `infer_discrete` takes the event of what it replays for dimensions of the batch."""
+    locs = torch.tensor([[-3.0, 0.0, 1.0], [3.0, 1.0, 0.0]])
+
+    def model(x, size=None):
+        with data_plate(x, size):
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(locs[k.long()], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(x, 1e-4).to_event(1))
+
+    x = torch.cat([locs, locs + 0.5, locs - 0.5])  # z is next to x, and tells k nearly
+    posterior = from_pyro_svi(model, guide, x, num_samples=50, seed=0)["posterior"]
+    z = torch.from_numpy(posterior["z"].values[0])
+    torch.testing.assert_close(z, x.expand_as(z), atol=1e-2, rtol=0)
+    assert (posterior["k"].values[0] == [0, 1, 0, 1, 0, 1]).all()
+
+
 def test_enumerated_sites_beside_latents_of_all_rows():
     @pyro.infer.config_enumerate
     def model(x=None, size=None):

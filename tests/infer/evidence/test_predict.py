@@ -209,6 +209,22 @@ def test_latents_of_rows_that_were_fitted_are_refused():
         predict(vae, automatic, x)
 
 
+def test_a_guide_of_the_fitted_rows_is_told_by_its_own_latents():
+    """The covariate is measured with an error: `y`, to be predicted, is none of them."""
+
+    def measured(x=None, y=None, size=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with data_plate(x, size):
+            true = pyro.sample("true", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(true, 0.5), obs=x)
+            return pyro.sample("y", dist.Normal(slope * true, 0.3), obs=y)
+
+    x, guide = torch.randn(6), AutoNormal(measured)
+    fit(elbo(measured, guide), (x, 2 * x), steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"AutoNormal has the latents 'true' of the rows"):
+        predict(measured, guide, x[:3])
+
+
 def two_levels(x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
     with data_plate(x, size):

@@ -14,6 +14,7 @@ from ppl_models import data_plate, elbo, fit, from_pyro_svi, iwae, log_evidence
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.trials.independence import Trial
 from tests.support.every_objective import ALL, programs
+from tests.support.looking import LONG, Looking
 from tests.support.oracles import same, state
 from tests.support.runs import quiet
 
@@ -36,31 +37,6 @@ LOOKING = {
     "the rank": lambda x: (0.2 * x.argsort().argsort(), x.new_ones(len(x))),
     "the spread": lambda x: (x.new_zeros(len(x)), x.std(unbiased=False).expand(len(x))),
 }
-
-
-class Looking(nn.Module):
-    """z ~ N(0, 1), x ~ N(z + its mean, its scale), and the posterior as guide."""
-
-    def __init__(self, of_batch) -> None:
-        super().__init__()
-        self.of_batch = of_batch
-        self.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def model(self, x, size=None):
-        mean, scale = self.of_batch(x)
-        with data_plate(x, size):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z + mean + self.shift, scale), obs=x)
-
-    def guide(self, x, size=None):
-        mean, scale = self.of_batch(x)
-        total = 1 + scale**2
-        with data_plate(x, size):
-            pyro.sample("z", dist.Normal((x - mean) / total, scale / total.sqrt()))
-
-    def evidence_of(self, x):
-        mean, scale = self.of_batch(x)
-        return dist.Normal(mean, (1 + scale**2).sqrt()).log_prob(x)
 
 
 def amortised(x, size=None):
@@ -224,7 +200,7 @@ def test_no_model_of_the_library_looks_at_the_batch(name):
     rows = torch.arange(len(data[0]))
     for which, size in ((rows, len(rows)), (None, len(rows)), (None, None)):
         assert make(data, which, size).of_parts() is None
-        assert make(data, which, size).of_order() is None
+        assert make(data, which, size).of_company() is None
 
 
 class Net(nn.Module):
@@ -283,7 +259,7 @@ def test_a_trial_leaves_nothing_behind():
     program.train()
     trial = Trial(Program(program.model, "model"), Program(amortised, "guide"), (x,), None, None)
     before, draws = state(program), torch.get_rng_state()
-    assert not any((trial.of_parts(), trial.of_order(), trial.of_latents()))
+    assert not any((trial.of_parts(), trial.of_company(), trial.of_latents()))
     assert same(state(program), before)
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(module.training for module in program.modules())
@@ -302,9 +278,6 @@ def branching(limit):
     return Looking(
         lambda x: (torch.zeros_like(x), torch.full_like(x, 3.0 if len(x) > limit else 1))
     )
-
-
-LONG = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("limit", [17, 40, 59, 60, 100, 500])

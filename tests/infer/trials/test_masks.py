@@ -691,6 +691,30 @@ def test_binary_data_observed_in_part():
     assert abs(posterior["x"].values[0, :, 6:].mean() - 0.6) < 0.1
 
 
+def test_what_was_not_seen_and_no_guide_has():
+    """The advice is followed: `config_enumerate`, a mask, the site in the guide."""
+    x, infer = torch.tensor([0, 2, 1, 1, 0, 2, 2, 2, 2, 2]), {"enumerate": "parallel"}
+    fn = dist.Categorical(torch.tensor([0.2, 0.3, 0.5]).double())
+
+    def model(x=None, size=None):
+        with data_plate(x, size):
+            pyro.sample("x", fn, obs=x, obs_mask=OBSERVED, infer=infer)
+
+    def masked(x=None, size=None):
+        with data_plate(x, size), poutine.mask(mask=OBSERVED):
+            pyro.sample("x", fn, obs=x)
+
+    def guide(x=None, size=None):
+        with data_plate(x, size):
+            pyro.sample("x_unobserved", fn)
+
+    with pytest.raises(ValueError, match=r"obs_mask leaves out .* Try pyro.sample\('x_unobserved'"):
+        log_evidence(model, None, x)
+    truth = fn.log_prob(x) * OBSERVED
+    for tried in ((config_enumerate(model), None), (masked, None), (model, guide)):
+        close(log_evidence(*tried, x, num_samples=2).value, truth)
+
+
 def test_a_density_over_rows_that_are_independent_in_it():
     """The guide has the entries in an event, the model has them in its plates."""
 

