@@ -17,7 +17,6 @@ import argparse
 import time
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from guides import AmortizedNormal
@@ -112,30 +111,6 @@ class Normalised(nn.Module):
         return self.dropout(nn.functional.normalize(x, dim=1))
 
 
-class Tempered(nn.Module):
-    """A model or guide whose latents weigh less: what is descended is no bound then."""
-
-    def __init__(self, program: nn.Module, weight: float) -> None:
-        super().__init__()
-        self.program, self.weight = program, weight
-
-    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
-        with Weighted(self.weight):
-            return self.program(x, size=size)
-
-
-class Weighted(poutine.messenger.Messenger):
-    """Scales the densities of latents by a weight."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, message: dict) -> None:
-        if not message["is_observed"]:
-            message["scale"] = message["scale"] * self.weight
-
-
 def mult_vae(train: Tensor, args: argparse.Namespace, seed: int) -> tuple[VAE, AmortizedNormal]:
     torch.manual_seed(seed)
     films = train.shape[1]
@@ -143,7 +118,7 @@ def mult_vae(train: Tensor, args: argparse.Namespace, seed: int) -> tuple[VAE, A
     network = MLP(films, 2 * args.latents, args.hidden, nn.Tanh)
     model = VAE(films, args.latents, Multinomial(), decoder)
     guide = AmortizedNormal(films, args.latents, nn.Sequential(Normalised(), network))
-    objective = elbo(Tempered(model, args.beta), Tempered(guide, args.beta))
+    objective = elbo(model, guide, beta=args.beta)
     fit(
         objective,
         train,
