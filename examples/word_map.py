@@ -8,8 +8,8 @@ Each word of a text is hidden in turn, and foreseen from the four words on eithe
 
 Nothing but the text teaches the word vectors, and yet words of one kind end side by side. The
 evidence is a pseudo-likelihood, and says so. The map of the most frequent words is t-SNE's,
-of the angles between their vectors; the second picture shows what is foreseen where a word of a
-line that was never seen is hidden.
+of the angles between their vectors; the second picture shows what is foreseen where a word of
+lines that were made up is hidden.
 """
 
 import argparse

@@ -46,7 +46,7 @@ class ClusteredVAE(nn.Module):
     r"""A VAE with latent site `z`, and above it the enumerated site `cluster`.
 
     Clusters that start at random often end in one: start the decoder and the guide as those of a
-    `VAE`, by `warm_start(model, from_=vae)`, and the clusters by `initialise` at the guide's means.
+    `VAE`, by `warm_start(model, from_=vae)`, and the clusters by `initialise` at the guide's draws.
 
     Arguments:
         num_features: The length of a row, `D`.
@@ -123,7 +123,8 @@ class ClusteredVAE(nn.Module):
         """Sets the clusters to a mixture of Gaussians of latents, by scikit-learn's EM.
 
         Arguments:
-            z: Latents, such as the means of a guide, `(N, K)`, of more rows than clusters.
+            z: Draws of a guide, `(N, K)`, of more rows than clusters. Its means would not do: a
+                latent that is not used has no spread of means, and that of the prior in its draws.
             restarts: The number of runs of EM.
             seed: Seeds them.
         """

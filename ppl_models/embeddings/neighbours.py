@@ -134,7 +134,7 @@ class SelfMaskedTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_count(num_words=num_words, length=length, num_dims=num_dims, num_layers=num_layers)
-        self.vectors = word_vectors(num_words, num_dims)
+        self.vectors = nn.Embedding(num_words + 1, num_dims, padding_idx=NO_WORD)
         self.places = nn.Parameter(torch.randn(length, num_dims))
         self.layers = nn.ModuleList(
             _Asking(num_dims, num_heads, dropout) for _ in range(num_layers)

@@ -50,8 +50,7 @@ class TextCNN(nn.Module):
         num_dims: The length of a word vector, `K`.
         widths: How many words in a row a convolution sees.
         num_channels: The channels of each width.
-        dropout: The probability with which a feature, or a number of a word vector, is dropped in
-            training.
+        dropout: The probability with which a feature is dropped in training.
 
     Example:
         >>> TextCNN(8)(torch.ones(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape
@@ -74,6 +73,6 @@ class TextCNN(nn.Module):
 
     def forward(self, vectors: Tensor, here: Tensor) -> Tensor:
         # A window without a word is among those of any sentence, so that longer rows add none.
-        x = self.dropout(vectors * here.unsqueeze(-1)).mT  # (B, K, L), zeros where no word is
+        x = (vectors * here.unsqueeze(-1)).mT  # (B, K, L), zeros where no word is
         found = [layer(x).relu().amax(-1) for layer in self.layers]
         return self.dropout(torch.cat(found, 1))

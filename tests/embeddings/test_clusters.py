@@ -83,7 +83,7 @@ def test_clusters_on_a_curved_sheet_are_found():
     model = ClusteredVAE(4, 3, 2, Normal(), MLP(2, 4, (32,)))
     warm_start(model, from_=vae)
     with torch.no_grad():
-        model.initialise(guide.posterior(x).mean)
+        model.initialise(guide.posterior(x).sample())
     before = log_evidence(model, guide, x, num_samples=20, seed=0).mean
     quiet(elbo(model, guide), x, epochs=20, batch_size=50, lr=3e-3, seed=0)
     assert log_evidence(model, guide, x, num_samples=20, seed=0).mean > before
