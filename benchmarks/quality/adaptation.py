@@ -11,8 +11,8 @@ to. A tenth of the source is held out, for label shift.
 Each method is compared with the same classifier of the source alone. The evidence is that of
 `compare_labels`, which sees no label of the target: nats per row, a lower bound, the higher the
 better. Beside it: how much better the labels tell those of the source back, in nats per label. It
-warns where labels are not better than before by three standard errors of both, and says worse where
-the evidence is lower by three.
+warns where the evidence is not higher than before by three standard errors, or labels are told back
+worse, and says worse where the evidence is lower by three.
 
 Settings were chosen on `tuning`, MNIST to scikit-learn's digits, boxed alike, with 2000 rows, and
 on no other task: the best of a ridge of .01, .1, 1 and 3, a reversed gradient of .03, .1, .3 and 1

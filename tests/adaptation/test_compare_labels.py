@@ -9,9 +9,10 @@ import torch
 from scipy.integrate import dblquad
 from scipy.stats import invgamma, norm
 
-from ppl_models import compare_labels
+from ppl_models import LabelComparison, compare_labels
 from ppl_models.adaptation import class_evidence as evidence
 from ppl_models.adaptation.class_evidence import class_evidence
+from ppl_models.adaptation.reverse import told_back
 
 
 def total_by_hand(x, y, source, num_classes, features):
@@ -148,6 +149,36 @@ def test_few_changes_are_undecided_and_none_are_no_news():
     same = compare_labels(x, before=before, after=before, source=source)
     assert same.verdict == "unchanged"
     assert same.difference == 0
+
+
+def test_better_takes_both_numbers():
+    """Every verdict, by the numbers that it rests on."""
+    for difference, told, changed, verdict in (
+        (0.4, 0.01, 5, "better"),
+        (0.4, -0.01, 5, "undecided"),
+        (0.29, 0.01, 5, "undecided"),
+        (-0.29, 0.01, 5, "undecided"),
+        (-0.31, 0.01, 5, "worse"),
+        (0.0, 0.0, 0, "unchanged"),
+    ):
+        found = LabelComparison(-2.0, -2.0 + difference, 0.1, told, 0.001, changed, 100)
+        assert found.verdict == verdict
+
+
+def test_labels_are_told_back_by_a_regression_of_standardised_rows():
+    """An offset and a scale of the target change nothing; labels at random tell log 1 / 3."""
+    (x, y), target = blobs(), 3 * blobs(offset=0.2)[0] + 5
+    proposed = nearest((target - 5) / 3, 0.2)
+    found = told_back(target, proposed, (x, y), 3)
+    torch.testing.assert_close(
+        told_back((target - 5) / 3, proposed, (x, y), 3), found, atol=1e-3, rtol=0
+    )
+    assert found.mean() > -0.2
+    shuffled = told_back(target, proposed[torch.randperm(600)], (x, y), 3).mean().item()
+    assert shuffled == pytest.approx(-math.log(3), abs=0.1)
+    one = told_back(target, torch.zeros_like(proposed), (x, y), 3)  # one class, of which it is sure
+    expected = torch.where(y == 0, math.log(0.99 + 0.01 / 3), math.log(0.01 / 3)).double()
+    torch.testing.assert_close(one, expected)
 
 
 def test_refusals():
