@@ -21,6 +21,7 @@ from ppl_models.infer.evidence.likelihood import Likelihood, factors_of_data, li
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
+from ppl_models.infer.trials.conditionals import pseudo_likelihoods
 from ppl_models.infer.trials.points import check_meant
 from ppl_models.user_line import warn
 
@@ -173,7 +174,11 @@ class Variables:
 
     def _log_likelihood(self, draws: Draws, results: Results) -> None:
         """Adds the log-likelihood of each row, whose enumerated sites are summed over."""
+        pseudo = pseudo_likelihoods(draws.model).keys()
         for part in likelihoods(draws):
+            if pseudo & {*part.names}:
+                self.caveats[part.names] = _not_of_densities(part.names)
+                continue
             if part.value is None:
                 self.caveats[part.names] = _not_of_rows(part)
                 continue
@@ -269,6 +274,14 @@ def _not_of_rows(part: Likelihood) -> str:
         f"given the draws, got rows that depend on each other through {enumerated}, summed over. "
         f"Try log_evidence, or, where a row is a whole sequence, "
         f"`with data_plate(sequences):` around its states and its observations."
+    )
+
+
+def _not_of_densities(names: tuple[str, ...]) -> str:
+    return (
+        f"log_likelihood: it does not hold the site(s) {_some(names)}, pseudo-likelihoods, of each "
+        f"entry given the others: az.loo would take them for the densities of rows. Try "
+        f"log_evidence, which says what they are."
     )
 
 

@@ -22,9 +22,10 @@ from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.evidence.joint import Joint, sampling
-from ppl_models.infer.evidence.likelihood import likelihoods
+from ppl_models.infer.evidence.likelihood import factors_of_data, likelihoods
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.trials.conditionals import pseudo_likelihoods
 
 
 class Predictive(Evidence):
@@ -60,7 +61,8 @@ def log_predictive(
         seed: Seeds draws of their own; by default they come from torch's generator.
 
     Raises:
-        ValueError: If rows have latents of their own, or a row has no likelihood of its own.
+        ValueError: If rows have latents of their own, or a row has no likelihood of its own, or
+            was not observed.
 
     Example:
         >>> from guides import MeanFieldMixture
@@ -74,6 +76,7 @@ def log_predictive(
     with sampling(model, guide, new, seed) as joint:
         checks.check_observed(joint.first.model)
         _check_shared(joint)
+        _check_density(joint)
         value, variance = _mean_likelihood(joint, num_samples, batch_size)
     return Predictive(
         value,
@@ -98,6 +101,15 @@ def _check_shared(joint: Joint) -> None:
         )
 
 
+def _check_density(joint: Joint) -> None:
+    """Raises where what is observed has no density: each entry would be given the others."""
+    if pseudo := pseudo_likelihoods(joint.first.model):
+        raise ValueError(
+            f"log_predictive: site(s) {', '.join(map(repr, pseudo))} are pseudo-likelihoods, each "
+            f"entry given the others, and no density of rows. Try log_evidence, which says so."
+        )
+
+
 def _mean_likelihood(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """The log of the mean likelihood of each row, and its variance by the delta method."""
     first = torch.full((joint.num_rows,), -math.inf, dtype=torch.float64)
@@ -112,8 +124,21 @@ def _mean_likelihood(joint: Joint, num_samples: int, batch_size: int) -> tuple[T
 
 def _of_rows(draws: Draws) -> Results:
     """The log-likelihood of each row, all that is observed of it together."""
+    if beside := factors_of_data(draws):
+        raise ValueError(
+            f"log_predictive: the pyro.factor site(s) {', '.join(map(repr, beside))} lie in the "
+            f"plates of the data, and may be a part of the likelihood of a row, as where data are "
+            f"censored. Expected all of it at sites that observe. Try a distribution whose "
+            f"log_prob holds that part."
+        )
     total: Any = 0
     for part in likelihoods(draws):
+        if part.mask is not None and not part.mask.all():
+            raise ValueError(
+                f"log_predictive: a mask leaves out {int((~part.mask).sum())} of "
+                f"{part.mask.numel()} entries of {', '.join(map(repr, part.names))}, which would "
+                f"count as predicted perfectly. Expected rows that were observed. Try those rows."
+            )
         if part.value is None or [frame.name for frame in part.frames] != ["data"]:
             raise ValueError(
                 f"log_predictive: the likelihood of {', '.join(map(repr, part.names))} is not one "

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch.distributions import Normal
 
 from guides import AmortizedNormal
@@ -71,3 +72,35 @@ def test_rows_that_depend_on_each_other_are_refused():
 
     with pytest.raises(ValueError, match="is not one of single rows"):
         log_predictive(chain, guide, torch.ones(3).double())
+
+
+def test_rows_that_were_not_observed_are_refused():
+    """The density of a row that a mask leaves out is one, whatever the guide has learned."""
+
+    def masked(x, mask, size=None):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(()).double(), 1.0))
+        with data_plate(x, size), poutine.mask(mask=mask):
+            pyro.sample("x", dist.Normal(loc, 0.5), obs=x)
+
+    def learned(x, mask, size=None):
+        guide()
+
+    new, every = torch.tensor([0.7, -0.5, 2.5]).double(), torch.ones(3).bool()
+    found = log_predictive(masked, learned, new, every, num_samples=10, seed=0)
+    same = log_predictive(model, guide, new, num_samples=10, seed=0)
+    torch.testing.assert_close(found.value, same.value)
+    with pytest.raises(ValueError, match="a mask leaves out 1 of 3 entries of 'x'"):
+        log_predictive(masked, learned, new, every.index_fill(0, torch.tensor(1), False))
+
+
+def test_a_likelihood_in_part_is_refused():
+    """Censored data, whose probability is a factor."""
+
+    def censored(x, size=None):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(()).double(), 1.0))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(loc, 0.5), obs=x)
+            pyro.factor("beyond", torch.where(x > 2, -1.0, 0.0).double())
+
+    with pytest.raises(ValueError, match=r"pyro.factor site\(s\) 'beyond' lie in the plates"):
+        log_predictive(censored, guide, torch.tensor([0.7, 2.5]).double())

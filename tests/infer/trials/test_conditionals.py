@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from ppl_models import data_plate, elbo, log_evidence
+from ppl_models import data_plate, elbo, from_pyro_svi, log_evidence, log_predictive
 
 EVERY = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # (8, 3)
 
@@ -87,3 +87,26 @@ def test_what_does_not_say_so_is_exact():
             pyro.sample("x", Silent(torch.tensor(0.7)), obs=x)
 
     assert log_evidence(model, None, EVERY).kind == "exact"
+
+
+def test_they_are_no_densities_of_rows():
+    """`az.loo` would take them for such, and so would whoever compares models by new rows."""
+
+    class Drawn(Spins):
+        def sample(self, sample_shape=()):  # any rows: no number here depends on them
+            return torch.zeros(self._extended_shape(torch.Size(sample_shape)))
+
+    def model(x, size=None):
+        strength = pyro.sample("strength", dist.Normal(0.7, 0.1))
+        with data_plate(x, size):
+            pyro.sample("x", Drawn(strength), obs=x)
+
+    def guide(x, size=None):
+        pyro.sample("strength", dist.Normal(0.7, 0.1))
+
+    with pytest.raises(ValueError, match=r"log_predictive: site\(s\) 'x' are pseudo-likelihoods"):
+        log_predictive(model, guide, EVERY)
+    with pytest.warns(UserWarning, match=r"does not hold the site\(s\) 'x', pseudo-likelihoods"):
+        data = from_pyro_svi(model, guide, EVERY, num_samples=5)
+    assert "log_likelihood" not in data
+    assert log_evidence(model, guide, EVERY, num_samples=5).kind == "pseudo-likelihood"
