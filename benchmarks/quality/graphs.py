@@ -8,8 +8,7 @@ edge; all of them are missing from what is fitted. What is descended counts the 
 latents a fraction (--divergence); the number printed does not: it is a lower bound of the log
 evidence of all other pairs given the words, each scored once. Counted whole, the bound is better
 and the links are worse. The VGAE of torch_geometric, with the loss of its example, is fitted to the
-same edges in the same run, and sees the same words. The settings were chosen on the validation
-pairs of seeds 0 to 2.
+same edges in the same run, and sees the same words. The settings were chosen on seeds 0 to 2.
 Labels: the Planetoid split, 20 labels of each field; its 500 validation papers say when to stop.
 """
 
