@@ -16,7 +16,8 @@ worse, and says worse where the evidence is lower by three.
 
 Settings were chosen on `tuning`, MNIST to scikit-learn's digits, boxed alike, with 2000 rows, and
 on no other task: the best of a ridge of .01, .1, 1 and 3, a reversed gradient of .03, .1, .3 and 1
-times its size, and known labels that weigh 3 or 10. Peers run with their defaults.
+times its size, and known labels that weigh 3 or 10 (with 10,000 rows 10 or 100: 86.4 and 85.4 %,
+source only 83.4 %). Peers run with their defaults.
 """
 
 import argparse

@@ -98,7 +98,7 @@ def compare_labels(
     the labels of the source worse: an adaptation that is worse than none, or cannot be told from
     it. It is careful: most small gains are warned of as well. It is no proof: a model that parts
     the target by itself, as `DomainVAE` does, may find groups that both numbers prefer to the
-    classes, and is then not warned of (one case of 45 in `benchmarks/RESULTS.md`).
+    classes, and is then not warned of (one case of 36 in `benchmarks/RESULTS.md`).
 
     Arguments:
         target: Rows of the target, `(N, D)`.
