@@ -32,7 +32,7 @@ from guides import FactorizationNormal
 from ppl_models import MatrixFactorization, elbo, fit, fit_em, log_evidence
 from ppl_models.datasets import MovieLens, movielens
 from ppl_models.likelihoods import Ordered
-from ppl_models.recommender.factorisation import lower
+from ppl_models.recommender.factorization import lower
 
 STARS = torch.arange(1, 11) / 2
 TASTE = {  # of somebody new

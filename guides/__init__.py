@@ -6,8 +6,8 @@ from guides.conditional import ConditionalNormal, LabelNormal
 from guides.domain import DomainNormal
 from guides.exact import ExactPosterior
 from guides.factor_normal import FactorNormal
-from guides.factorisation import FactorizationNormal
-from guides.factorisation_gamma import FactorizationGamma
+from guides.factorization import FactorizationNormal
+from guides.factorization_gamma import FactorizationGamma
 from guides.graph import GraphNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior

@@ -76,7 +76,7 @@ from ppl_models.mixtures.poisson import PoissonMixture
 from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
-from ppl_models.recommender.factorisation import MatrixFactorization
+from ppl_models.recommender.factorization import MatrixFactorization
 from ppl_models.recommender.poisson import PoissonFactorization
 from ppl_models.supervised.classifier import Classifier
 from ppl_models.supervised.discriminant import GaussianDiscriminant

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pyro.poutine.messenger import Messenger
 from sklearn.metrics import adjusted_rand_score, average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -105,18 +104,6 @@ def fit_blocks(
     )
 
 
-class Weighted(Messenger):
-    """Counts the latents of nodes a fraction, in the model and in the guide."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, message: dict) -> None:
-        if message["name"] == "z":
-            message["scale"] = message["scale"] * self.weight
-
-
 def links(papers: Citations, seeds: range, args: argparse.Namespace) -> None:
     whole = read_graph(papers.edges, len(papers.y))
     x = papers.x.to_sparse().coalesce()
@@ -152,9 +139,8 @@ def fit_links(parts: Links, x: Tensor, seed: int, args: argparse.Namespace) -> l
     guide = GraphNormal(x, parts.graph.edge_index, LATENTS, encoder)
     with torch.no_grad():
         encoder.second.bias[LATENTS:] = -1.5  # narrow at first, so that encoder and decoder meet
-    weight = Weighted(args.divergence)
     fit(
-        elbo(weight(model), weight(guide)),
+        elbo(model, guide, beta=args.divergence),
         balanced(pairs, edges, args.others),
         steps=args.steps,
         lr=0.01,

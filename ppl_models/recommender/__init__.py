@@ -1,7 +1,7 @@
 """What users will say of items.
 
 Files:
-    factorisation: a vector for each user and each item, and any likelihood of ratings
+    factorization: a vector for each user and each item, and any likelihood of ratings
     coordinate: coordinate ascent in closed form, for normal noise
     poisson: counts as sums of positive parts, and their coordinate ascent
     ease: items as linear combinations of others; a floor, without a density

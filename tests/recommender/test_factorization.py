@@ -17,7 +17,7 @@ from ppl_models import (
     log_evidence,
 )
 from ppl_models.likelihoods import Multinomial
-from ppl_models.recommender.factorisation import lower
+from ppl_models.recommender.factorization import lower
 from tests.support.ratings import model, ratings
 
 pytestmark = pytest.mark.filterwarnings("ignore:fit_em. still rising")
