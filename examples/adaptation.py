@@ -283,5 +283,5 @@ def draw_digits(data: Data, vae: DomainVAE, guide: DomainNormal, columns: int = 
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

@@ -239,5 +239,5 @@ def tiles(axes: Axes, rows: Tensor, title: str, columns: int = 7) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

@@ -223,5 +223,5 @@ def images(rows: dict[str, Tensor], title: str) -> Figure:
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

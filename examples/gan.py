@@ -208,5 +208,5 @@ def nearest(samples: Tensor, x: Tensor) -> Figure:
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

@@ -212,4 +212,7 @@ def save(figure: Figure, name: str, args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no data: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

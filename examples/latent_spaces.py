@@ -241,5 +241,5 @@ def draw_denoised(test: Tensor, noisy: Tensor, cleaned: dict[str, Tensor]) -> Fi
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

@@ -334,4 +334,7 @@ def draw_new_user(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:  # no data: one line says where they should be
+        raise SystemExit(f"error: {error}") from None

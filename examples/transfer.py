@@ -310,5 +310,5 @@ def draw_attention(transformer: VisionTransformer, data: Data, columns: int = 8)
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

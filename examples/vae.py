@@ -210,5 +210,5 @@ def latents(means: Tensor, labels: Tensor | None) -> Figure:
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no images: one line says where they should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

@@ -150,5 +150,5 @@ def draw_hidden(vocabulary: Vocabulary, network: Neighbours, best: int = 4) -> F
 if __name__ == "__main__":
     try:
         main()
-    except FileNotFoundError as error:  # no text: one line says where it should be
+    except FileNotFoundError as error:  # no data: one line says where they should be
         raise SystemExit(f"error: {error}") from None

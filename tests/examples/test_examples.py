@@ -139,5 +139,5 @@ def test_a_missing_data_folder_is_one_line(name, tmp_path):
 
 def test_all_examples_with_a_data_folder_end_alike():
     with_folder = [f.read_text() for f in EXAMPLES.glob("*.py") if "--data-root" in f.read_text()]
-    assert len(with_folder) == 7
+    assert len(with_folder) == 11
     assert len({text.partition('if __name__ == "__main__":')[2] for text in with_folder}) == 1
