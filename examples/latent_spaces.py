@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from guides import AmortizedNormal
-from ppl_models import VAE, datasets, elbo, fit, log_evidence
+from ppl_models import VAE, aggregate, datasets, elbo, fit, log_evidence
 from ppl_models.autoencoders.autoencoder import AutoEncoder, DenoisingAutoEncoder
 from ppl_models.autoencoders.corruption import SaltAndPepper
 from ppl_models.autoencoders.reconstruction import reconstruction
@@ -99,9 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         log_evidence(plain, None, test)
     except ValueError as error:
         print(f"  {error}")
+    gap = aggregate(vae, guide, train[:1500], seed=args.seed)
+    print(f"\nIts codes beside N(0, I), taken apart:\n{gap}")
 
     figures = {
         "codes": draw_codes(spread, labels, prior),
+        "aggregate": gap.plot(),
         "samples": draw_samples(samples),
         "denoised": draw_denoised(test, noisy, cleaned),
     }

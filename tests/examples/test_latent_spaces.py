@@ -22,7 +22,9 @@ def test_latent_spaces(tmp_path, capsys):
     (evidence,) = numbers(r"VAE: log evidence (\S+) ± .* lower bound", printed)
     assert 18 < -evidence < 24.6
     assert "it has no density of rows, and so no evidence" in printed
-    check_pictures(printed, tmp_path, count=3)
+    (gap,) = numbers(r"\+ KL\(q\(z\) \|\| p\(z\)\) +(\S+)", printed)
+    assert 0 < gap < 1
+    check_pictures(printed, tmp_path, count=4)
 
 
 def test_its_measures():
