@@ -173,7 +173,7 @@ def test_constant_and_repeated_columns_are_taken(kind):
 
 def test_what_has_no_units_is_refused():
     x = rows()
-    with pytest.raises(ValueError, match=r"expected min_scale \*\* 2.*of the rows, 3\.92e-12"):
+    with pytest.raises(ValueError, match=r"expected min_scale \*\* 2.*of the rows, 3\.91e-12"):
         fit_em(GaussianMixture(3, 2, min_scale=1e-3).double(), x / x.std() * 2e-6)
     with pytest.raises(ValueError, match=r"rows near zero.*Try x - x\.mean\(0\)"):
         fit_em(GaussianMixture(3, 2), x + 1e8)  # float32 has numbers 8 apart there
