@@ -29,6 +29,8 @@ help:
 demo: $(READY)
 	$(BIN)/python examples/vae.py
 
+# As many workers as cores: a thread for each, or they wait for one another.
+test: export OMP_NUM_THREADS ?= 1
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto $(ARGS)
 
