@@ -15,7 +15,7 @@ References:
 
 import copy
 import math
-from typing import Any, Protocol
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -27,20 +27,70 @@ from ppl_models.checks import check_choice, check_count
 START = 0.1  # the standard deviation to start with
 
 
-class Factorisation(Protocol):
-    """A model of ratings with sites `users` and `items`, perhaps with steps in closed form."""
+class FactorizationGuide(nn.Module):
+    """What guides of the sites `users` and `items` share, whatever their distributions.
 
-    num_users: int
-    num_items: int
-    user_root: Any
-    item_root: Any
+    `users` and `items` are modules whose call gives the distributions of all of them, with `get()`
+    and `set()` of their parameters as the steps of the model have them.
+    """
 
-    def start(self, x: Tensor, y: Tensor) -> Any: ...
+    model: Any
+    users: Any
+    items: Any
 
-    def ascend(self, users: Any, items: Any, x: Tensor, y: Tensor, *options: bool) -> Any: ...
+    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> None:
+        with pyro.plate("user", self.model.num_users, dim=-1):
+            pyro.sample("users", self.users())
+        with pyro.plate("item", self.model.num_items, dim=-1):
+            pyro.sample("items", self.items())
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, y: Tensor) -> None:
+        """Chooses where to start, as the model does; known items stay as they are."""
+        if self._knows_items:
+            return
+        users, items = self.model.start(x, y)
+        self.users.set(users)
+        self.items.set(items)
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """A step of coordinate ascent; returns the bound before it, in nats per row."""
+        options = {**self._options(), "only_users": self._knows_items}
+        before = self.users.get(), self.items.get()
+        bound, users, items = self.model.ascend(*before, x, y, **options)
+        self.users.set(users)
+        if not self._knows_items:
+            self.items.set(items)
+        return bound
+
+    def for_new_users(self, num_users: int) -> Self:
+        """A guide, with its `model`, of users who came later; what is known of items is kept.
+
+        Items and the parameters of the model are frozen: `fit_em(guide, (x, y))` on the rows of
+        new users, numbered from 0, folds them in; or `fit(elbo(guide.model, guide), (x, y))`.
+        """
+        check_count(num_users=num_users)
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        model.num_users = num_users
+        guide = self._like(model)
+        guide.items = copy.deepcopy(self.items).requires_grad_(False)
+        return guide
+
+    def _like(self, model: Any) -> Any:
+        """A guide of this kind, not fitted, of another model."""
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, bool]:
+        """What the steps of the model are told of the guide."""
+        return {}
+
+    @property
+    def _knows_items(self) -> bool:
+        return not next(self.items.parameters()).requires_grad
 
 
-class FactorizationNormal(nn.Module):
+class FactorizationNormal(FactorizationGuide):
     r"""A normal guide for the sites `users` and `items` of a `MatrixFactorization`.
 
     Where ratings are `Normal()`, `fit_em(guide, (x, y))` fits it, and the parameters of the model,
@@ -66,54 +116,18 @@ class FactorizationNormal(nn.Module):
         >>> objective = elbo(model, guide)
     """
 
-    def __init__(self, model: Factorisation, covariance: str = "full") -> None:
+    def __init__(self, model: Any, covariance: str = "full") -> None:
         super().__init__()
         check_choice("covariance", covariance, ["full", "diag"])
         self.model, self.covariance = model, covariance
         self.users = _Normals(model.num_users, model.user_root, covariance == "diag")
         self.items = _Normals(model.num_items, model.item_root, covariance == "diag")
 
-    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> None:
-        with pyro.plate("user", self.model.num_users, dim=-1):
-            pyro.sample("users", self.users())
-        with pyro.plate("item", self.model.num_items, dim=-1):
-            pyro.sample("items", self.items())
+    def _like(self, model: Any) -> "FactorizationNormal":
+        return FactorizationNormal(model, self.covariance)
 
-    @torch.no_grad()
-    def initialise(self, x: Tensor, y: Tensor) -> None:
-        """Chooses where to start, by singular vectors; known items stay as they are."""
-        if self._knows_items:
-            return
-        users, items = self.model.start(x, y)
-        self.users.set(users)
-        self.items.set(items)
-
-    @torch.no_grad()
-    def em_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """A step of coordinate ascent; returns the bound before it, in nats per rating."""
-        kind = self.users.diagonal, self._knows_items
-        bound, users, items = self.model.ascend(self.users.get(), self.items.get(), x, y, *kind)
-        self.users.set(users)
-        if not self._knows_items:
-            self.items.set(items)
-        return bound
-
-    def for_new_users(self, num_users: int) -> "FactorizationNormal":
-        """A guide, with its `model`, of users who came later; what is known of items is kept.
-
-        Items and the parameters of the model are frozen: `fit_em(guide, (x, y))` on the ratings of
-        new users, numbered from 0, folds them in; or `fit(elbo(guide.model, guide), (x, y))`.
-        """
-        check_count(num_users=num_users)
-        model = copy.deepcopy(self.model).requires_grad_(False)  # type: ignore[attr-defined]
-        model.num_users = num_users
-        guide = FactorizationNormal(model, self.covariance)
-        guide.items = copy.deepcopy(self.items).requires_grad_(False)
-        return guide
-
-    @property
-    def _knows_items(self) -> bool:
-        return not self.items.loc.requires_grad
+    def _options(self) -> dict[str, bool]:
+        return {"diagonal": self.users.diagonal}
 
 
 class _Normals(nn.Module):
