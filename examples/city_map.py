@@ -139,7 +139,7 @@ def kilometers(places: Tensor) -> Tensor:
 
 
 def draw_map(names: list[str], draws: Tensor, true: Tensor) -> Figure:
-    figure = Figure(figsize=(9, 7.4), layout="constrained")
+    figure = Figure(figsize=(9, 7.4), layout="compressed")
     axes = figure.subplots()
     place, true = draws.mean(0), true - true.mean(0)
     size = (place * true).sum() / true.square().sum()  # how much longer roads are

@@ -149,7 +149,7 @@ def draw_blocks(
 
 
 def draw_matrix(graph: Any, found: dict[str, Tensor], args: argparse.Namespace) -> Path:
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    figure = Figure(figsize=(10, 5.8), layout="compressed")
     matrix = np.zeros((graph.num_nodes, graph.num_nodes))
     matrix[tuple(graph.edge_index.numpy())] = 1
     names = [name for name in found if name != "one block"]
@@ -159,7 +159,7 @@ def draw_matrix(graph: Any, found: dict[str, Tensor], args: argparse.Namespace) 
         border = int((found[name] == 0).sum()) - 0.5
         axes.axhline(border, color="C3")
         axes.axvline(border, color="C3")
-        axes.set_xticks(range(34), order, fontsize=6)
+        axes.set_xticks(range(34), order, fontsize=6, rotation=90)
         axes.set_yticks(range(34), order, fontsize=6)
         axes.set_title(name)
     figure.suptitle("Who knows whom, members in the order of their blocks")
