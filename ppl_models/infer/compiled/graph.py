@@ -16,7 +16,7 @@ under the same random numbers before it is first used, and again every `CHECK_EV
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -140,9 +140,12 @@ class Compiled:
         self.used[id(graph)] = graph
         return graph.run(*inputs)
 
-    def _new_graph(
+    def trace(
         self, key: Any, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> Graph | None:
+    ) -> tuple[GraphModule, Watch] | None:
+        """Returns the loss as a graph, and what must stay as it is; None where there is none."""
+        if self.reason is not None:
+            return None
         self.traced += 1
         if self.traced > MOST_GRAPHS:
             self.give_up(
@@ -159,24 +162,42 @@ class Compiled:
                 wrong = self._difference(evaluate, traced, inputs)
             except Exception as error:  # whatever a program does that a trace cannot hold
                 wrong = f"it cannot be traced{_line(error)} ({_first_line(error)})"
-            if not wrong:
-                run, why = self._compile(traced, evaluate, inputs)
-        if not wrong and why and not self.without_compiler:
-            self.without_compiler = True
-            warn(
-                f"{self.objective.name}: its graph runs as it was traced, not compiled: {why}. The "
-                f"numbers are right, only slower. Try compile=False, which says nothing."
-            )
-        if not wrong and not Graph(run, watch, [0]).holds():
+        if not wrong and not holds(watch):
             wrong = (
                 "it changes numbers or tensors of its own while it runs, such as a count of calls"
             )
         if wrong:
             self.give_up(wrong)
             return None
+        return traced, watch
+
+    def used_by(
+        self, graph: GraphModule, inputs: tuple[Tensor, ...], parameters: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The parameters that a loss has a gradient for."""
+        with self.untouched(inputs):
+            slopes = torch.autograd.grad(graph(*inputs), list(parameters), allow_unused=True)
+        return [p for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
+
+    def _new_graph(
+        self, key: Any, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> Graph | None:
+        found = self.trace(key, evaluate, inputs)
+        if found is None:
+            return None
+        traced, watch = found
+        with warnings.catch_warnings(), _validation_kept():
+            warnings.simplefilter("ignore")
+            run, why = self._compile(traced, evaluate, inputs)
+        if why and not self.without_compiler:
+            self.without_compiler = True
+            warn(
+                f"{self.objective.name}: its graph runs as it was traced, not compiled: {why}. The "
+                f"numbers are right, only slower. Try compile=False, which says nothing."
+            )
         on_host = varies_on_host(traced, self._device(), self._found().tensors)
-        found = [getattr(traced, str(n.target)) for n in traced.graph.find_nodes(op="get_attr")]
-        tensors = [x for x in found if isinstance(x, Tensor)]
+        nodes = traced.graph.find_nodes(op="get_attr")
+        tensors = [x for n in nodes if isinstance(x := getattr(traced, str(n.target)), Tensor)]
         graph = self.graphs[key] = Graph(run, watch, [0], tensors, on_host)
         return graph
 
@@ -200,7 +221,7 @@ class Compiled:
         graphs, reads = [], _Reads()
         device = self._device()
         for seed in range(2):
-            with pyro.validation_enabled(False), without_waits(device), self._untouched(inputs):
+            with pyro.validation_enabled(False), without_waits(device), self.untouched(inputs):
                 torch.manual_seed(seed)
                 tracer = make_fx(evaluate, pre_dispatch=True, _allow_non_fake_inputs=True)
                 # Tensors of their own: one that comes twice, or that the program also knows by
@@ -251,7 +272,7 @@ class Compiled:
     ) -> list[tuple[str, Tensor | None]]:
         """All that a loss gives: itself, its gradient, and the buffers afterwards."""
         parameters = self._parameters()
-        with self._untouched(inputs):
+        with self.untouched(inputs):
             value = loss(*inputs)
             slopes = torch.autograd.grad(value, parameters, allow_unused=True)
             buffers = [b.clone() for b in self._found().buffers()]
@@ -286,11 +307,15 @@ class Compiled:
                     found[n] = max(found[n], _distance(a, b))
         return found
 
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the modules that run."""
+        return self._found().buffers()
+
     def _parameters(self) -> list[Tensor]:
         return [p for _, p in self.objective.named_parameters() if p.requires_grad]
 
     @contextmanager
-    def _untouched(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    def untouched(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         """A context that leaves random numbers, buffers, what is held and inputs as they were."""
         device = self._device()
         rng = get_rng_state(device)

@@ -76,6 +76,10 @@ class InMemory:
         for rows in _split(self.size, self.batch_size, seed, shuffle, device)[start:]:
             yield Chosen(self.tensors, rows, self.size, self.transform)
 
+    def order(self, seed: int) -> Tensor:
+        """The rows of an epoch in their order."""
+        return _order(self.size, self.batch_size, seed, True)
+
     @property
     def recordable(self) -> bool:
         """Whether gathering is the work of torch alone, and not of a function that may change."""
@@ -218,12 +222,15 @@ def _length(dataset: Any) -> int:
 def _split(
     size: int, batch_size: int, seed: int, shuffle: bool, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """The rows of each batch of an epoch. The whole data as one batch keep their order."""
+    """The rows of each batch of an epoch."""
+    return _order(size, batch_size, seed, shuffle).to(device).split(batch_size)
+
+
+def _order(size: int, batch_size: int, seed: int, shuffle: bool) -> Tensor:
+    """The order of the rows in an epoch. The whole data as one batch keep theirs."""
     if shuffle and batch_size < size:
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    else:
-        order = torch.arange(size)
-    return order.to(device).split(batch_size)
+        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return torch.arange(size)
 
 
 def _tensors(values: Any, device: torch.device) -> tuple[Tensor, ...]:

@@ -114,6 +114,7 @@ class Descent:
         moved = list(chain.from_iterable(self.parameters))
         self.average = None if ema is None else Average(moved, ema)
         self.compiled = [Compiled(objective) for objective in self.objectives]
+        self.by_blocks = False  # whether compiled steps come in blocks, and single ones do not
         recorder = recorder_for(self.device) if compile else None
         self.replay: Replay | None = None
         if recorder is not None:
@@ -153,6 +154,13 @@ class Descent:
         self.step_number += 1
         if self.average is not None:
             self.average.update(self.step_number)
+        return losses
+
+    def moved(self, batch: Batch | Chosen) -> dict[str, Tensor]:
+        """A step without what counts it and what the schedules do: parameters and averages."""
+        losses = self._turns(batch)
+        if self.average is not None:
+            self.average.update(self.step_number + 1)
         return losses
 
     def _turns(self, batch: Batch | Chosen) -> dict[str, Tensor]:
@@ -217,7 +225,7 @@ class Descent:
     def _loss(self, i: int, batch: Batch) -> Tensor:
         """The loss of an objective on a batch that it is trained on."""
         objective = self.objectives[i]
-        if not self.compile:
+        if not self.compile or self.by_blocks:
             return self.evaluate(objective, batch)
         if batch.rows is None:
             return self.compiled[i](

@@ -27,6 +27,7 @@ from ppl_models.infer.training.batches import (
     in_memory_rows,
     source,
 )
+from ppl_models.infer.training.blocks import Blocks, may_block
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.interrupt import Interrupt, unwound
@@ -205,6 +206,9 @@ class _Loop:
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
+        self.blocks: Blocks | None = None
+        if may_block(self.descent, train):
+            self.blocks = Blocks(progress, train, whole_epochs=held_out is not None)
 
     def run(self, total: int, shown: bool) -> None:
         """Goes on to so many steps in all, and leaves the modules in evaluation mode."""
@@ -219,14 +223,30 @@ class _Loop:
             module.eval()
 
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
-        progress = self.progress
-        while self.descent.step_number < total and not (progress.stopped or self.interrupt.asked):
-            self._go_through_batches(total, bar)
-            if progress.batch < self.train.batches:
-                return  # the last step came in the middle of an epoch
-            self._end_epoch()
-            progress.warn_of_caveats()
-            bar.set_postfix(progress.latest(), refresh=False)
+        while self._goes_on(total):
+            if self.blocks is None or not (self.blocks.open and self.blocks.take(total)):
+                self._go_through_batches(total, bar)
+            if self.progress.batch == self.train.batches:
+                self._end_epoch()
+                self.progress.warn_of_caveats()
+            if self.blocks is not None:
+                self._after_block(total)
+            bar.set_postfix(self.progress.latest(), refresh=False)
+            bar.update(self.descent.step_number - bar.n)
+
+    def _goes_on(self, total: int) -> bool:
+        ended = self.progress.stopped or self.interrupt.asked
+        return self.descent.step_number < total and not ended
+
+    def _after_block(self, total: int) -> None:
+        """Writes a checkpoint when it is time, of steps alone that are known to be right."""
+        assert self.blocks is not None
+        due = time.perf_counter() - self.written_at >= self.every
+        if self._goes_on(total) and (self.path is None or not due):
+            return
+        if self.blocks.settle() and due and self.path is not None:
+            self.progress.write(self.path)
+            self.written_at = time.perf_counter()
 
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
@@ -238,6 +258,8 @@ class _Loop:
             if self.path is not None and time.perf_counter() - self.written_at >= self.every:
                 self.progress.write(self.path)
                 self.written_at = time.perf_counter()
+            if self.blocks is not None and self.blocks.open:
+                return
 
     def _until_interrupted(self, batches: Iterator[Batch | Chosen]) -> Iterator[Batch | Chosen]:
         """Batches up to an interrupt, which the processes of a `DataLoader` do not survive."""

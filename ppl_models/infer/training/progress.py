@@ -42,6 +42,43 @@ class Progress:
         if len(self.pending) >= READ_EVERY:
             self.read_losses()
 
+    def record_block(self, losses: dict[str, list[float]], batches: int) -> None:
+        """Takes note of the losses of many steps; epochs of so many batches end on the way.
+
+        One that ends with the last step is left to `end_epoch`.
+        """
+        self.read_losses()
+        names, many = list(losses), len(next(iter(losses.values())))
+        done = 0
+        while done < many:
+            if self.batch == batches:
+                self._close_epoch(self.batch)
+                self.epoch, self.batch = self.epoch + 1, 0
+            taken = min(batches - self.batch, many - done)
+            for name in names:
+                values = losses[name][done : done + taken]
+                self.sums[name] = sum(values, self.sums.get(name, 0.0))
+            self.batch, done = self.batch + taken, done + taken
+
+    def mark(self) -> dict[str, Any]:
+        """Where it is, to return to."""
+        self.read_losses()
+        kept = {name: getattr(self, name) for name in _WRITTEN}
+        lengths = {name: len(values) for name, values in self.history.items()}
+        return {**kept, "sums": dict(self.sums), "history": lengths}
+
+    def return_to(self, mark: dict[str, Any]) -> None:
+        """Goes back to where it was: what was recorded since is dropped."""
+        self.pending.clear()
+        for name, value in mark.items():
+            if name != "history":
+                setattr(self, name, value)
+        for name in list(self.history):
+            del self.history[name][mark["history"].get(name, 0) :]
+            if name not in mark["history"]:
+                del self.history[name]
+        self.sums = dict(mark["sums"])
+
     def end_epoch(self, validation: float | None, patience: int | None) -> None:
         """Closes an epoch, after `self.batch` steps of it."""
         self.pending.append(self.batch)

@@ -1,0 +1,309 @@
+r"""Blocks of training steps that run as compiled code, and how it is known that they are right.
+
+A step is traced once, compiled, and repeated many times in one call (`native`), with no code of the
+user's between two steps. Code stands for a program only where that is shown: when it is made, and
+again at the end of blocks, a step of it is compared with a step of the program itself, on the
+batch, the parameters and the state of that moment and with the same random numbers: the losses,
+and all that the step moves. Where they differ beyond rounding, all goes back to where they last
+agreed, and the program runs by itself from there.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_models.infer.compiled.graph import HALF, NOISE, TOLERANCE, Compiled
+from ppl_models.infer.compiled.packs import Pack, all_tensors, packed
+from ppl_models.infer.compiled.step import Step, Turn
+from ppl_models.infer.compiled.updates import Rule, rule_of
+from ppl_models.infer.compiled.watch import Watch, holds
+
+LONGEST = 2**14  # steps of a block
+WORK = 2e8  # operations on numbers in a block, about a tenth of a second
+ENTRIES = 2**20  # of a table of rows
+
+Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the data
+
+
+class Kind(NamedTuple):
+    """Steps that one piece of code takes."""
+
+    step: Step
+    watch: Watch  # what was traced as a constant
+    evaluates: list[Evaluate]
+
+
+class Loop:
+    """Steps of descent in blocks.
+
+    Arguments:
+        compiled: The losses, in their order.
+        optimizers: What moves the parameters of each.
+        parameters: Those that each moves.
+        clip: The largest norm of a gradient.
+        averages: The averages of parameters by their id.
+    """
+
+    def __init__(
+        self,
+        compiled: Sequence[Compiled],
+        optimizers: Sequence[torch.optim.Optimizer],
+        parameters: Sequence[Sequence[Tensor]],
+        clip: float | None,
+        averages: dict[int, Tensor],
+    ) -> None:
+        self.compiled, self.optimizers, self.parameters = compiled, optimizers, parameters
+        self.clip, self.averages = clip, averages
+        self.kinds: dict[Hashable, Kind] = {}
+        self.refused = False  # steps that are not known here run as they did before
+
+    def kind(
+        self,
+        key: Hashable,
+        evaluates: Sequence[Evaluate],
+        rows: Tensor,
+        data: tuple[Tensor, ...],
+    ) -> Kind | None:
+        """The code for steps of a kind, made where there is none; None where there can be none.
+
+        Arguments:
+            key: What the code depends on, besides what is watched.
+            evaluates: The losses.
+            rows: The rows of a batch, `(B,)`; all of them where a batch is the whole data.
+            data: All rows.
+        """
+        found = self.kinds.get(key)
+        if self.refused or (found is not None and holds(found.watch)):
+            return None if self.refused else found
+        traced = [
+            compiled.trace((key, "step"), evaluate, (rows, *data))
+            for compiled, evaluate in zip(self.compiled, evaluates, strict=True)
+        ]
+        if any(each is None for each in traced):
+            self.refused = True
+            return None
+        graphs, watches = zip(*traced, strict=True)
+        turns = self._turns(graphs, (rows, *data))
+        if turns is None:
+            self.refused = True
+            return None
+        chosen = rows if len(rows) < len(data[0]) else None
+        length = _length(graphs, 0 if chosen is None else len(rows))
+        try:
+            step = Step(turns, data, chosen, length)
+        except Exception:  # no compiler, or an operation that it does not know
+            self.refused = True
+            return None
+        watch = list(chain.from_iterable(watches))
+        made = self.kinds[key] = Kind(step, watch, list(evaluates))
+        return made
+
+    def _turns(self, graphs: Sequence[Any], inputs: tuple[Tensor, ...]) -> list[Turn] | None:
+        """What each objective does; None where an optimiser is not known here."""
+        turns = []
+        for graph, compiled, optimizer, parameters in zip(
+            graphs, self.compiled, self.optimizers, self.parameters, strict=True
+        ):
+            rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
+            used = compiled.used_by(graph, inputs, parameters)
+            if not used or not _are_known(optimizer, rules, used):
+                return None
+            packs = packed(used, optimizer, rules, self.averages)
+            turns.append(Turn(graph, packs, self.clip))
+        return turns
+
+    def run(
+        self,
+        kind: Kind,
+        times: int,
+        rows: Tensor,
+        rates: Sequence[Tensor],
+        weights: Tensor | None,
+    ) -> list[Tensor]:
+        """Takes steps, and returns the losses before each, by objectives: `(times,)`.
+
+        Arguments:
+            kind: The code.
+            times: The number of steps, at most `kind.step.length`.
+            rows: The rows of each step, `(times, B)`, if a batch is not the whole data.
+            rates: The learning rates of each optimiser's groups, `(times, groups)`.
+            weights: The weights of what is new in an average, `(times,)`.
+        """
+        step = kind.step
+        if step.chooses:
+            step.tables["rows"][:times] = rows
+        for pack, table in zip(step.packs, step.tables["rates"], strict=True):
+            n = self.optimizers.index(pack.optimizer)
+            group = next(g for g, x in enumerate(pack.optimizer.param_groups) if x is pack.group)
+            table[:times] = rates[n][:, group]
+        if weights is not None:
+            step.tables["weights"][:times] = weights
+        return step.run(times)
+
+    def difference(
+        self,
+        kind: Kind,
+        eager: Callable[[], Sequence[Tensor]],
+        compiled: Callable[[], Sequence[Tensor]],
+    ) -> str | None:
+        """What differs between a step of the programs and one of the code; None where nothing does.
+
+        Arguments:
+            kind: The code.
+            eager: Takes a step of the programs, and returns the losses.
+            compiled: Takes the same step by the code.
+        """
+        ours, others = self._moves(eager), self._moves(compiled)
+        far = [n for n, (a, b) in enumerate(zip(ours, others, strict=True)) if not a.is_near(b)]
+        if far and all(move.after.isfinite().all() for move in ours):
+            noise = self._rounding(eager, ours)
+            for n in far:
+                if not ours[n].distance(others[n]) <= NOISE * noise[n]:
+                    return f"a compiled step has another {ours[n].name} than the program itself"
+        return None
+
+    def _moves(self, take: Callable[[], Sequence[Tensor]]) -> list["Move"]:
+        """The losses of a step and all that it moves, after which all is as before."""
+        tolerance = self._tolerance()
+        with self.untouched() as before:
+            losses = take()
+            moves = [Move("loss", x.detach(), torch.zeros_like(x), tolerance) for x in losses]
+            for name, tensor, was in before:
+                moves.append(Move(name, tensor.detach().clone(), was, tolerance))
+        return moves
+
+    def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list["Move"]) -> list[float]:
+        """How far each number moves where the last digits of the parameters do."""
+        found = [0.0] * len(ours)
+        moved = [p for parameters in self.parameters for p in parameters]
+        for sign in (1, -1):
+            with self.untouched():
+                for p in moved:
+                    p.data.add_(sign * torch.finfo(p.dtype).eps * (1 + p.data.abs()))
+                near = self._moves(eager)
+            for n, (a, b) in enumerate(zip(ours, near, strict=True)):
+                found[n] = max(found[n], a.change(b))
+        return found
+
+    def _tolerance(self) -> float:
+        if any(compiled.halved for compiled in self.compiled):
+            return HALF
+        kinds = {p.dtype for parameters in self.parameters for p in parameters}
+        return max(TOLERANCE.get(kind, HALF) for kind in kinds)
+
+    @contextmanager
+    def untouched(self) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+        """A context after which all is as before; gives what a step moves, and how it was."""
+        kept = self.snapshot()
+        with ExitStack() as stack:
+            for compiled in self.compiled:
+                stack.enter_context(compiled.untouched(()))
+            try:
+                yield kept.tensors
+            finally:
+                kept.restore()
+
+    def snapshot(self) -> "Snapshot":
+        """All that steps move, the random numbers aside."""
+        named = [
+            (("parameter " + name), p)
+            for compiled in self.compiled
+            for name, p in compiled.objective.named_parameters()
+        ]
+        return Snapshot(named, self.optimizers, list(self.averages.values()))
+
+
+class Move(NamedTuple):
+    """A number that a step has changed."""
+
+    name: str
+    after: Tensor
+    before: Tensor
+    tolerance: float
+
+    def is_near(self, other: "Move") -> bool:
+        if not self.after.is_floating_point():
+            return torch.equal(self.after, other.after)
+        size = (self.after.double() - self.before.double()).norm().item()
+        rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + self.after.double().norm().item())
+        return self.distance(other) <= self.tolerance * size + rounding
+
+    def distance(self, other: "Move") -> float:
+        return (self.after.double() - other.after.double()).norm().item()
+
+    def change(self, other: "Move") -> float:
+        """How far a step from other parameters changes it otherwise."""
+        first, second = (x.after.double() - x.before.double() for x in (self, other))
+        return (first - second).norm().item()
+
+
+class Snapshot:
+    """What steps move, as it was at a time.
+
+    Arguments:
+        named: The parameters.
+        optimizers: What moves them, with all that they keep.
+        averages: Averages of parameters.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[tuple[str, Tensor]],
+        optimizers: Sequence[torch.optim.Optimizer],
+        averages: Sequence[Tensor],
+    ) -> None:
+        live = [*named, *(("average", x) for x in averages)]
+        states = [state for o in optimizers for state in o.state.values()]
+        live += [(n, x) for s in states for n, x in s.items() if isinstance(x, Tensor)]
+        self.tensors = [(name, x, x.detach().clone()) for name, x in live]
+        plain = (bool, int, float)
+        self.numbers = [(s, n, x) for s in states for n, x in s.items() if isinstance(x, plain)]
+        self.rates = [(g, g["lr"]) for o in optimizers for g in o.param_groups]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Makes all what it was."""
+        for _, tensor, before in self.tensors:
+            tensor.copy_(before)
+        for state, name, before in self.numbers:
+            state[name] = before
+        for group, rate in self.rates:
+            group["lr"] = rate
+
+
+def _are_known(
+    optimizer: torch.optim.Optimizer, rules: Sequence[Rule | None], used: Sequence[Tensor]
+) -> bool:
+    """Whether all rules are known, and the optimiser keeps what they need, as after a step."""
+    ids = {id(p) for p in used}
+    for group, rule in zip(optimizer.param_groups, rules, strict=True):
+        mine = [p for p in group["params"] if id(p) in ids]
+        if rule is None:
+            return False
+        states = [optimizer.state.get(p, {}) for p in mine]
+        names = [*rule.slots, *(["step"] if rule.counts else [])]
+        if not all(isinstance(s.get(n), (Tensor, int)) for s in states for n in names):
+            return False
+        if rule.counts and len({float(s["step"]) for s in states}) > 1:
+            return False
+    return True
+
+
+def _length(graphs: Sequence[Any], width: int) -> int:
+    """The number of steps of a block, a power of two, by what there is to compute."""
+    work = 0.0
+    for graph in graphs:
+        for node in graph.graph.nodes:
+            value = node.meta.get("val")
+            work += 1000 + 20 * (value.numel() if isinstance(value, Tensor) else 0)
+            if "mm" in str(node.target) or "linear" in str(node.target):
+                inputs = [n.meta.get("val") for n in node.all_input_nodes]
+                sizes = [x.numel() for x in inputs if isinstance(x, Tensor)]
+                work += 3 * math.sqrt(math.prod(sizes[:2]) * max(value.numel(), 1))
+    most = min(LONGEST, WORK / work, ENTRIES / max(width, 1))
+    return 2 ** max(int(math.log2(max(most, 1))), 0)

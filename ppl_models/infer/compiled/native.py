@@ -1,0 +1,159 @@
+r"""A graph of tensor operations as machine code that runs many times in one call.
+
+Inductor compiles a graph to C++ with one entry, `void(tensors in, tensors out)`. What the graph
+keeps from one run to the next it writes into its inputs, so that a loop in C++ that calls the entry
+is all that a training run needs: between two steps there is no Python, no allocation of arguments
+and no lookup. A draw is a call of torch's own generator, in the order of the program, so that the
+random numbers are those that the program draws when it runs by itself.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+OPTIONS = {
+    "cpp_wrapper": True,
+    "fallback_random": True,  # torch's random numbers, in the program's order
+    "size_asserts": False,  # of inputs whose sizes are looked at before each call
+    "alignment_asserts": False,
+}
+MOST = 4096  # tensors that the driver takes
+ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
+DRIVER = r"""
+#include <cstdint>
+#include <cstring>
+#include <exception>
+
+typedef void* Handle;
+
+// Runs an entry a number of times on the same tensors; returns how often it came to its end.
+extern "C" int64_t repeat(void (*entry)(Handle*, Handle*), int32_t (*again)(Handle, Handle*),
+                          int64_t times, Handle* inputs, int64_t count,
+                          char* message, int64_t room) {
+  Handle handles[4096], none[1];
+  int64_t done = 0;
+  try {
+    for (; done < times; ++done) {
+      for (int64_t i = 0; i < count; ++i) again(inputs[i], &handles[i]);  // an entry takes them
+      entry(handles, none);
+    }
+  } catch (const std::exception& error) {
+    std::strncpy(message, error.what(), room - 1);
+  }
+  return done;
+}
+"""
+
+
+class Native:
+    """A compiled graph without outputs, to be run many times on the same tensors.
+
+    Arguments:
+        graph: Operations on tensors, some of which it writes into; it returns nothing.
+        inputs: The tensors that it is first run on.
+    """
+
+    def __init__(self, graph: GraphModule, inputs: Sequence[Tensor]) -> None:
+        if len(inputs) > MOST // 2:
+            raise ValueError(f"expected at most {MOST // 2} tensors, got {len(inputs)}")
+        self._given: list[Tensor] = []
+        self._places: list[int | Tensor] = []  # what the entry takes: inputs, and constants
+        self._compiled: Any = None
+        self._address: Any = None
+        self._call = _compile(graph, inputs, self)
+
+    def __call__(self, times: int, inputs: Sequence[Tensor]) -> None:
+        """Runs it so many times.
+
+        Arguments:
+            times: How often, one or more.
+            inputs: The tensors, each with the shape and strides that it had first.
+        """
+        if not self._places:  # what the entry takes shows when it is called from here
+            self._call(*inputs)
+            self._places = [_place(x, inputs) for x in self._given]
+            self._given.clear()
+            times -= 1
+        entry = self._entry()
+        if entry is None:
+            for _ in range(times):
+                self._call(*inputs)
+        elif times:
+            given = [inputs[x] if isinstance(x, int) else x for x in self._places]
+            _repeat(entry, times, given)
+
+    def _entry(self) -> Any:
+        """The address of the code, if there is one for the loop in C++; it is looked up once."""
+        if self._address is None:
+            try:
+                module = self._compiled.current_callable.__globals__["inductor_entry"].__self__
+                self._library = ctypes.PyDLL(module.__file__)
+                self._address = ctypes.cast(getattr(self._library, ENTRY), ctypes.c_void_p)
+                _driver()
+            except Exception:  # another version of torch has it elsewhere: the same code, call by call
+                self._address = False
+        return self._address or None
+
+
+def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Callable[..., Any]:
+    """The graph as compiled code; notes what its entry takes, of which constants are a part."""
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    def inner(inside: GraphModule, examples: Sequence[Any], **options: Any) -> Callable[..., Any]:
+        compiled: Any = compile_fx_inner(inside, examples, **options)
+        native._compiled = compiled
+
+        def boxed(given: list[Any]) -> Any:
+            if not native._places:
+                native._given[:] = given
+            return compiled(given)
+
+        boxed._boxed_call = True  # type: ignore[attr-defined]
+        return boxed
+
+    with torch.no_grad():
+        return compile_fx(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
+
+
+def _place(tensor: Tensor, inputs: Sequence[Tensor]) -> int | Tensor:
+    """Which input a tensor is; itself where it is none, but a constant."""
+    return next((n for n, x in enumerate(inputs) if x is tensor), tensor)
+
+
+@functools.cache
+def _driver() -> tuple[Callable[..., int], Any]:
+    """The loop in C++, and what gives another handle of a tensor."""
+    from torch._inductor.codecache import CppCodeCache
+
+    built = CppCodeCache.load(DRIVER)
+    repeat = ctypes.PyDLL(built._name).repeat
+    repeat.restype = ctypes.c_int64
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    repeat.argtypes = [pointer, pointer, number, pointer, number, ctypes.c_char_p, number]
+    torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    return repeat, ctypes.cast(torch_cpu.aoti_torch_new_tensor_handle, pointer)
+
+
+def _repeat(entry: Any, times: int, given: list[Tensor]) -> None:
+    repeat, again = _driver()
+    message = ctypes.create_string_buffer(1000)
+    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(given)
+    try:
+        handles = (ctypes.c_void_p * len(given))(*map(_pointer, capsules))
+        done = repeat(entry, again, times, handles, len(given), message, len(message))
+    finally:
+        torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)  # and lets them go
+    if done < times:
+        raise RuntimeError(message.value.decode(errors="replace"))
+
+
+def _pointer(capsule: Any) -> int:
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return get(capsule, None)

@@ -1,0 +1,128 @@
+"""Parameters that are moved as one tensor, with all that an optimiser keeps of them.
+
+A small program has many small parameters, and an operation for each would take longer than the
+mathematics. Small ones of a kind are therefore copied into one vector for a block of steps, and
+back at its end; large ones are moved where they are.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_models.infer.compiled.updates import Rule
+
+SMALL = 4096  # numbers of a parameter that is packed
+PARAMETER, AVERAGE = "parameter", "average"
+
+
+class Pack:
+    """Parameters of a group of an optimiser, as one tensor for each thing that is kept of them.
+
+    Arguments:
+        parameters: The live parameters, of one dtype.
+        optimizer: What moves them.
+        group: The group of its parameters that they are of.
+        rule: How it moves them.
+        averages: Their moving averages; none where nothing is averaged.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        optimizer: torch.optim.Optimizer,
+        group: dict[str, Any],
+        rule: Rule,
+        averages: list[Tensor],
+    ) -> None:
+        self.parameters, self.optimizer = parameters, optimizer
+        self.group, self.rule, self.averages = group, rule, averages
+        self.names = [PARAMETER, *rule.slots, *([AVERAGE] if averages else [])]
+        self.shapes = [p.shape for p in parameters]
+        self.sizes = [p.numel() for p in parameters]
+        self._flat: list[Tensor] = []
+        if not self._is_in_place():
+            first = (self.live(name)[0] for name in self.names)
+            self._flat = [x.detach().new_empty(sum(self.sizes)) for x in first]
+            self._parts = [self.split(x) for x in self._flat]
+
+    def _is_in_place(self) -> bool:
+        """Whether it is one tensor, which is moved where it is."""
+        return len(self.parameters) == 1 and all(
+            self.live(name)[0].is_contiguous() for name in self.names
+        )
+
+    def live(self, name: str) -> list[Tensor]:
+        """The tensors of a name where the modules, the optimiser and the averages have them."""
+        if name == PARAMETER:
+            return [p.data for p in self.parameters]
+        if name == AVERAGE:
+            return self.averages
+        return [self.optimizer.state[p][name] for p in self.parameters]
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """A vector as tensors of the shapes of the parameters."""
+        parts = flat.split(self.sizes) if len(self.sizes) > 1 else [flat]
+        return [x.view(shape) for x, shape in zip(parts, self.shapes, strict=True)]
+
+    def load(self) -> list[Tensor]:
+        """The tensors of all names, with what the live ones hold."""
+        if not self._flat:
+            return [self.live(name)[0] for name in self.names]
+        for parts, name in zip(self._parts, self.names, strict=True):
+            torch._foreach_copy_(parts, self.live(name))
+        return self._flat
+
+    def store(self) -> None:
+        """Gives the live ones what the tensors hold."""
+        if self._flat:
+            for parts, name in zip(self._parts, self.names, strict=True):
+                torch._foreach_copy_(self.live(name), parts)
+
+    @property
+    def count(self) -> float | None:
+        """How many steps were taken; None where that differs between parameters."""
+        counts = [self.optimizer.state[p]["step"] for p in self.parameters]
+        first = float(counts[0])
+        return first if all(float(c) == first for c in counts) else None
+
+    def counted(self, steps: int) -> None:
+        """Takes note of steps that were taken."""
+        if self.rule.counts:
+            for p in self.parameters:  # of ClippedAdam a number, of others a tensor
+                self.optimizer.state[p]["step"] += steps
+
+
+def packed(
+    parameters: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    rules: Sequence[Rule],
+    averages: dict[int, Tensor],
+) -> list[Pack]:
+    """The parameters of an optimiser in packs.
+
+    Arguments:
+        parameters: Those that are moved.
+        optimizer: What moves them.
+        rules: How, for each group.
+        averages: Their averages by the id of the parameter.
+    """
+    moved = {id(p) for p in parameters}
+    packs = []
+    for group, rule in zip(optimizer.param_groups, rules, strict=True):
+        kinds: dict[Any, list[Tensor]] = {}
+        for p in group["params"]:
+            if id(p) in moved:
+                kind = (p.dtype,) if p.numel() < SMALL else (p.dtype, id(p))
+                kinds.setdefault(kind, []).append(p)
+        for members in kinds.values():
+            own = [averages[id(p)] for p in members if id(p) in averages]
+            packs.append(Pack(members, optimizer, group, rule, own))
+    return packs
+
+
+def all_tensors(packs: Sequence[Pack]) -> list[Tensor]:
+    """All the live tensors of packs."""
+    return list(chain.from_iterable(pack.live(name) for pack in packs for name in pack.names))

@@ -1,0 +1,108 @@
+r"""The steps of optimisers as operations on tensors, to be a part of a compiled step.
+
+With the gradient :math:`g`, its number :math:`t` and the learning rate :math:`\eta`, Adam moves
+
+.. math::
+    m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+    \theta \leftarrow \theta -
+    \frac{\eta}{1 - \beta_1^t} \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+each as the optimiser of the same name does. Learning rates and counts are inputs; all other settings
+are constants of the code.
+
+References:
+    | Adam (Kingma & Ba, 2015), https://arxiv.org/abs/1412.6980
+    | Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2019)
+    | https://arxiv.org/abs/1711.05101
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import Tensor
+
+Slots = dict[str, Tensor]  # what an optimiser keeps of a parameter, by its name there
+Settings = dict[str, Any]  # those of a group of parameters
+
+
+class Rule(NamedTuple):
+    """How an optimiser moves a parameter."""
+
+    slots: tuple[str, ...]  # names of the tensors that it keeps
+    counts: bool  # whether it counts its steps
+    move: Callable[[Tensor, Slots, Tensor, Tensor, Tensor, Settings], None]
+
+
+def rule_of(optimizer: torch.optim.Optimizer, group: Settings) -> Rule | None:
+    """The rule of an optimiser for a group of its parameters; None where it is not known here."""
+    if not all(_is_plain(value) for name, value in group.items() if name != "params"):
+        return None
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return None
+    kind = type(optimizer)
+    if kind in (torch.optim.Adam, torch.optim.AdamW) and not group["amsgrad"]:
+        return Rule(("exp_avg", "exp_avg_sq"), True, _adam)
+    if kind is ClippedAdam:
+        return Rule(("exp_avg", "exp_avg_sq"), True, _clipped_adam)
+    if kind is torch.optim.SGD:
+        return Rule(("momentum_buffer",) if group["momentum"] else (), False, _sgd)
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def _adam(
+    p: Tensor, kept: Slots, slope: Tensor, rate: Tensor, count: Tensor, settings: Settings
+) -> None:
+    mean, square = kept["exp_avg"], kept["exp_avg_sq"]
+    one, two = settings["betas"]
+    slope = -slope if settings["maximize"] else slope
+    decay = settings["weight_decay"]
+    if settings.get("decoupled_weight_decay"):
+        p.mul_((1 - rate * decay).to(p.dtype))
+    elif decay:
+        slope = slope + decay * p
+    mean.lerp_(slope, 1 - one)
+    square.mul_(two).addcmul_(slope, slope, value=1 - two)
+    size = (rate / _debias(one, count)).to(p.dtype)
+    root = _debias(two, count).sqrt().to(p.dtype)
+    p.sub_(size * mean / (square.sqrt() / root + settings["eps"]))
+
+
+def _clipped_adam(
+    p: Tensor, kept: Slots, slope: Tensor, rate: Tensor, count: Tensor, settings: Settings
+) -> None:
+    """Pyro's, whose learning rate has been lowered before."""
+    mean, square = kept["exp_avg"], kept["exp_avg_sq"]
+    one, two = settings["betas"]
+    slope = slope.clamp(-settings["clip_norm"], settings["clip_norm"])
+    if settings["weight_decay"]:
+        slope = slope + settings["weight_decay"] * p
+    mean.mul_(one).add_(slope, alpha=1 - one)
+    spread = slope - mean if settings["centered_variance"] else slope
+    square.mul_(two).addcmul_(spread, spread, value=1 - two)
+    size = (rate * _debias(two, count).sqrt() / _debias(one, count)).to(p.dtype)
+    p.sub_(size * mean / (square.sqrt() + settings["eps"]))
+
+
+def _sgd(
+    p: Tensor, kept: Slots, slope: Tensor, rate: Tensor, count: Tensor, settings: Settings
+) -> None:
+    slope = -slope if settings["maximize"] else slope
+    if settings["weight_decay"]:
+        slope = slope + settings["weight_decay"] * p
+    if momentum := settings["momentum"]:
+        buffer = kept["momentum_buffer"]
+        buffer.mul_(momentum).add_(slope, alpha=1 - settings["dampening"])
+        slope = slope + momentum * buffer if settings["nesterov"] else buffer
+    p.sub_(rate.to(p.dtype) * slope)
+
+
+def _debias(decay: float, count: Tensor) -> Tensor:
+    return 1 - torch.pow(torch.full_like(count, decay), count)

@@ -1,0 +1,265 @@
+"""The steps of a run in blocks of compiled code, as far as that is known to be right.
+
+A block crosses epochs; validation, a checkpoint or an interrupt come between blocks. From time to
+time a step of the code is compared with one of the programs. Where they differ, the run goes back
+to where they last agreed, and on from there by the programs themselves.
+"""
+
+import copy
+from functools import partial
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from ppl_models.infer.compiled.loop import Kind, Loop, Snapshot
+from ppl_models.infer.objectives.objective import Objective, nothing
+from ppl_models.infer.training.batches import Chosen, InMemory, Source
+from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.progress import Progress
+from ppl_models.scoped import get_rng_state, mix, set_rng_state
+
+
+class Mark(NamedTuple):
+    """A place to which a run can go back."""
+
+    snapshot: Snapshot
+    buffers: list[tuple[Tensor, Tensor]]
+    rng: dict[str, Tensor]
+    schedulers: list[dict[str, Any] | None]
+    progress: dict[str, Any]
+    step_number: int
+
+
+def may_block(descent: Descent, train: Source) -> TypeGuard[InMemory]:
+    """Whether steps may come in blocks: compiled ones on the CPU, of rows in memory."""
+    return (
+        descent.compile
+        and descent.device.type == "cpu"
+        and isinstance(train, InMemory)
+        and all(_is_plain(objective) for objective in descent.objectives)
+    )
+
+
+class Blocks:
+    """Takes the steps of a run in blocks.
+
+    Arguments:
+        progress: Where the run is.
+        train: Its rows, in memory.
+        whole_epochs: Whether a block must end with an epoch, as there is something to do then.
+    """
+
+    def __init__(self, progress: Progress, train: InMemory, whole_epochs: bool) -> None:
+        self.progress, self.descent, self.train = progress, progress.descent, train
+        self.whole_epochs = whole_epochs
+        descent = self.descent
+        averages = {}
+        if descent.average is not None:
+            pairs = zip(descent.average.parameters, descent.average.tensors, strict=True)
+            averages = {id(p): x for p, x in pairs}
+        self.loop = Loop(
+            descent.compiled, descent.optimizers, descent.parameters, descent.clip, averages
+        )
+        self.evaluates = [partial(self._loss, objective) for objective in descent.objectives]
+        self.mark: Mark | None = None
+        self.unchecked = 0  # steps since the code was last compared
+        self.used: dict[int, Kind] = {}  # in these, by their numbers of rows
+        self.even, self.uneven = divmod(train.size, train.batch_size)  # batches, and rows left
+        self._order: tuple[int, Tensor] | None = None
+        descent.by_blocks = True
+
+    @property
+    def open(self) -> bool:
+        """Whether the next steps may come as a block: the first one is the programs' own."""
+        closed = self.loop.refused or any(c.reason is not None for c in self.descent.compiled)
+        self.descent.by_blocks = not closed
+        return not closed and self.descent.step_number > 0
+
+    def take(self, total: int) -> bool:
+        """Takes a block of steps, up to `total` in all; returns whether it did."""
+        width = self._width()
+        kind = self._kind(width)
+        if kind is None:
+            return False
+        new = self.used.get(width) is not kind
+        self.used[width] = kind
+        if (new or self.unchecked >= kind.step.length) and not self.settle():
+            return False
+        self._run(kind, min(self._ahead(), total - self.descent.step_number, kind.step.length))
+        return True
+
+    def settle(self) -> bool:
+        """Compares the code with the programs, and goes back to where they agreed if they do not.
+
+        Returns:
+            Whether they agree.
+        """
+        for width, kind in self.used.items():
+            rows = self._order_of(self.progress.epoch)[:width]
+            wrong = self.loop.difference(
+                kind, partial(self._eager, rows), partial(self._compiled, kind, rows)
+            )
+            if wrong:
+                self._go_back(wrong)
+                return False
+        self.mark, self.unchecked = self._mark(), 0
+        return True
+
+    def _kind(self, width: int) -> Kind | None:
+        """The code for steps on so many rows."""
+        tensors = self.train.tensors
+        rows = self._order_of(self.progress.epoch)[:width]
+        return self.loop.kind((width, *map(id, tensors)), self.evaluates, rows, tensors)
+
+    def _loss(self, objective: Objective, rows: Tensor, *tensors: Tensor) -> Tensor:
+        chosen = Chosen(tensors, rows, self.train.size, self.train.transform)
+        return self.descent.evaluate(objective, chosen.gathered())
+
+    def _eager(self, rows: Tensor) -> list[Tensor]:
+        """A step of the programs on some rows."""
+        chosen = Chosen(self.train.tensors, rows, self.train.size, self.train.transform)
+        return list(self.descent.moved(chosen).values())
+
+    def _compiled(self, kind: Kind, rows: Tensor) -> list[Tensor]:
+        """The same step by the code."""
+        rates = [torch.tensor([_rates(o)]) for o in self.descent.optimizers]
+        return [x[0] for x in self.loop.run(kind, 1, rows[None], rates, self._weights(1))]
+
+    def _run(self, kind: Kind, times: int) -> None:
+        start = self._mark()
+        rows, rates = self._table(times), self._all_rates(times)
+        if rates is None:  # a schedule of something else
+            self.loop.refused = True
+            self._return_to(start)
+            return
+        losses = self.loop.run(kind, times, rows, rates, self._weights(times))
+        table = torch.stack([x.double() for x in losses])
+        bad = (~table.isfinite().all(0)).nonzero()
+        if len(bad):
+            self._blame(kind, start, int(bad[0]))
+            return
+        self.descent.step_number += times
+        self.unchecked += times
+        names = [objective.name for objective in self.descent.objectives]
+        self.progress.record_block(
+            dict(zip(names, table.tolist(), strict=True)), self.train.batches
+        )
+
+    def _blame(self, kind: Kind, start: Mark, good: int) -> None:
+        """Takes the steps up to one whose loss is not finite, and that by the programs."""
+        self._return_to(start)
+        if good:
+            self._run(kind, good)
+        chosen = Chosen(
+            self.train.tensors, self._table(1)[0], self.train.size, self.train.transform
+        )
+        state = self._mark()
+        self.descent.step(chosen)  # raises, with the site
+        self._return_to(state)
+        self._go_back("a loss is not finite that is finite by the program itself")
+
+    def _go_back(self, reason: str) -> None:
+        if self.mark is not None:
+            self._return_to(self.mark)
+        self.loop.refused = True
+        self.descent.compiled[0].give_up(reason)
+        for compiled in self.descent.compiled[1:]:
+            compiled.reason = reason
+
+    def _mark(self) -> Mark:
+        descent, progress = self.descent, self.progress
+        buffers = [(x, x.clone()) for c in descent.compiled for x in c.buffers()]
+        schedulers = [s and copy.deepcopy(s.state_dict()) for s in descent.schedulers]
+        return Mark(
+            self.loop.snapshot(),
+            buffers,
+            get_rng_state(descent.device),
+            schedulers,
+            progress.mark(),
+            descent.step_number,
+        )
+
+    def _return_to(self, mark: Mark) -> None:
+        descent = self.descent
+        for scheduler, state in zip(descent.schedulers, mark.schedulers, strict=True):
+            if scheduler is not None and state is not None:
+                scheduler.load_state_dict(state)
+        mark.snapshot.restore()
+        for buffer, before in mark.buffers:
+            buffer.copy_(before)
+        set_rng_state(mark.rng, descent.device)
+        self.progress.return_to(mark.progress)
+        descent.step_number = mark.step_number
+
+    def _width(self) -> int:
+        """How many rows the next step takes."""
+        return self.uneven if self.progress.batch == self.even else self.train.batch_size
+
+    def _ahead(self) -> int:
+        """How many steps of the same width come next, to the end of an epoch where it must be."""
+        if self.progress.batch == self.even:
+            return 1
+        cut = self.uneven or self.whole_epochs
+        return self.even - self.progress.batch if cut else 2**62
+
+    def _order_of(self, epoch: int) -> Tensor:
+        """The rows of an epoch in their order."""
+        if self._order is None or self._order[0] != epoch:
+            order = self.train.order(mix(self.progress.order_seed, epoch))
+            self._order = epoch, order
+        return self._order[1]
+
+    def _table(self, times: int) -> Tensor:
+        """The rows of the next steps, all of one width; of whole data those of one step."""
+        size, width = self.train.batch_size, self._width()
+        if width == self.train.size:
+            return self._order_of(0)[None]
+        parts, epoch, batch = [], self.progress.epoch, self.progress.batch
+        while times > 0:
+            most = max(self.even - batch, 1)  # one of another width stands for itself
+            taken = min(times, most)
+            rows = self._order_of(epoch)[batch * size :][: taken * width]
+            parts.append(rows.view(taken, width))
+            times, epoch, batch = times - taken, epoch + 1, 0
+        return torch.cat(parts)
+
+    def _weights(self, times: int) -> Tensor | None:
+        """What is new in an average after each of the next steps."""
+        if self.descent.average is None:
+            return None
+        numbers = torch.arange(1, times + 1, dtype=torch.float64) + self.descent.step_number
+        return 1 - ((1 + numbers) / (10 + numbers)).clamp(max=self.descent.average.decay)
+
+    def _all_rates(self, times: int) -> list[Tensor] | None:
+        """The learning rates of the next steps, for which the schedules go on."""
+        descent = self.descent
+        if not any(descent.schedulers):
+            return [torch.tensor([_rates(o)]).expand(times, -1) for o in descent.optimizers]
+        others = [_others(o) for o in descent.optimizers]
+        rates: list[list[list[float]]] = [[] for _ in descent.optimizers]
+        for _ in range(times):
+            for optimizer, found in zip(descent.optimizers, rates, strict=True):
+                found.append(_rates(optimizer))
+            for scheduler in descent.schedulers:
+                if scheduler is not None:
+                    scheduler.step()
+        if [_others(o) for o in descent.optimizers] != others:
+            return None
+        return [torch.tensor(found) for found in rates]
+
+
+def _is_plain(objective: Objective) -> bool:
+    """Whether an objective has a loss alone: no count of its own, and nothing to report."""
+    keeps = getattr(type(objective), "stepped", nothing) not in (nothing, Objective.stepped)
+    return not keeps and objective.turns == 1 and not objective.reports
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def _others(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The settings of an optimiser, the learning rates aside."""
+    names = ("params", "lr")
+    return [{k: v for k, v in g.items() if k not in names} for g in optimizer.param_groups]
