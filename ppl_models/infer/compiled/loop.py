@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from ppl_models.infer.compiled.graph import HALF, NOISE, TOLERANCE, Compiled
 from ppl_models.infer.compiled.packs import Pack, all_tensors, packed
@@ -24,7 +25,7 @@ from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
 
 LONGEST = 2**14  # steps of a block
-WORK = 2e8  # operations on numbers in a block, about a tenth of a second
+WORK = 1e9  # in a block, about a tenth of a second: see `_length`
 ENTRIES = 2**20  # of a table of rows
 
 Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the data
@@ -60,7 +61,8 @@ class Loop:
         self.compiled, self.optimizers, self.parameters = compiled, optimizers, parameters
         self.clip, self.averages = clip, averages
         self.kinds: dict[Hashable, Kind] = {}
-        self.refused = False  # steps that are not known here run as they did before
+        # Why steps do not come in blocks, if so: those that are not known here run one by one.
+        self.refused: str | None = None
 
     def kind(
         self,
@@ -78,30 +80,30 @@ class Loop:
             data: All rows.
         """
         found = self.kinds.get(key)
-        if self.refused or (found is not None and holds(found.watch)):
-            return None if self.refused else found
+        if found is not None and holds(found.watch):
+            return found
         traced = [
             compiled.trace((key, "step"), evaluate, (rows, *data))
             for compiled, evaluate in zip(self.compiled, evaluates, strict=True)
         ]
         if any(each is None for each in traced):
-            self.refused = True
-            return None
+            return self._refuse("a loss cannot be traced")
         graphs, watches = zip(*traced, strict=True)
         turns = self._turns(graphs, (rows, *data))
         if turns is None:
-            self.refused = True
-            return None
+            return self._refuse("an optimiser is of another kind, or has other settings")
         chosen = rows if len(rows) < len(data[0]) else None
         length = _length(graphs, 0 if chosen is None else len(rows))
         try:
             step = Step(turns, data, chosen, length)
-        except Exception:  # no compiler, or an operation that it does not know
-            self.refused = True
-            return None
+        except Exception as error:  # no compiler, or an operation that it does not know
+            return self._refuse(f"{type(error).__name__}: {error}")
         watch = list(chain.from_iterable(watches))
         made = self.kinds[key] = Kind(step, watch, list(evaluates))
         return made
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = reason
 
     def _turns(self, graphs: Sequence[Any], inputs: tuple[Tensor, ...]) -> list[Turn] | None:
         """What each objective does; None where an optimiser is not known here."""
@@ -294,16 +296,20 @@ def _are_known(
     return True
 
 
-def _length(graphs: Sequence[Any], width: int) -> int:
-    """The number of steps of a block, a power of two, by what there is to compute."""
+def _length(graphs: Sequence[GraphModule], width: int) -> int:
+    """The number of steps of a block, a power of two, by what there is to compute.
+
+    An operation counts as much as 300 products of numbers in matrices, and each number that it
+    gives as 4. No clock is asked: a run is the same each time.
+    """
     work = 0.0
-    for graph in graphs:
-        for node in graph.graph.nodes:
-            value = node.meta.get("val")
-            work += 1000 + 20 * (value.numel() if isinstance(value, Tensor) else 0)
-            if "mm" in str(node.target) or "linear" in str(node.target):
-                inputs = [n.meta.get("val") for n in node.all_input_nodes]
-                sizes = [x.numel() for x in inputs if isinstance(x, Tensor)]
-                work += 3 * math.sqrt(math.prod(sizes[:2]) * max(value.numel(), 1))
+    for node in (node for graph in graphs for node in graph.graph.nodes):
+        value = node.meta.get("val")
+        numbers = value.numel() if isinstance(value, Tensor) else 0
+        work += 300 + 4 * numbers
+        if any(name in str(node.target) for name in ("mm", "linear", "matmul", "conv")):
+            read = [n.meta.get("val") for n in node.all_input_nodes]
+            sizes = [x.numel() for x in read if isinstance(x, Tensor)][:2]
+            work += math.sqrt(math.prod(sizes) * max(numbers, 1))
     most = min(LONGEST, WORK / work, ENTRIES / max(width, 1))
     return 2 ** max(int(math.log2(max(most, 1))), 0)

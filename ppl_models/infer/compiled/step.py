@@ -110,10 +110,10 @@ class Step:
         for turn, losses in zip(self.turns, tables["losses"], strict=True):
             mine = range(at, at := at + len(turn.packs))
             moved = [kept[n][PARAMETER].detach().requires_grad_() for n in mine]
-            values = [moved[n - mine[0]] if n in mine else kept[n][PARAMETER] for n in range(len(kept))]
-            for pack, value in zip(self.packs, values, strict=True):
-                known.update(zip(map(id, pack.parameters), pack.split(value), strict=True))
+            values = dict(enumerate(own[PARAMETER] for own in kept)) | dict(zip(mine, moved))
             with torch.enable_grad():
+                for pack, value in zip(self.packs, values.values(), strict=True):
+                    known.update(zip(map(id, pack.parameters), pack.split(value), strict=True))
                 loss = turn.graph(rows, *data, *(known[id(x)] for x in turn.read))
                 slopes = torch.autograd.grad(loss, moved)
             losses.index_put_((place,), loss.detach())

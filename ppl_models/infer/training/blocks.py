@@ -72,7 +72,7 @@ class Blocks:
     @property
     def open(self) -> bool:
         """Whether the next steps may come as a block: the first one is the programs' own."""
-        closed = self.loop.refused or any(c.reason is not None for c in self.descent.compiled)
+        closed = self.loop.refused is not None or any(c.reason is not None for c in self.descent.compiled)
         self.descent.by_blocks = not closed
         return not closed and self.descent.step_number > 0
 
@@ -130,7 +130,7 @@ class Blocks:
         start = self._mark()
         rows, rates = self._table(times), self._all_rates(times)
         if rates is None:  # a schedule of something else
-            self.loop.refused = True
+            self.loop.refused = "the schedule moves more than the learning rate"
             self._return_to(start)
             return
         losses = self.loop.run(kind, times, rows, rates, self._weights(times))
@@ -162,7 +162,7 @@ class Blocks:
     def _go_back(self, reason: str) -> None:
         if self.mark is not None:
             self._return_to(self.mark)
-        self.loop.refused = True
+        self.loop.refused = reason
         self.descent.compiled[0].give_up(reason)
         for compiled in self.descent.compiled[1:]:
             compiled.reason = reason
