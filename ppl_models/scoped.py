@@ -1,8 +1,11 @@
 """What is set for a while, and then as before: the mode of modules, the state of the generators."""
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +41,20 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def get_host_rng_state() -> tuple[Any, dict[str, Any]]:
+    """The states of Python's random numbers and of NumPy's, to be compared or restored."""
+    kept: Any = np.random.get_state(legacy=False)
+    inner = {name: np.asarray(value).tolist() for name, value in kept["state"].items()}
+    return random.getstate(), {**kept, "state": inner}
+
+
+def set_host_rng_state(state: tuple[Any, dict[str, Any]]) -> None:
+    """Restores what `get_host_rng_state` returned."""
+    random.setstate(state[0])
+    inner = {n: np.asarray(x) if isinstance(x, list) else x for n, x in state[1]["state"].items()}
+    np.random.set_state({**state[1], "state": inner})
 
 
 @contextmanager

@@ -32,7 +32,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_models.infer.compiled.waits import tidy, varies_on_host, without_waits
 from ppl_models.infer.compiled.watch import Finder, Watch, holds
-from ppl_models.scoped import get_rng_state, set_rng_state
+from ppl_models.scoped import (
+    get_host_rng_state,
+    get_rng_state,
+    set_host_rng_state,
+    set_rng_state,
+)
 from ppl_models.user_line import warn
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
@@ -42,6 +47,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with paramet
 HALVES = (torch.bfloat16, torch.float16)  # what autocast runs in
 HALF = 3e-2  # relative, where some of it runs in half precision
 NOISE = 30  # times what the last digits of the parameters make of a number
+UNSTEADY = (
+    "two runs of the program with the same random numbers of torch differ in the {}: it draws or "
+    "counts outside of torch"
+)
+HOST = "it draws random numbers from the generator of Python or NumPy, which code would hold fast"
 # Folders whose lines are not the user's.
 OWN = (
     *(str(Path(str(library.__file__)).parent) for library in (torch, pyro)),
@@ -93,6 +103,7 @@ class Compiled:
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
         self.without_compiler = False
+        self.draws_on_host = False  # whether a run moved the generators of Python or NumPy
         self.halved = False  # whether some of it runs in half precision
         # Why it runs eagerly, if it does; an objective may say so of itself.
         self.reason: str | None = objective.eager_because
@@ -159,13 +170,16 @@ class Compiled:
                 watch = self._found().watch
                 traced, read = self._trace(evaluate, inputs)
                 watch += [(partial(getattr, x, "_version"), x._version) for x in read]
-                wrong = self._difference(evaluate, traced, inputs)
+                wrong = self._unsteady(evaluate, inputs)
+                wrong = wrong or self._difference(evaluate, traced, inputs)
             except Exception as error:  # whatever a program does that a trace cannot hold
                 wrong = f"it cannot be traced{_line(error)} ({_first_line(error)})"
         if not wrong and not holds(watch):
             wrong = (
                 "it changes numbers or tensors of its own while it runs, such as a count of calls"
             )
+        if self.draws_on_host:
+            wrong = HOST
         if wrong:
             self.give_up(wrong)
             return None
@@ -267,6 +281,16 @@ class Compiled:
                 )
         return None
 
+    def _unsteady(
+        self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> str | None:
+        """What differs between two runs of the program with the same random numbers of torch."""
+        first, second = (self._numbers(evaluate, inputs) for _ in range(2))
+        for (name, a), (_, b) in zip(first, second, strict=True):
+            if a is not None and b is not None and not _is_repeated(a, b):
+                return UNSTEADY.format(name)
+        return None
+
     def _numbers(
         self, loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> list[tuple[str, Tensor | None]]:
@@ -318,7 +342,7 @@ class Compiled:
     def untouched(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         """A context that leaves random numbers, buffers, what is held and inputs as they were."""
         device = self._device()
-        rng = get_rng_state(device)
+        rng, host = get_rng_state(device), get_host_rng_state()
         finder = self._found()
         small = (x for x in finder.tensors if x.numel() <= SMALL)
         others = [(x, x._version, x.detach().clone()) for x in (*inputs, *small)]
@@ -327,6 +351,9 @@ class Compiled:
             yield
         finally:
             set_rng_state(rng, device)
+            if get_host_rng_state() != host:
+                self.draws_on_host = True
+                set_host_rng_state(host)
             with torch.no_grad():
                 for tensor, version, before in others:
                     if tensor._version != version:
@@ -381,6 +408,13 @@ def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
     if not a.isfinite().all():
         return True  # the loss says so itself
     return _distance(a, b) <= tolerance * (1e-3 + a.double().norm().item())
+
+
+def _is_repeated(a: Tensor, b: Tensor) -> bool:
+    """Whether a number has come twice, up to the last digits where a GPU adds in any order."""
+    if a.device.type == "cpu" or not a.is_floating_point():
+        return torch.equal(a.nan_to_num(), b.nan_to_num())
+    return bool(_distance(a, b) <= 1e3 * torch.finfo(a.dtype).eps * (1 + a.double().norm().item()))
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_models.infer.compiled.graph import HALF, NOISE, TOLERANCE, Compiled
+from ppl_models.infer.compiled.graph import HALF, HOST, NOISE, TOLERANCE, UNSTEADY, Compiled
 from ppl_models.infer.compiled.packs import Pack, all_tensors, packed
 from ppl_models.infer.compiled.step import Step, Turn
 from ppl_models.infer.compiled.updates import Rule, rule_of
@@ -27,6 +27,8 @@ from ppl_models.infer.compiled.watch import Watch, holds
 LONGEST = 2**14  # steps of a block
 WORK = 1e9  # in a block, about a tenth of a second: see `_length`
 ENTRIES = 2**20  # of a table of rows
+
+CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
 
 Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the data
 
@@ -80,7 +82,7 @@ class Loop:
             data: All rows.
         """
         found = self.kinds.get(key)
-        if found is not None and holds(found.watch):
+        if found is not None:
             return found
         traced = [
             compiled.trace((key, "step"), evaluate, (rows, *data))
@@ -92,6 +94,9 @@ class Loop:
         turns = self._turns(graphs, (rows, *data))
         if turns is None:
             return self._refuse("an optimiser is of another kind, or has other settings")
+        moved = [id(p) for turn in turns for pack in turn.packs for p in pack.parameters]
+        if len(set(moved)) < len(moved):
+            return self._refuse("a parameter is moved by more than one optimiser")
         chosen = rows if len(rows) < len(data[0]) else None
         length = _length(graphs, 0 if chosen is None else len(rows))
         try:
@@ -160,9 +165,19 @@ class Loop:
             eager: Takes a step of the programs, and returns the losses.
             compiled: Takes the same step by the code.
         """
+        if not holds(kind.watch):
+            return CHANGES
         ours, others = self._moves(eager), self._moves(compiled)
+        if any(compiled.draws_on_host for compiled in self.compiled):
+            return HOST
+        if not holds(kind.watch):
+            return CHANGES
         far = [n for n, (a, b) in enumerate(zip(ours, others, strict=True)) if not a.is_near(b)]
         if far and all(move.after.isfinite().all() for move in ours):
+            again = self._moves(eager)
+            for a, b in zip(ours, again, strict=True):
+                if not torch.equal(a.after, b.after):
+                    return UNSTEADY.format(a.name)
             noise = self._rounding(eager, ours)
             for n in far:
                 if not ours[n].distance(others[n]) <= NOISE * noise[n]:

@@ -57,7 +57,7 @@ class Pack:
     def live(self, name: str) -> list[Tensor]:
         """The tensors of a name where the modules, the optimiser and the averages have them."""
         if name == PARAMETER:
-            return [p.data for p in self.parameters]
+            return [p.detach() for p in self.parameters]  # which counts changes as its own
         if name == AVERAGE:
             return self.averages
         return [self.optimizer.state[p][name] for p in self.parameters]
@@ -77,9 +77,11 @@ class Pack:
 
     def store(self) -> None:
         """Gives the live ones what the tensors hold."""
-        if self._flat:
-            for parts, name in zip(self._parts, self.names, strict=True):
-                torch._foreach_copy_(self.live(name), parts)
+        for n, name in enumerate(self.names):
+            if self._flat:
+                torch._foreach_copy_(self.live(name), self._parts[n])
+            else:  # of what code writes in place, torch does not know
+                torch.autograd.graph.increment_version(self.live(name))
 
     @property
     def count(self) -> float | None:

@@ -15,12 +15,10 @@ three draws of the first batch, one of each other.
 Shapes: `S` draws.
 """
 
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
@@ -31,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from ppl_models.infer.compiled.graph import HALF, TOLERANCE
 from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.watch import Watch, holds
-from ppl_models.scoped import get_rng_state
+from ppl_models.scoped import get_host_rng_state, get_rng_state
 
 APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
 FEW = 16  # draws that are not worth a second way
@@ -106,13 +104,13 @@ def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) ->
             return run(number), mode.drawn
 
     try:
-        before = _state()
+        before = get_host_rng_state()
         with warnings.catch_warnings(), replaced(Function, "apply", classmethod(_apply_forward)):
             warnings.simplefilter("ignore")  # the program's own were seen before
             stacked, drawn = torch.vmap(record, randomness="different")(numbers)
         if any(mode.refused for mode in modes):
             return None
-        if _state() != before:  # random numbers that are not torch's, the same for all draws
+        if get_host_rng_state() != before:  # random numbers that are not torch's, the same for all draws
             return None
         results = {key: value.flatten(0, 1) for key, value in stacked.items()}
         for n in torch.linspace(len(numbers) - 1, 0, checks).long().tolist():
@@ -248,10 +246,3 @@ def _same(value: Tensor, other: Tensor, tolerance: float) -> bool:
     value, other = value.cpu().double(), other.cpu().double()
     largest = other.where(other.isfinite(), 0).abs().max().item()
     return torch.allclose(value, other, tolerance, tolerance * (1 + largest), equal_nan=True)
-
-
-def _state() -> Any:
-    """The states of Python's random numbers and of numpy's, whichever of its generators it is."""
-    numpy: Any = np.random.get_state(legacy=False)
-    kept = {name: np.asarray(value).tolist() for name, value in numpy["state"].items()}
-    return random.getstate(), kept, {name: numpy.get(name) for name in ("has_gauss", "gauss")}

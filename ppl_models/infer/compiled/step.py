@@ -78,6 +78,7 @@ class Step:
         flat, form = self._inputs()
         with torch.no_grad():
             graph = make_fx(lambda *given: self._take(given, form), tracing_mode="fake")(*flat)
+        _draw_as_torch_does(graph)
         for node in graph.graph.nodes:
             node.meta.clear()  # of another trace
         self.native = Native(graph, flat)
@@ -154,3 +155,17 @@ def _closed(graph: GraphModule) -> list[Tensor]:
         graph.graph.erase_node(node)
     graph.recompile()
     return list(read.values())
+
+
+def _draw_as_torch_does(graph: GraphModule) -> None:
+    """Makes draws into tensors of their own draws in place, which the compiler leaves to torch."""
+    aten = torch.ops.aten
+    for node in graph.graph.find_nodes(op="call_function", target=aten.bernoulli.default):
+        with graph.graph.inserting_before(node):
+            empty = graph.graph.call_function(aten.empty_like.default, node.args[:1])
+            drawn = graph.graph.call_function(
+                aten.bernoulli_.Tensor, (empty, node.args[0]), node.kwargs
+            )
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
+    graph.recompile()

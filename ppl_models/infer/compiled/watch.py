@@ -225,6 +225,7 @@ class Finder:
         self._visit(function.__defaults__)
         self._visit(function.__kwdefaults__)
         self._visit(getattr(function, "__wrapped__", None))
+        self._all(vars(function), vars(function))
         scope = function.__globals__
         self._all(scope, _names(function.__code__) & scope.keys())
 

@@ -96,7 +96,9 @@ class Blocks:
             Whether they agree.
         """
         for width, kind in self.used.items():
-            rows = self._order_of(self.progress.epoch)[:width]
+            # Other rows than those that were traced: what was read from these shows.
+            rows = self._order_of(self.progress.epoch).flip(0)[:width]
+            rows = rows if width < self.train.size else rows.flip(0)
             wrong = self.loop.difference(
                 kind, partial(self._eager, rows), partial(self._compiled, kind, rows)
             )
@@ -123,7 +125,7 @@ class Blocks:
 
     def _compiled(self, kind: Kind, rows: Tensor) -> list[Tensor]:
         """The same step by the code."""
-        rates = [torch.tensor([_rates(o)]) for o in self.descent.optimizers]
+        rates = [_table([_rates(o)]) for o in self.descent.optimizers]
         return [x[0] for x in self.loop.run(kind, 1, rows[None], rates, self._weights(1))]
 
     def _run(self, kind: Kind, times: int) -> None:
@@ -162,6 +164,7 @@ class Blocks:
     def _go_back(self, reason: str) -> None:
         if self.mark is not None:
             self._return_to(self.mark)
+        self.used.clear()
         self.loop.refused = reason
         self.descent.compiled[0].give_up(reason)
         for compiled in self.descent.compiled[1:]:
@@ -234,19 +237,22 @@ class Blocks:
     def _all_rates(self, times: int) -> list[Tensor] | None:
         """The learning rates of the next steps, for which the schedules go on."""
         descent = self.descent
-        if not any(descent.schedulers):
-            return [torch.tensor([_rates(o)]).expand(times, -1) for o in descent.optimizers]
+        if not any(descent.schedulers) and not any(map(_decays, descent.optimizers)):
+            return [_table([_rates(o)]).expand(times, -1) for o in descent.optimizers]
         others = [_others(o) for o in descent.optimizers]
         rates: list[list[list[float]]] = [[] for _ in descent.optimizers]
         for _ in range(times):
             for optimizer, found in zip(descent.optimizers, rates, strict=True):
                 found.append(_rates(optimizer))
+                if _decays(optimizer):
+                    for group, rate in zip(optimizer.param_groups, found[-1], strict=True):
+                        group["lr"] = rate
             for scheduler in descent.schedulers:
                 if scheduler is not None:
                     scheduler.step()
         if [_others(o) for o in descent.optimizers] != others:
             return None
-        return [torch.tensor(found) for found in rates]
+        return [_table(found) for found in rates]
 
 
 def _is_plain(objective: Objective) -> bool:
@@ -255,8 +261,17 @@ def _is_plain(objective: Objective) -> bool:
     return not keeps and objective.turns == 1 and not objective.reports
 
 
+def _table(rates: list[list[float]]) -> Tensor:
+    return torch.tensor(rates, dtype=torch.float64)
+
+
 def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
+    """The learning rates of the next step, which ClippedAdam lowers first."""
+    return [float(group["lr"]) * group.get("lrd", 1.0) for group in optimizer.param_groups]
+
+
+def _decays(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("lrd", 1.0) != 1.0 for group in optimizer.param_groups)
 
 
 def _others(optimizer: torch.optim.Optimizer) -> list[Any]:

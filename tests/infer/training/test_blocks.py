@@ -1,0 +1,304 @@
+"""Steps in blocks of compiled code: the numbers of the steps one by one, or those of the programs."""
+
+import random
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+
+from guides import AmortizedNormal
+from ppl_models import VAE, Transformed, data_plate, elbo, fit
+from ppl_models.infer.compiled import loop, native
+from ppl_models.infer.compiled import updates as rules
+from ppl_models.infer.training import blocks
+from ppl_models.likelihoods import Normal
+from ppl_models.nn import MLP
+
+ADAM = partial(torch.optim.Adam, weight_decay=0.1)
+ADAMW = partial(torch.optim.AdamW, betas=(0.8, 0.99), weight_decay=0.2)
+NESTEROV = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.1)
+CLIPPED = partial(ClippedAdam, clip_norm=0.5, lrd=0.99, weight_decay=0.1)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The blocks that runs take, and what they are made of."""
+    found = []
+    run = blocks.Blocks._run
+    monkeypatch.setattr(
+        blocks.Blocks,
+        "_run",
+        lambda self, kind, times: (found.append((self, times)), run(self, kind, times))[1],
+    )
+    return found
+
+
+def vae(dropout=0.0):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(dropout), nn.Tanh(), nn.Linear(6, 4)
+    )
+    model = VAE(4, 2, Normal(), MLP(2, 4, (6,)))
+    return model.double(), AmortizedNormal(4, 2, encoder).double()
+
+
+def rows(count=20):
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def both(make, data, **options):
+    """The histories and the tensors of a run by blocks and of one by programs alone."""
+    found = []
+    for compiled in (True, False):
+        pyro.clear_param_store()
+        objectives = make()
+        run = fit(objectives, data, seed=3, progress=False, compile=compiled, **options)
+        many = objectives if isinstance(objectives, list) else [objectives]
+        tensors = {}
+        for n, objective in enumerate(many):
+            tensors |= {f"{n}.{name}": p.detach() for name, p in objective.named_parameters()}
+            for root, module in objective.modules().items():
+                tensors |= {f"{n}.{root}.{name}": x for name, x in module.state_dict().items()}
+        found.append((run.history, tensors, torch.get_rng_state()))
+    return found
+
+
+def assert_same(first, second, rtol=1e-9):
+    history, tensors, rng = first
+    other, others, other_rng = second
+    assert history.keys() == other.keys()
+    for name, values in history.items():
+        np.testing.assert_allclose(values, other[name], rtol=rtol)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, others[name], rtol=rtol, atol=1e-9, msg=name)
+    assert torch.equal(rng, other_rng)  # as many random numbers were drawn
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 60, "optimizer": ADAM, "clip": 0.5, "ema": 0.9},
+        {"epochs": 12, "batch_size": 8, "optimizer": ADAMW, "schedule": partial(ExponentialLR, gamma=0.9)},
+        {"epochs": 12, "batch_size": 5, "optimizer": NESTEROV, "validation": rows(6)},
+        {"steps": 33, "batch_size": 5, "optimizer": CLIPPED, "ema": 0.99},
+        {"steps": 20, "optimizer": torch.optim.SGD},
+    ],
+    ids=["adam", "uneven", "validation", "clipped", "sgd"],
+)
+def test_blocks_give_the_numbers_of_single_steps(options, taken):
+    x = rows()
+    assert_same(*both(lambda: elbo(*vae(dropout=0.3)), x, lr=0.01, **options))
+    assert sum(times for _, times in taken) >= 19
+    assert all(block.loop.refused is None for block, _ in taken)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_objectives_in_turn_are_one_body(shared, taken):
+    def make():
+        torch.manual_seed(0)
+        decoder, found = MLP(2, 4, (6,)), []
+        for name in ("first", "second"):
+            model = VAE(4, 2, Normal(), decoder if shared else MLP(2, 4, (6,))).double()
+            found.append(elbo(model, AmortizedNormal(4, 2, MLP(4, 4, (6,))).double()))
+            found[-1].name = name
+        return found
+
+    assert_same(*both(make, rows(), epochs=5, batch_size=5, lr=0.01, clip=1.0))
+    assert bool(taken) is not shared  # two optimisers of one parameter go one by one
+
+
+def test_transforms_are_a_part_of_the_step(taken):
+    x = Transformed(rows().sigmoid(), transform=torch.bernoulli)
+    assert_same(*both(lambda: elbo(*vae()), x, epochs=4, batch_size=10))
+    assert taken
+
+
+def counting(x, size=None):
+    """The scale of the noise goes down with each call."""
+    counting.calls += 1
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc.expand(4), 1 + 1 / counting.calls).to_event(1), obs=x)
+
+
+def late(x, size=None):
+    """Another scale from the fortieth call on."""
+    late.calls += 1
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    with data_plate(x, size):
+        scale = 1.0 if late.calls < 40 else 2.0
+        return pyro.sample("x", dist.Normal(loc.expand(4), scale).to_event(1), obs=x)
+
+
+def noise_of(draw):
+    def model(x, size=None):
+        loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(loc.expand(4) + draw(), 1.0).to_event(1), obs=x)
+
+    return model
+
+
+def from_the_batch(x, size=None):
+    """Reads its batch outside of torch."""
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    scale = torch.from_numpy(np.abs(x.numpy()))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc.expand(4), scale).to_event(1), obs=x)
+
+
+def branching(x, size=None):
+    """One way while the location is small, and another one then."""
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    scale = 1.0 if loc.item() < 0.05 else 3.0
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc.expand(4), scale).to_event(1), obs=x)
+
+
+OWN, OWN_NUMPY = torch.Generator(), np.random.RandomState()
+
+
+def by_numpy():
+    return 0.1 * np.random.randn()
+
+
+def by_python():
+    return 0.1 * random.random()
+
+
+def by_a_generator():
+    return 0.1 * torch.randn((), generator=OWN, dtype=torch.float64)
+
+
+def by_numpys_own():
+    return 0.1 * OWN_NUMPY.randn()
+
+
+DECEIVING = {
+    "counts": counting,
+    "counts to forty": late,
+    "numpy": noise_of(by_numpy),
+    "python": noise_of(by_python),
+    "a generator": noise_of(by_a_generator),
+    "numpy's own generator": noise_of(by_numpys_own),
+    "reads its batch": from_the_batch,
+    "branches": branching,
+}
+
+
+# What they keep of their own moves on when they are looked at, as with each other run of them.
+STATEFUL = ("counts", "counts to forty", "a generator", "numpy's own generator")
+
+
+@pytest.mark.parametrize("name", DECEIVING)
+@pytest.mark.parametrize("batch_size", [20, 5])
+def test_what_no_code_can_stand_for_runs_by_itself(name, batch_size):
+    model = DECEIVING[name]
+
+    def make():
+        counting.calls = late.calls = 0
+        random.seed(0), np.random.seed(0), OWN_NUMPY.seed(0), OWN.manual_seed(0)
+        return elbo(model)
+
+    x = rows() + 1
+    options = {"steps": 150, "batch_size": batch_size, "lr": 0.01}
+    if name == "reads its batch" and batch_size == 20:  # which is always the same
+        assert_same(*both(make, x, **options))
+        return
+    with pytest.warns(UserWarning, match="it runs eagerly, not compiled"):
+        first, second = both(make, x, **options)
+    if name not in STATEFUL:
+        assert_same(first, second)
+
+
+def test_code_that_goes_wrong_is_found_and_what_it_did_is_undone(monkeypatch):
+    """From the third block on the code moves more than it should."""
+    run, calls = loop.Loop.run, []
+
+    def tampered(self, kind, times, *rest):
+        losses = run(self, kind, times, *rest)
+        calls.append(times)
+        if len(calls) > 3:
+            for pack in kind.step.packs:
+                for p in pack.parameters:
+                    p.data.add_(0.01)
+        return losses
+
+    monkeypatch.setattr(loop.Loop, "run", tampered)
+    monkeypatch.setattr(loop, "LONGEST", 8)
+    options = {"steps": 70, "lr": 0.01, "ema": 0.9, "schedule": partial(ExponentialLR, gamma=0.95)}
+    with pytest.warns(UserWarning, match="a compiled step has another"):
+        found = both(lambda: elbo(*vae()), rows(), **options)
+    assert_same(*found)
+    assert len(calls) > 3
+
+
+def test_a_wrong_rule_is_found_before_it_moves_anything(monkeypatch):
+    def doubled(p, kept, slope, rate, count, settings):
+        rules._adam(p, kept, slope, 2 * rate, count, settings)
+
+    wrong = rules.Rule(("exp_avg", "exp_avg_sq"), True, doubled)
+    monkeypatch.setattr(loop, "rule_of", lambda optimizer, group: wrong)
+    with pytest.warns(UserWarning, match="a compiled step has another parameter"):
+        found = both(lambda: elbo(*vae()), rows(), steps=20, lr=0.01)
+    assert_same(*found)
+
+
+def sinking(x, size=None):
+    """The scale sinks, until there is no logarithm of it."""
+    scale = pyro.param("scale", torch.full((4,), 0.5, dtype=torch.float64))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(torch.zeros(4).double(), scale).to_event(1), obs=x)
+
+
+def test_a_loss_that_is_not_finite_is_found_at_its_step():
+    messages = []
+    for compiled in (True, False):
+        pyro.clear_param_store()
+        with pytest.raises(FloatingPointError) as caught:
+            fit(
+                elbo(sinking),
+                torch.zeros(20, 4).double(),
+                steps=100,
+                lr=0.05,
+                optimizer=torch.optim.SGD,
+                compile=compiled,
+                progress=False,
+            )
+        messages.append(str(caught.value))
+    assert "at step" in messages[0]
+    assert messages[0].replace("epoch", "") == messages[1].replace("epoch", "")
+
+
+@pytest.mark.parametrize("stops", [1, 7, 30])
+def test_a_resumed_run_goes_on_bit_for_bit(stops, tmp_path, taken):
+    options = {"batch_size": 8, "lr": 0.01, "seed": 3, "compile": True, "progress": False}
+    whole, part = vae(0.2), vae(0.2)
+    fit(elbo(*whole), rows(), steps=40, **options)
+    path = tmp_path / "run"
+    fit(elbo(*part), rows(), steps=stops, checkpoint=path, **options)
+    again = vae(0.2)
+    fit(elbo(*again), rows(), steps=40, checkpoint=path, resume=True, **options)
+    for first, second in zip(whole, again, strict=True):
+        for name, tensor in first.state_dict().items():
+            assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_without_the_loop_in_cpp_the_code_runs_call_by_call(monkeypatch, taken):
+    monkeypatch.setattr(native, "ENTRY", "of_another_version")
+    assert_same(*both(lambda: elbo(*vae()), rows(), steps=20, lr=0.01))
+    assert taken
+
+
+def test_a_schedule_that_moves_more_than_the_rate_runs_step_by_step(taken):
+    schedule = partial(OneCycleLR, max_lr=0.1, total_steps=30)
+    assert_same(*both(lambda: elbo(*vae()), rows(), steps=20, lr=0.01, schedule=schedule))
+    assert len({block for block, _ in taken}) == 1
+    assert taken[0][0].loop.refused
