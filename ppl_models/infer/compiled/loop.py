@@ -63,6 +63,7 @@ class Loop:
         self.compiled, self.optimizers, self.parameters = compiled, optimizers, parameters
         self.clip, self.averages = clip, averages
         self.kinds: dict[Hashable, Kind] = {}
+        self.buffers: list[Tensor] = []  # of the modules that run
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
         self.refused: str | None = None
 
@@ -103,6 +104,7 @@ class Loop:
             step = Step(turns, data, chosen, length)
         except Exception as error:  # no compiler, or an operation that it does not know
             return self._refuse(f"{type(error).__name__}: {error}")
+        self.buffers = [b for compiled in self.compiled for b in compiled.buffers()]
         watch = list(chain.from_iterable(watches))
         made = self.kinds[key] = Kind(step, watch, list(evaluates))
         return made
@@ -280,7 +282,8 @@ class Snapshot:
         self.tensors = [(name, x, x.detach().clone()) for name, x in live]
         plain = (bool, int, float)
         self.numbers = [(s, n, x) for s in states for n, x in s.items() if isinstance(x, plain)]
-        self.rates = [(g, g["lr"]) for o in optimizers for g in o.param_groups]
+        groups = [group for o in optimizers for group in o.param_groups]
+        self.settings = [(g, {n: x for n, x in g.items() if n != "params"}) for g in groups]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -289,8 +292,8 @@ class Snapshot:
             tensor.copy_(before)
         for state, name, before in self.numbers:
             state[name] = before
-        for group, rate in self.rates:
-            group["lr"] = rate
+        for group, settings in self.settings:
+            group.update(settings)
 
 
 def _are_known(

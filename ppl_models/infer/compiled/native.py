@@ -9,7 +9,10 @@ random numbers are those that the program draws when it runs by itself.
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ OPTIONS = {
 }
 MOST = 4096  # tensors that the driver takes
 ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
+# Which tell users of a CUDA that is not there, and of operations that are called another way.
+TALKATIVE = ("torch.utils.cpp_extension", "torch._inductor.ir")
 DRIVER = r"""
 #include <cstdint>
 #include <cstring>
@@ -117,8 +122,23 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
         boxed._boxed_call = True  # type: ignore[attr-defined]
         return boxed
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings(), _silent(*TALKATIVE):
+        warnings.simplefilter("ignore")
         return compile_fx(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
+
+
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """A context in which loggers say nothing but errors."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _place(tensor: Tensor, inputs: Sequence[Tensor]) -> int | Tensor:

@@ -105,7 +105,8 @@ class Blocks:
             if wrong:
                 self._go_back(wrong)
                 return False
-        self.mark, self.unchecked = self._mark(), 0
+        if self.used:
+            self.mark, self.unchecked = self._mark(), 0
         return True
 
     def _kind(self, width: int) -> Kind | None:
@@ -132,8 +133,10 @@ class Blocks:
         start = self._mark()
         rows, rates = self._table(times), self._all_rates(times)
         if rates is None:  # a schedule of something else
-            self.loop.refused = "the schedule moves more than the learning rate"
             self._return_to(start)
+            if self.settle():
+                self.used.clear()
+                self.loop.refused = "the schedule moves more than the learning rate"
             return
         losses = self.loop.run(kind, times, rows, rates, self._weights(times))
         table = torch.stack([x.double() for x in losses])
@@ -151,13 +154,14 @@ class Blocks:
     def _blame(self, kind: Kind, start: Mark, good: int) -> None:
         """Takes the steps up to one whose loss is not finite, and that by the programs."""
         self._return_to(start)
+        rows = self._table(good + 1)[-1]
         if good:
             self._run(kind, good)
-        chosen = Chosen(
-            self.train.tensors, self._table(1)[0], self.train.size, self.train.transform
-        )
+        if self.progress.batch == self.train.batches:
+            self.progress.end_epoch(None, None)
         state = self._mark()
-        self.descent.step(chosen)  # raises, with the site
+        train = self.train
+        self.descent.step(Chosen(train.tensors, rows, train.size, train.transform))  # raises
         self._return_to(state)
         self._go_back("a loss is not finite that is finite by the program itself")
 
@@ -172,7 +176,7 @@ class Blocks:
 
     def _mark(self) -> Mark:
         descent, progress = self.descent, self.progress
-        buffers = [(x, x.clone()) for c in descent.compiled for x in c.buffers()]
+        buffers = [(x, x.clone()) for x in self.loop.buffers]
         schedulers = [s and copy.deepcopy(s.state_dict()) for s in descent.schedulers]
         return Mark(
             self.loop.snapshot(),

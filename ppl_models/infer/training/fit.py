@@ -224,7 +224,9 @@ class _Loop:
 
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
         while self._goes_on(total):
-            if self.blocks is None or not (self.blocks.open and self.blocks.take(total)):
+            with _naming_epoch(self.progress, self.path):
+                taken = self.blocks is not None and self.blocks.open and self.blocks.take(total)
+            if not taken:
                 self._go_through_batches(total, bar)
             if self.progress.batch == self.train.batches:
                 self._end_epoch()
@@ -250,7 +252,7 @@ class _Loop:
 
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
-            with _naming_epoch(self.progress.epoch, self.path):
+            with _naming_epoch(self.progress, self.path):
                 self.progress.record(self.descent.step(batch))
             bar.update()
             if self.descent.step_number == total or self.interrupt.asked:
@@ -364,13 +366,13 @@ def _settings(
 
 
 @contextmanager
-def _naming_epoch(epoch: int, path: Path | None) -> Iterator[None]:
+def _naming_epoch(progress: Progress, path: Path | None) -> Iterator[None]:
     """Adds the epoch, and what is not lost, to the error of a loss that is not finite."""
     try:
         yield
     except FloatingPointError as error:
         kept = f" The last good checkpoint is kept in {path}." if path and path.exists() else ""
-        raise FloatingPointError(f"epoch {epoch + 1}, {error}{kept}") from None
+        raise FloatingPointError(f"epoch {progress.epoch + 1}, {error}{kept}") from None
 
 
 def _check_no_more(more: tuple[Any, ...]) -> None:

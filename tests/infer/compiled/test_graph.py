@@ -24,6 +24,12 @@ pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 X = torch.randn(40, 3)
 
 
+@pytest.fixture(autouse=True)
+def step_by_step(monkeypatch):
+    """Losses are the subject here; blocks of steps are that of `training/test_blocks.py`."""
+    monkeypatch.setattr("ppl_models.infer.training.fit.may_block", lambda *_: False)
+
+
 def regression(x, y=None, size=None):
     weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
