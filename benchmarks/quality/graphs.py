@@ -10,7 +10,7 @@ itself is descended by their scales, the prior and the decoder. The number print
 the log evidence of all other pairs given the words, each scored once. The prior is fitted to the
 same pairs, and has many weights; how much of it holds for others is the loss of the test pairs. The
 VGAE of torch_geometric, with the loss of its example, is fitted to the same edges in the same run,
-and sees the same words. Settings were chosen by the validation pairs of all seeds.
+and sees the same words. Settings were chosen by the validation pairs.
 Labels: the Planetoid split, 20 labels of each field; its 500 validation papers say when to stop.
 """
 
