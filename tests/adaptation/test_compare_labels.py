@@ -149,7 +149,7 @@ def nearest(x, offset):
 
 def test_a_gain_is_called_so_and_a_loss_is_warned_of():
     """Boundaries moved with the rows of the target, and away from them."""
-    source, (x, y) = blobs(), blobs(offset=0.7)
+    source, (x, y) = blobs(1500), blobs(1500, offset=0.7)
     before, right, wrong = (nearest(x, offset) for offset in (0.0, 0.7, -0.7))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -166,7 +166,7 @@ def test_a_gain_is_called_so_and_a_loss_is_warned_of():
         back = compare_labels(x, before=right, after=before, source=source)
     assert back.difference == pytest.approx(-found.difference)
     assert f"a difference of {found.difference:+.3f}" in str(found)
-    assert "600 target rows" in str(found)
+    assert "1500 target rows" in str(found)
 
 
 def test_the_names_of_classes_count():
