@@ -160,10 +160,13 @@ def fit_em(
 
     ends = []
     with tqdm(desc="EM", disable=None if progress else True) as bar:
-        for candidate in _candidates(model, restarts, x):
+        candidates = _candidates(model, restarts, x)
+        # Steps of several are cheap: they go on a little, as they do side by side until all end.
+        least = tolerance / 10 if len(candidates) > 1 and isinstance(model, HasClimb) else tolerance
+        for candidate in candidates:
             if initialise:
                 candidate.initialise(*start)
-            ends.append(_climb(candidate, x, max_steps, tolerance, bar))
+            ends.append(_climb(candidate, x, max_steps, least, bar))
     values, state = max(ends, key=lambda end: end[0][-1])
     for name, value in model.state_dict().items():
         value.copy_(state[name])
