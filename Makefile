@@ -16,15 +16,16 @@ OUT ?= outputs/gpu
 DATA_ROOT ?= ../shared/data
 MINUTES ?= 25
 
-.PHONY: help demo test check format gpu clean
+.PHONY: help demo test check format gpu bench-peers clean
 
 help:
-	@echo "make demo    fit a VAE to digits and draw what it learnt, into outputs/"
-	@echo "make test    run the tests"
-	@echo "make check   run the linter and the type checker"
-	@echo "make format  format the code"
-	@echo "make gpu     measure on a GPU what is measured there, 25 minutes, into outputs/gpu"
-	@echo "make clean   remove the environments and the outputs"
+	@echo "make demo         fit a VAE to digits and draw what it learnt, into outputs/"
+	@echo "make test         run the tests"
+	@echo "make check        run the linter and the type checker"
+	@echo "make format       format the code"
+	@echo "make gpu          measure on a GPU what is measured there, 25 minutes, into outputs/gpu"
+	@echo "make bench-peers  measure steps and whole runs beside NumPyro, in an environment of its own"
+	@echo "make clean        remove the environments and the outputs"
 
 demo: $(READY)
 	$(BIN)/python examples/vae.py
@@ -47,6 +48,10 @@ gpu:
 	PYTHONPATH='$(GPU_PATH)' $(GPU_PYTHON) -m benchmarks.gpu --out '$(OUT)' \
 		--data-root '$(DATA_ROOT)' --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
 
+bench-peers: .venv-peers/.ready
+	.venv-peers/bin/python -m benchmarks.speed.peers --part steps $(ARGS)
+	.venv-peers/bin/python -m benchmarks.speed.peers --part total $(ARGS)
+
 clean:
 	rm -rf .venv .venv-* outputs
 
@@ -57,3 +62,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $(READY)
+
+.venv-peers/.ready: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-peers
+	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --editable '.[peers]' pytest
+	touch $@

@@ -14,8 +14,9 @@ from the middle of its images instead.
 
 Adaptation may do harm. Without labels of the target a number tells: the evidence of its rows by the
 labels that a method gives them, which `compare_labels` takes before and after, and warns. Beside it
-stands how much better these labels tell those of the source back, which are known. Labels of the
-target are used only at the end, to show whether that was right.
+stands how much better these labels tell those of the source back, which are known, and how much
+further their shares of classes are from those of the source. Labels of the target are used only at
+the end, to show whether that was right.
 """
 
 import argparse
@@ -176,21 +177,21 @@ def domain_vae(data: Data, seed: int, options: dict[str, Any]) -> tuple[DomainVA
 def report(data: Data, before: Tensor, labels: dict[str, Tensor]) -> None:
     """Prints the number that needs no labels, and then, with them, what came of it."""
     print("evidence of the target by its labels, nats per row (lower bound), and how much better")
-    print("they tell the labels of the source back, nats per label, both beside source only:")
-    print(
-        f"  {'':14}{'evidence':>9}{'better by':>17}{'told back':>17}   {'verdict':10}{'right':>7}"
-    )
+    print("they tell the labels of the source back and how much further shares of classes are from")
+    print("its own, nats per label, all beside source only:")
+    print(f"  {'':14}{'evidence':>9}{'better by':>17}{'told back':>17}{'shares':>9}"
+          f"   {'verdict':10}{'right':>7}")  # fmt: skip
     for name, found in labels.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             told = compare_labels(data.target, before=before, after=found, source=data.source)
         if name == next(iter(labels)):
-            print(f"  {'source only':14}{told.before:9.2f}{'':47}{share(data, before):>7}")
+            print(f"  {'source only':14}{told.before:9.2f}{'':56}{share(data, before):>7}")
         better = f"{told.difference:+.2f} ± {told.standard_error:.2f}"
         warned = ", warned of" if caught else ""
         back = f"{told.told_back:+.3f} ± {told.told_back_error:.3f}"
-        print(f"  {name:14}{told.after:9.2f}{better:>17}{back:>17}   {told.verdict:10}"
-              f"{share(data, found):>7}{warned}")  # fmt: skip
+        print(f"  {name:14}{told.after:9.2f}{better:>17}{back:>17}{told.departed:+9.3f}"
+              f"   {told.verdict:10}{share(data, found):>7}{warned}")  # fmt: skip
 
 
 def share(data: Data, labels: Tensor) -> str:

@@ -19,6 +19,7 @@ would cost digits, from the mean of each component, at `K` times the work.
 Shapes: `R` restarts, `K` components, `D` features, `P` products, `C` rows of a chunk.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from torch import Tensor
 from ppl_models.missing import Completion, complete
 from ppl_models.row_weights import weight_of
 
-CHUNK = 2**20  # numbers: the products of that many rows stay near, and keep several cores busy
+CHUNK = 2**18  # numbers: the products of that many rows stay near, and keep several cores busy
 MISSING_CHUNK = 256  # rows: each has matrices of its own
 Batches = Iterable[tuple[Tensor, Tensor | None]]  # rows, and how many times each counts
 FAR = 1e7  # squared distance in standard deviations, beyond which 1e-16 of it is felt
@@ -60,39 +61,93 @@ def expectation(
         covariance: `"full"`, `"tied"`, `"diag"` or `"spherical"`.
     """
     # After a step of EM this is the mean of the rows.
-    center = (log_weights.exp()[..., None] * locs).sum(1).mean(0)
-    if _largest_distance(locs - center, scale, covariance) > FAR:
+    center = (log_weights.exp()[:, None] @ locs).mean((0, 1))
+    moved, precision = locs - center, precisions(scale, covariance)
+    if largest_distance(moved, precision, covariance) > FAR:
         return _from_each_center(batches, log_weights, locs, scale, covariance)
-    theta = _coefficients(locs - center, scale, covariance)  # (R, K, P)
-    theta[..., -1] += log_weights
-    restarts, components, products = theta.shape
-    flat = theta.flatten(0, 1)  # (R K, P)
-    sums = torch.zeros_like(flat)
-    evidence = flat.new_zeros(restarts)
-    scatter = flat.new_zeros(len(center), len(center)) if covariance == "tied" else None
-    rows: float | Tensor = 0
-    size = max(1024, CHUNK // products)
-    buffers = flat.new_empty(products, size), flat.new_empty(len(flat), size)
+    theta = coefficients(log_weights, moved, scale, precision, covariance)  # (R, K, P)
+    scatter = theta.new_zeros(len(center), len(center)) if covariance == "tied" else None
+    evidence, sums, rows = expected_sums(
+        products(batches, center, covariance, theta.shape[2]), theta, scatter
+    )
+    if scatter is not None:
+        evidence -= 0.5 * (precision[:, 0] * scatter).sum((1, 2))
+    return statistics(evidence, sums, scatter, center, covariance, rows)
+
+
+def log_joints(
+    x: Tensor, log_weights: Tensor, locs: Tensor, scale: Tensor, covariance: str
+) -> Tensor | None:
+    """Returns log p(x, z = k) of rows, (K, B); None where digits would go.
+
+    Takes what `expectation` does, of one restart.
+    """
+    center = (log_weights.exp()[:, None] @ locs).mean((0, 1))
+    moved, precision = locs - center, precisions(scale, covariance)
+    if not largest_distance(moved, precision, covariance) <= FAR:
+        return None
+    theta = coefficients(log_weights, moved, scale, precision, covariance)[0]  # (K, P)
+    found = []
+    for phi, _ in products([(x, None)], center, covariance, theta.shape[1]):
+        joint = theta @ phi  # (K, C)
+        if covariance == "tied":
+            away = phi[:-1]  # (D, C)
+            joint -= 0.5 * (away * (precision[0, 0] @ away)).sum(0)
+        found.append(joint)
+    return torch.cat(found, 1)
+
+
+def products(
+    batches: Batches, center: Tensor, covariance: str, width: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yields phi, `(P, C)`, of a chunk of rows after the other, in the same place, and weights."""
+    size = max(1024, CHUNK // width)
+    buffer = center.new_empty(width, size)
     for chunk, weight in _chunks(batches, size):
-        phi_out, joint_out = buffers if len(chunk) == size else (None, None)
-        phi = _products(chunk, center, covariance, out=phi_out)  # (P, C)
-        joint = torch.mm(flat, phi, out=joint_out)  # (R K, C)
-        evidence += _normalise(joint.view(restarts, components, -1), weight)
-        torch.addmm(sums, joint, phi.T, out=sums)
+        out = buffer if len(chunk) == size else None
+        yield _products(chunk, center, covariance, out=out), weight
+
+
+def expected_sums(
+    parts: Batches, theta: Tensor, scatter: Tensor | None = None
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Returns the log evidence, `(R,)`, the expected sums of phi, `(R, K, P)`, and of rows.
+
+    Arguments:
+        parts: phi of rows, `(P, C)`, and their weights.
+        theta: The coefficients, `(R, K, P)`.
+        scatter: Where the products of all rows are added, if tied, `(D, D)`.
+    """
+    restarts, components, _ = theta.shape
+    flat = theta.flatten(0, 1)  # (R K, P)
+    found: tuple[Tensor, Tensor] | None = None
+    rows: float | Tensor = 0
+    for phi, weight in parts:
+        joint = flat @ phi  # (R K, C)
+        evidence = _normalise(joint.view(restarts, components, -1), weight)
+        if found is None:
+            found = evidence, joint @ phi.T
+        else:
+            found = found[0] + evidence, found[1].addmm_(joint, phi.T)
         if scatter is not None:
             scatter.addmm_(_times(phi[:-1], weight), phi[:-1].T)
-        rows += weight_of(chunk, weight)
-    if scatter is not None:
-        precision = torch.cholesky_inverse(scale[:, 0])  # (R, D, D)
-        evidence -= 0.5 * (precision * scatter).sum((1, 2))
-    return _statistics(evidence, sums.view_as(theta), scatter, center, covariance, rows)
+        rows += phi.shape[1] if weight is None else weight.sum()
+    evidence, sums = found or (flat.new_zeros(restarts), torch.zeros_like(flat))
+    return evidence, sums.view_as(theta), rows
 
 
-def _largest_distance(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
-    """The largest squared distance of a component from zero, in its standard deviations."""
+def precisions(scale: Tensor, covariance: str) -> Tensor:
+    """The inverses of the covariances, or of the variances, in the shape of the scale."""
     if covariance in ("diag", "spherical"):
-        return (locs / scale).square().amax()
-    return (torch.cholesky_inverse(scale).diagonal(dim1=-2, dim2=-1) * locs**2).amax()
+        return scale.square().reciprocal_()
+    return torch.cholesky_inverse(scale)
+
+
+def largest_distance(locs: Tensor, precision: Tensor, covariance: str) -> Tensor:
+    """The largest squared distance of a component from zero, in its standard deviations."""
+    if covariance not in ("diag", "spherical"):
+        precision = precision.diagonal(dim1=-2, dim2=-1)
+    return (precision * locs.square()).amax()
 
 
 def _from_each_center(
@@ -102,8 +157,8 @@ def _from_each_center(
     kind = covariance
     if covariance == "tied":
         kind, scale = "full", scale.expand(*locs.shape, locs.shape[-1])
-    theta = _coefficients(torch.zeros_like(locs), scale, kind)  # (R, K, P)
-    theta[..., -1] += log_weights
+    zero, precision = torch.zeros_like(locs), precisions(scale, kind)
+    theta = coefficients(log_weights, zero, scale, precision, kind)  # (R, K, P)
     sums = torch.zeros_like(theta)
     evidence = theta.new_zeros(len(theta))
     rows: float | Tensor = 0
@@ -116,7 +171,7 @@ def _from_each_center(
         for at in each:
             sums[at] += _products(chunk, locs[at], kind) @ joint[at]
         rows += weight_of(chunk, weight)
-    result = _statistics(evidence, sums, None, locs, kind, rows)
+    result = statistics(evidence, sums, None, locs, kind, rows)
     if covariance == "tied":
         result = result._replace(second=result.second.sum(1))
     return result
@@ -132,7 +187,7 @@ def from_labels(
     evidence = x.new_zeros(len(labels))  # not known
     scatter = _times(phi[:-1], weight) @ phi[:-1].T if covariance == "tied" else None
     sums = _times(members, weight) @ phi.T
-    return _statistics(evidence, sums, scatter, center, covariance, weight_of(x, weight))
+    return statistics(evidence, sums, scatter, center, covariance, weight_of(x, weight))
 
 
 def expectation_of_missing(
@@ -227,25 +282,50 @@ def _products(rows: Tensor, center: Tensor, covariance: str, out: Tensor | None 
     return phi
 
 
-def _coefficients(locs: Tensor, scale: Tensor, covariance: str) -> Tensor:
-    """theta of log N, (R, K, P); with a tied covariance without the term quadratic in x."""
+def coefficients(
+    log_weights: Tensor, locs: Tensor, scale: Tensor, precision: Tensor, covariance: str
+) -> Tensor:
+    """theta of log pi N, (R, K, P); with a tied covariance without the term quadratic in x."""
     features = locs.shape[2]
     constant = -0.5 * features * math.log(2 * math.pi)
     if covariance in ("diag", "spherical"):
-        precision = scale**-2  # (R, K, D) or (R, K, 1)
         log_scale = scale.log().expand_as(locs).sum(2)
         linear = locs * precision
         squares = -0.5 * precision
     else:
-        inverse = torch.cholesky_inverse(scale)  # (R, K, D, D) or (R, 1, D, D)
         log_scale = scale.diagonal(dim1=-2, dim2=-1).log().sum(2)
-        linear = (inverse @ locs[..., None])[..., 0]
-        i, j = torch.triu_indices(features, features, device=locs.device)
-        squares = -inverse[..., i, j] * torch.where(i == j, 0.5, 1.0)
-        if covariance == "tied":
-            squares = squares[..., :0].expand(-1, locs.shape[1], -1)
-    rest = constant - log_scale - 0.5 * (linear * locs).sum(2)
+        linear = (precision @ locs[..., None])[..., 0]
+        if covariance == "full":
+            upper = triangle(features, locs.device)
+            squares = precision.flatten(2).index_select(2, upper.entries) * upper.factors
+        else:
+            squares = locs[..., :0]
+    rest = (log_weights + constant) - log_scale - 0.5 * (linear * locs).sum(2)
     return torch.cat([squares, linear, rest[..., None]], 2)
+
+
+class Triangle(NamedTuple):
+    """Where products of pairs are in a symmetric matrix, and it in what is summed for them."""
+
+    entries: Tensor  # of the flat matrix, which each product is, (P,)
+    factors: Tensor  # of its entries in the log density, where each pair comes once, (P,)
+    products: Tensor  # which product each entry of the flat matrix is
+
+
+@functools.cache
+def triangle(features: int, device: torch.device, border: bool = False) -> Triangle:
+    """Says where products are; with a border the matrix is that of `[1, x]`, and they are phi."""
+    i, j = torch.triu_indices(features, features)
+    if border:  # the first row comes last, and the one itself after it
+        order = torch.cat(
+            [torch.arange(features, len(i)), torch.arange(1, features), torch.tensor([0])]
+        )
+        i, j = i[order], j[order]
+    factors = torch.where(i == j, -0.5, -1.0).double()
+    places = torch.empty(features, features, dtype=torch.long)
+    places[i, j] = places[j, i] = torch.arange(len(i))
+    found = (i * features + j, factors, places.flatten())
+    return Triangle(*(x.to(device) for x in found))
 
 
 def _normalise(joint: Tensor, weight: Tensor | None) -> Tensor:
@@ -262,7 +342,7 @@ def _normalise(joint: Tensor, weight: Tensor | None) -> Tensor:
     return _times(largest + total.log_(), weight).sum((1, 2))
 
 
-def _statistics(
+def statistics(
     evidence: Tensor,
     sums: Tensor,
     scatter: Tensor | None,
@@ -270,15 +350,14 @@ def _statistics(
     covariance: str,
     rows: float | Tensor,
 ) -> Statistics:
+    """Parts the sums of phi, (R, K, P), with the products of all rows, if tied, (D, D)."""
     features = center.shape[-1]
-    products, first, counts = sums.split([sums.shape[2] - features - 1, features, 1], 2)
+    second, first, counts = sums.split([sums.shape[2] - features - 1, features, 1], 2)
     if scatter is not None:
         second = scatter.expand(len(sums), -1, -1)
     elif covariance == "full":
-        i, j = torch.triu_indices(features, features, device=sums.device)
-        second = sums.new_empty(*sums.shape[:2], features, features)
-        second[..., i, j] = products
-        second[..., j, i] = products
-    else:
-        second = products if covariance == "diag" else products[..., 0]
+        places = triangle(features, sums.device).products
+        second = second.index_select(2, places).unflatten(2, (features, features))
+    elif covariance == "spherical":
+        second = second[..., 0]
     return Statistics(evidence, counts[..., 0], first, second, center, rows)

@@ -22,7 +22,8 @@ References:
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -45,23 +46,26 @@ from ppl_models.missing import (
     MarginalNormal,
     check_missing,
     complete,
-    observed_mean,
 )
+from ppl_models.mixtures.climb import LIVES, Climb, Rows, Steps
 from ppl_models.mixtures.expectation import (
     Statistics,
     expectation,
     expectation_of_missing,
-    from_labels,
+    log_joints,
 )
-from ppl_models.mixtures.kmeans import kmeans
+from ppl_models.mixtures.kmeans import coreset, lloyd, seeds
 from ppl_models.mixtures.maximisation import maximisation, moments
 from ppl_models.plates import data_plate
 from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
-MANY = 20_000  # rows that are enough to choose a start
+MANY, FEW = 20_000, 2048  # rows that are enough to choose a start, at most and at least
+EACH = 10  # rows for each parameter, which are enough too
+LONG = 256  # rows from which products of their entries are worth the while
 SMALL = 1e-3  # the floor, as a part of the spread of the rows
-CANDIDATES, SHORT = 4, 10  # for each start, and the steps after which the best goes on
+CANDIDATES, SHORT = 4, 10  # for each start, and the steps after which the best goes on,
+REST = 1e-5  # or earlier, where it gains no more, in nats per row, and is ahead
 
 
 class GaussianMixture(nn.Module, InformationCriteria):
@@ -147,11 +151,15 @@ class GaussianMixture(nn.Module, InformationCriteria):
     def _measure(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
         """Learns from all rows what the floor is a part of, unless it is given or known."""
         if self.min_scale is None and not self.measured.all():
-            _, found = moments(batches)  # (D,)
+            self._set_floor(moments(batches)[1])
+
+    def _set_floor(self, spread: Tensor) -> None:
+        """Takes the floor from the spread of each feature, (D,), unless it is given."""
+        if self.min_scale is None:
             if self.covariance == "spherical":
-                found = found.square().mean(0, keepdim=True).sqrt()
-            self.measured.copy_(found > 0)
-            self.log_floor.copy_(math.log(SMALL) + found.where(found > 0, 1.0).log())
+                spread = spread.square().mean(0, keepdim=True).sqrt()
+            self.measured.copy_(spread > 0)
+            self.log_floor.copy_(math.log(SMALL) + spread.where(spread > 0, 1.0).log())
 
     @property
     def weights(self) -> Tensor:
@@ -190,18 +198,35 @@ class GaussianMixture(nn.Module, InformationCriteria):
 
     def posterior(self, x: Tensor) -> dist.Categorical:
         r"""Returns the responsibilities :math:`p(z \mid x)`, with batch shape `(B,)`."""
+        return dist.Categorical(logits=self.log_joint(x))
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        r"""Returns :math:`\log p(x, z = k)` for rows `(B, D)`, in nats, `(B, K)`."""
         check_rows(x, self.locs.shape[1], "GaussianMixture")
+        log_weights = self.logits.log_softmax(0)
         if self.missing == "marginalise" and x.isnan().any():  # at once for all components
             parts = [complete(p, self.locs, self._factors()).log_prob for p in x.split(256)]
-            log_prob = torch.cat(parts)
+            return log_weights + torch.cat(parts)
+        if len(x) >= LONG and not torch.is_grad_enabled():
+            found = log_joints(x, *self._in_float64(), self.covariance)
+            if found is not None:
+                return found.mT.to(x.dtype)
+        scale, away = self.scale, x - self.locs[:, None]  # (K, B, D)
+        if self.covariance in ("diag", "spherical"):
+            log_scale = scale.log().expand_as(self.locs).sum(1)  # (K,)
+            whitened = away / scale[:, None]
         else:
-            log_prob = self._component().log_prob(x[:, None])  # (B, K)
-        return dist.Categorical(logits=self.logits.log_softmax(0) + log_prob)
+            log_scale = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            identity = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device)
+            whitened = away @ torch.linalg.solve_triangular(scale, identity, upper=False).mT
+        constant = 0.5 * x.shape[1] * math.log(2 * math.pi)
+        rest = log_weights - log_scale - constant
+        return (rest[:, None] - 0.5 * whitened.square().sum(2)).mT
 
     @property
     def num_parameters(self) -> int:
         """The number of free parameters."""
-        components, features = self.locs.shape
+        components, features = self.locs.shape[-2:]
         free = {
             "full": components * features * (features + 1) // 2,
             "tied": features * (features + 1) // 2,
@@ -273,7 +298,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         """Starts where a few steps of EM from clusters of k-means lead best.
 
         For each start that is wanted there are four candidates, two from k-means and two from
-        its seeds alone, which differ more. Missing entries count as their column's mean here.
+        its seeds alone, which differ more. Of many rows some are chosen from, in which far ones
+        are frequent and count less. Missing entries count as their column's mean here.
 
         | Choosing starting values for the EM algorithm (Biernacki et al., 2003)
         | https://doi.org/10.1016/S0167-9473(02)00163-9
@@ -286,50 +312,76 @@ class GaussianMixture(nn.Module, InformationCriteria):
             ValueError: If `x` has fewer (distinct) rows than components, or nothing in it varies.
         """
         ((x, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
-        self._check_fit(x)
-        of_all, rows = [(x, weight)], x
-        if len(x) > MANY:
-            some = torch.randperm(len(x), device=x.device)[:MANY]
-            rows, weight = x[some], None if weight is None else weight[some]
-        rows = rows.double()
-        rows = rows.where(~rows.isnan(), observed_mean(rows, weight))
-        components, starts = self.locs.shape[-2], self.logits.shape[:-1].numel()  # K, R
-        candidates = GaussianMixture(
-            self.locs.shape[-1], components, self.covariance, self.min_scale
-        ).to(rows)
-        candidates._measure(of_all)
-        candidates = candidates.stack(CANDIDATES * starts)
+        loc, spread = self._check_fit(x)
+        if weight is not None:
+            loc, spread = moments([(x, weight)])
         # A sphere is one in the units of the data; other covariances have any for each feature.
-        spherical = self.covariance == "spherical"
-        scaled = rows if spherical else rows / moments([(rows, weight)])[1]
-        labels = [
-            kmeans(scaled, components, CANDIDATES // 2, steps, weight)
-            for _ in range(starts)  # in turn, so that more starts begin as fewer do
-            for steps in (0, 100)
-        ]
-        sums = from_labels(rows, torch.cat(labels), components, self.covariance, weight)
-        candidates._maximise(sums)
-        for _ in range(SHORT):
-            candidates.em_step(rows, weight)
-        values = candidates.em_step(rows, weight).view(starts, CANDIDATES)
-        best = values.argmax(1) + CANDIDATES * torch.arange(starts, device=values.device)
-        for own, parameter in zip(self.parameters(), candidates.parameters(), strict=True):
-            own.copy_(parameter[best].view_as(own))
-        for held, of_candidates in zip(self.buffers(), candidates.buffers(), strict=True):
-            held.copy_(of_candidates[best].view_as(held))
+        units = torch.ones_like(spread) if self.covariance == "spherical" else spread
 
-    def _check_fit(self, x: Tensor) -> None:
+        def scaled(rows: Tensor) -> Tensor:
+            return (rows.double() - loc).div_(units).nan_to_num_()  # about zero
+
+        few = max(FEW, min(MANY, EACH * self.num_parameters))
+        chosen: Any = slice(None)
+        share = weight
+        if len(x) > few:
+            distance = torch.cat([scaled(part).square_().sum(1) for part in x.split(MANY)])
+            chosen, share = coreset(distance, few, weight)
+        features, components = self.locs.shape[-1], self.locs.shape[-2]
+        one = GaussianMixture(features, components, self.covariance, self.min_scale)
+        one, some = one.double().to(x.device), scaled(x[chosen])
+        try:
+            labels = self._candidates(some, share)
+        except ValueError:  # of some rows fewer may be distinct than of all
+            some, share = scaled(x), weight
+            labels = self._candidates(some, share)
+        for model in (one, self):
+            model._set_floor(spread)
+        rows = Rows(some * units + loc, share, self.covariance)
+        found = [one._after_some_steps(rows, own) for own in labels]
+        for name, parameter in self.named_parameters():
+            parameter.copy_(torch.cat([of_start[name] for of_start in found]).view_as(parameter))
+
+    def _candidates(self, x: Tensor, weight: Tensor | None) -> list[Tensor]:
+        """The component of each row in the candidates of each start, (C, N)."""
+        components, starts = self.locs.shape[-2], self.logits.shape[:-1].numel()  # K, R
+        half = CANDIDATES // 2
+        return [  # in turn, so that more starts begin as fewer do
+            torch.cat(
+                [lloyd(x, seeds(x, components, half, weight), steps, weight) for steps in (0, 100)]
+            )
+            for _ in range(starts)
+        ]
+
+    def _after_some_steps(self, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
+        """The parameters of the best of some candidates after some steps, (1, *), by name."""
+        sums = rows.labelled(labels, len(self.logits))
+        steps = Steps(rows, self._floor())
+        steps.begin_with(sums)
+        values = _settled(lambda: None if steps.now is None else steps.step()[0])
+        if values is not None and steps.sums is not None:
+            return self._best(rows.parted(steps.sums[values.argmax()][None]), self._floor())
+        candidates = self.stack(len(sums))
+        candidates._maximise(rows.parted(sums))
+        values = _settled(lambda: candidates.em_step(*rows.batches[0]))
+        assert values is not None
+        best = values.argmax()
+        return {name: value[best][None] for name, value in candidates.named_parameters()}
+
+    def _check_fit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The means and the spread of rows that can be fitted, (D,); an error where they cannot."""
         components, features = self.locs.shape[-2:]
         check_rows(x, features, "GaussianMixture")
         check_float64(x, "GaussianMixture")
         lenient = self.missing == "marginalise"
         check_finite(x, "GaussianMixture", minimum=max(2, components), missing=lenient)
-        empty = x.isnan().all(0).nonzero().flatten().tolist()
+        empty = x.isnan().all(0).nonzero().flatten().tolist() if lenient else []
         if empty:
             raise ValueError(f"GaussianMixture: nothing was observed of column(s) {empty}.")
         loc, scale = moments([(x, None)])
         self._check_spread(scale)
         check_resolution(loc, scale, self.locs.dtype, "GaussianMixture")
+        return loc, scale
 
     def _check_spread(self, scale: Tensor) -> None:
         """Raises where rows spread no more than the floor allows."""
@@ -358,35 +410,57 @@ class GaussianMixture(nn.Module, InformationCriteria):
         if not isinstance(x, Tensor) and iter(x) is x:  # gone through once, it would be empty
             x = list(x)
         self._measure(weighted_batches(x, sample_weight, "GaussianMixture"))
-        stacked = self.logits.ndim == 2
+        batches = weighted_batches(x, sample_weight, "GaussianMixture")
+        step = expectation if self.missing == "error" else expectation_of_missing
+        sums = step(batches, *self._in_float64(), self.covariance)
+        self._maximise(sums)
+        evidence = sums.evidence / sums.rows
+        return evidence if self.logits.ndim == 2 else evidence[0]
+
+    def climbs(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> bool:
+        """Whether steps can follow each other without parameters in between."""
+        plain = type(self).em_step is GaussianMixture.em_step
+        if not isinstance(x, Tensor) or not plain:
+            return False
+        if self.logits.dtype != torch.float64:  # which is rounded at each step
+            return False
+        return self.missing == "error" or not bool(x.isnan().any())
+
+    @torch.no_grad()
+    def climb(self, x: Tensor, sample_weight: Tensor | None = None) -> Climb:
+        """Returns steps of EM that follow each other, where they can."""
+        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"))
+        ((rows, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
+        return Climb(self, rows, weight, (x, sample_weight))
+
+    def _in_float64(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights, means and scales as steps take them, (R, K, *)."""
         logits, locs, scale = self.logits.double(), self.locs.double(), self.scale.double()
         if self.covariance == "tied":
             scale = scale.unsqueeze(-3)
-        if not stacked:
+        if logits.ndim == 1:
             logits, locs, scale = logits[None], locs[None], scale[None]
-        log_weights = logits.log_softmax(1)
-        batches = weighted_batches(x, sample_weight, "GaussianMixture")
-        step = expectation if self.missing == "error" else expectation_of_missing
-        sums = step(batches, log_weights, locs, scale, self.covariance)
-        self._maximise(sums)
-        evidence = sums.evidence / sums.rows
-        return evidence if stacked else evidence[0]
+        return logits.log_softmax(1), locs, scale
 
     def _maximise(self, sums: Statistics) -> None:
         """Sets the parameters to the best for the expected sums over the rows."""
-        best = maximisation(sums, self.covariance, self._floor())
-        lives = sums.counts > 1e-10 * sums.rows  # a component without rows stays where it is
-        own = None if self.covariance == "tied" else lives
-        self._assign(self.logits, best.log_weights)
-        self._assign(self.locs, best.locs, lives)
+        lives = sums.counts > LIVES * sums.rows
+        kept = None if lives.all() else lives  # a component without rows stays where it is
+        for name, value in self._best(sums, self._floor()).items():
+            of_all = name == "logits" or (self.covariance == "tied" and name != "locs")
+            self._assign(getattr(self, name), value, None if of_all else kept)
+
+    def _best(self, sums: Statistics, floor: Tensor) -> dict[str, Tensor]:
+        """The best parameters for the expected sums over the rows, (R, *), by name."""
+        best = maximisation(sums, self.covariance, floor)
+        found = {"logits": best.log_weights, "locs": best.locs}
         if self.covariance in ("diag", "spherical"):
-            self._assign(self.log_scale, best.scale.log(), own)
-        else:
-            self._assign(self.log_scale, best.scale.diagonal(dim1=-2, dim2=-1).log(), own)
-            self._assign(self.lower, best.scale.tril(-1), own)
+            return {**found, "log_scale": best.scale.log()}
+        log_scale = best.scale.diagonal(dim1=-2, dim2=-1).log()
+        return {**found, "log_scale": log_scale, "lower": best.scale.tril(-1)}
 
     def _assign(self, parameter: Tensor, value: Tensor, where: Tensor | None = None) -> None:
-        value = value.reshape(parameter.shape)
+        value = value.view(parameter.shape)
         if where is not None:
             where = where.reshape(parameter.shape[: self.logits.ndim])
             where = where[(...,) + (None,) * (parameter.ndim - where.ndim)]
@@ -399,6 +473,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
         A floor that is given, and not small beside the spread of the rows, is there on purpose.
         """
         floor = self._floor()[0]  # (1, F)
+        if self._is_above(floor):
+            return None
         units = floor[..., None] * floor[..., None, :]
         covariances, weights = self.covariances.double(), self.weights.double()
         variances = torch.linalg.eigvalsh(covariances / units)  # of floors, (K, D)
@@ -417,3 +493,35 @@ class GaussianMixture(nn.Module, InformationCriteria):
             f"components, a covariance with fewer parameters (now {self.covariance!r}), or a "
             f"min_scale of your own."
         )
+
+    def _is_above(self, floor: Tensor) -> bool:
+        """Whether all variances are well above the floor, by a quick test that may miss it.
+
+        The largest eigenvalue of a precision is no more than the sum of its diagonal.
+        """
+        scale = self.scale.double()
+        if self.covariance in ("diag", "spherical"):
+            return bool((scale > (1 + 1e-3) * floor).all())
+        precision = torch.cholesky_inverse(scale).diagonal(dim1=-2, dim2=-1)
+        return bool(((precision * floor.square()).sum(-1) < 1 - 1e-3).all())
+
+
+def _settled(step: Callable[[], Tensor | None]) -> Tensor | None:
+    """How good candidates are after some steps; None where there is no such step."""
+    now: list[float] = []
+    for left in reversed(range(SHORT + 1)):
+        values = step()
+        if values is None:
+            return None
+        before, now = now, values.tolist()
+        if before and _are_settled(now, before, left):
+            break
+    return values
+
+
+def _are_settled(now: list[float], before: list[float], left: int) -> bool:
+    """Whether the best candidate is at rest, and no other will get above it in the steps left."""
+    pairs = list(zip(now, before, strict=True))
+    best, gain = max((value, value - old) for value, old in pairs)
+    ends = [value + left * (value - old) for value, old in pairs if value < best]
+    return gain <= REST and not any(end > best + REST for end in ends)

@@ -10,6 +10,8 @@ Shapes: `R` restarts, `K` clusters, `N` rows, `D` features.
 References:
     | k-means++: The Advantages of Careful Seeding (Arthur & Vassilvitskii, 2007)
     | https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
+    | Scalable k-Means Clustering via Lightweight Coresets (Bachem et al., 2018)
+    | https://doi.org/10.1145/3219819.3219973
 """
 
 import math
@@ -45,49 +47,103 @@ def kmeans(
         (True, False)
     """
     x = x - x.mean(0)
-    centers = _seeds(x, num_clusters, restarts, weight)  # (R, K, D)
-    labels = _distances(x, centers).argmin(1)  # (R, N)
+    return lloyd(x, seeds(x, num_clusters, restarts, weight), max_steps, weight)
+
+
+def lloyd(x: Tensor, centers: Tensor, max_steps: int = 100, weight: Tensor | None = None) -> Tensor:
+    """Returns the cluster of each row, (R, N), after steps from centers, (R, K, D).
+
+    Rows that lie about zero keep most digits.
+    """
+    bordered = torch.nn.functional.pad(x, (0, 1), value=1.0)  # [x, 1], (N, D + 1)
+    counted = bordered if weight is None else bordered * weight[:, None]
+    distances = _comparable(bordered, centers)
+    members = _members(distances)
     for _ in range(max_steps):
-        members = torch.nn.functional.one_hot(labels, num_clusters).to(x.dtype).mT  # (R, K, N)
-        members = members if weight is None else members * weight
-        counts = members.sum(2, keepdim=True)
-        centers = torch.where(counts > 0, members @ x / counts.where(counts > 0, 1), centers)
-        previous, labels = labels, _distances(x, centers).argmin(1)
-        if torch.equal(previous, labels):
+        means, counts = (members @ counted).split([x.shape[1], 1], 2)  # (R, K, D), (R, K, 1)
+        centers = torch.where(counts > 0, means / counts, centers)
+        distances = _comparable(bordered, centers)
+        previous, members = members, _members(distances)
+        if torch.equal(previous, members):
             break
-    return labels
+    return distances.argmin(1)
 
 
-def _distances(x: Tensor, centers: Tensor) -> Tensor:
-    """The squared distances of the rows to the centers, (R, K, N), up to rounding."""
-    cross = centers @ x.mT  # (R, K, N)
-    return ((x**2).sum(1) + (centers**2).sum(2, keepdim=True) - 2 * cross).clamp_(min=0)
+def _comparable(bordered: Tensor, centers: Tensor) -> Tensor:
+    """The squared distances of rows [x, 1] to centers, but for what all have alike, (R, K, N)."""
+    linear = torch.cat([-2 * centers, centers.square().sum(2, keepdim=True)], 2)
+    return linear @ bordered.mT
 
 
-def _seeds(x: Tensor, num_clusters: int, restarts: int, weight: Tensor | None) -> Tensor:
+def _members(distances: Tensor) -> Tensor:
+    """1 for the nearest center of a row (for each, where there are two), else 0, (R, K, N)."""
+    return (distances == distances.amin(1, keepdim=True)).to(distances.dtype)
+
+
+def seeds(x: Tensor, num_clusters: int, restarts: int, weight: Tensor | None) -> Tensor:
     """The rows that k-means++ chooses, (R, K, D)."""
     trials = 2 + int(math.log(num_clusters))
+    first = torch.arange(0, restarts * trials, trials, device=x.device)  # of each, (R,)
     if weight is None:
-        chosen = torch.randint(len(x), (restarts, 1), device=x.device)
-        weight = x.new_ones(())
+        rows = torch.randint(len(x), (restarts, 1), device=x.device)[:, 0]
     else:
-        chosen = torch.multinomial(weight.expand(restarts, -1), 1)
-    for k in range(num_clusters):
-        if k == 0:
-            seeds = x[chosen]  # (R, 1, D)
-            nearest = (x - seeds).square().sum(2)  # exact, so that duplicates are at zero; (R, N)
-            continue
-        if not (nearest.sum(1) > 0).all():
+        rows = torch.multinomial(weight.expand(restarts, -1), 1)[:, 0]
+    chosen = [x[rows]]  # (R, D) each
+    nearest = _distances(chosen[0], x)  # (R, N)
+    for k in range(1, num_clusters):
+        chances = nearest if weight is None else nearest * weight
+        if not chances.sum(1).amin().item() > 0:
             raise ValueError(
                 f"kmeans: expected at least {num_clusters} distinct rows for {num_clusters} "
                 f"clusters, got {k}. Try fewer components, or leaving duplicate rows out."
             )
-        rows = torch.multinomial(nearest * weight, trials, replacement=True)  # (R, T)
-        candidates = x[rows]  # (R, T, D)
-        distances = torch.stack([(x - c[:, None]).square().sum(2) for c in candidates.unbind(1)], 1)
-        distances = torch.minimum(distances, nearest[:, None])  # (R, T, N)
-        best = (distances * weight).sum(2).argmin(1)  # (R,)
-        pick = torch.arange(restarts, device=x.device)
-        seeds = torch.cat([seeds, candidates[pick, best][:, None]], 1)
-        nearest = distances[pick, best]
-    return seeds
+        rows = torch.multinomial(chances, trials, replacement=True).flatten()  # (R T,)
+        distances = _distances(x[rows], x).view(restarts, trials, -1)
+        distances = distances.minimum(nearest[:, None])  # (R, T, N)
+        best = (distances.sum(2) if weight is None else distances @ weight).argmin(1)  # (R,)
+        best += first
+        chosen.append(x[rows[best]])
+        nearest = distances.flatten(0, 1)[best]
+    return torch.stack(chosen, 1)
+
+
+def draw(chances: Tensor, number: int) -> Tensor:
+    """Draws with replacement by chances that are summed up, `(*, N)`: which, `(*, number)`.
+
+    None whose chance is zero is drawn, and there may be any number of them.
+    """
+    size = (*chances.shape[:-1], number)
+    level = torch.rand(size, dtype=chances.dtype, device=chances.device) * chances[..., -1:]
+    return torch.searchsorted(chances, level, right=True).clamp_(max=chances.shape[-1] - 1)
+
+
+def _distances(centers: Tensor, x: Tensor) -> Tensor:
+    """Squared distances of rows to centers, (C, N), exact enough for duplicates to be at zero."""
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(centers, x, compute_mode=exact).square_()
+
+
+def coreset(distance: Tensor, number: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns which rows stand for all of them, drawn with replacement, and how much each counts.
+
+    Chances grow with the squared distance from the mean, so that clusters of few rows are there as
+    well.
+
+    Arguments:
+        distance: The squared distance of each row from the mean, `(N,)`.
+        number: How many to draw.
+        weight: How many times each row counts, `(N,)`.
+
+    Example:
+        >>> x = torch.cat([torch.zeros(999), torch.full((1,), 9.0)])
+        >>> rows, weight = coreset(x.square(), 100, None)
+        >>> (x[rows] > 0).sum() > 25, (x[rows] * weight).mean() < 0.02
+        (tensor(True), tensor(True))
+    """
+    every = distance if weight is None else distance * weight
+    rows = len(distance) if weight is None else weight.sum()
+    favour = 1 + distance * (rows / every.sum())  # (N,)
+    chances = (favour if weight is None else favour * weight).cumsum(0)
+    chosen = draw(chances, number)
+    found = favour[chosen].reciprocal()
+    return chosen, found / found.mean()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.mixtures.expectation import Statistics
+from ppl_models.row_weights import weight_of
 
 CHUNK = 16_384  # rows that are in float64 at once
 
@@ -56,7 +57,7 @@ def maximisation(sums: Statistics, covariance: str, floor: Tensor) -> Maximum:
         outer = mean[..., None] * mean[..., None, :]
         scale = floored_factor(sums.second / counts[..., None] - outer, floor)
     elif covariance == "tied":
-        between = torch.einsum("rk,rkd,rke->rde", sums.counts, mean, mean)
+        between = (sums.counts[..., None] * mean).mT @ mean
         scale = floored_factor((sums.second - between) / sums.rows, floor[:, 0])
     elif covariance == "diag":
         scale = (sums.second / counts - mean**2).maximum(floor**2).sqrt()
@@ -75,12 +76,12 @@ def floored_factor(covariance: Tensor, floor: Tensor) -> Tensor:
 def factor(covariance: Tensor, floor: float) -> Tensor:
     """Returns the Cholesky factor of a covariance whose eigenvalues are raised to the floor."""
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    if torch.linalg.cholesky_ex(covariance - floor * identity).info.any():
-        values, vectors = torch.linalg.eigh(covariance)
-        raised = (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT
-        needed = (values[..., :1] < floor)[..., None]
-        covariance = torch.where(needed, raised, covariance)
-    result, info = torch.linalg.cholesky_ex(covariance)
+    if not torch.linalg.cholesky_ex(covariance - floor * identity).info.any():
+        return torch.linalg.cholesky_ex(covariance).L
+    values, vectors = torch.linalg.eigh(covariance)
+    raised = (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT
+    needed = (values[..., :1] < floor)[..., None]
+    result, info = torch.linalg.cholesky_ex(torch.where(needed, raised, covariance))
     if info.any():
         raise ValueError(
             "GaussianMixture: a covariance is singular to rounding. Try standardised data, "
@@ -104,17 +105,33 @@ def moments(batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Te
     """
     center = counts = first = second = torch.zeros(0)
     for batch, weight in batches:
-        shares = batch.new_ones(len(batch)) if weight is None else weight
-        for chunk, share in zip(batch.split(CHUNK), shares.split(CHUNK), strict=True):
+        parts = [None] * -(-len(batch) // CHUNK) if weight is None else weight.split(CHUNK)
+        for chunk, share in zip(batch.split(CHUNK), parts, strict=True):
             x = chunk.double()
             if not len(center):
-                # An entry of each column: a constant one is counted from itself, to the last digit.
-                center = x.nanmedian(0).values.nan_to_num()
+                center = _middle(x)
                 counts, first, second = (torch.zeros_like(center) for _ in range(3))
-            y = (x - center).nan_to_num()
-            counts += share.double() @ (~x.isnan()).double()
-            first += share.double() @ y
-            second += share.double() @ y.square()
+            y = x - center
+            total = _weighted(y, share)
+            if total.isnan().any():  # entries are missing
+                counts += _weighted((~x.isnan()).double(), share)
+                y = y.nan_to_num()
+                total = _weighted(y, share)
+            else:
+                counts += weight_of(y, share)
+            first += total
+            second += _weighted(y.square(), share)
     mean = first / counts
     variance = (second / counts - mean**2).nan_to_num()
     return center + mean, variance.where(variance > 0, variance.mean()).sqrt()
+
+
+def _weighted(numbers: Tensor, weight: Tensor | None) -> Tensor:
+    """The sum over rows, (D,)."""
+    return numbers.sum(0) if weight is None else weight.double() @ numbers
+
+
+def _middle(x: Tensor) -> Tensor:
+    """Something like the mean of rows, (D,): of a constant column its entry, to the last digit."""
+    mean = x[0] + (x - x[0]).mean(0)
+    return x.nanmedian(0).values.nan_to_num() if mean.isnan().any() else mean

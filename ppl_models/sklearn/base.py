@@ -59,9 +59,9 @@ class Adapter(BaseEstimator):
         return tags
 
     @torch.no_grad()
-    def _map(self, function: Callable[[Tensor], Tensor], X: Any) -> np.ndarray:
-        """`function` of all rows, a part at a time."""
-        return torch.cat([function(x) for x in self._rows(X).split(4096)]).numpy()
+    def _map(self, function: Callable[[Tensor], Tensor], X: Any, many: int = 4096) -> np.ndarray:
+        """`function` of all rows, a part of so many at a time."""
+        return torch.cat([function(x) for x in self._rows(X).split(many)]).numpy()
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Returns the log density of each row, in nats."""

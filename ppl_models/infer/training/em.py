@@ -48,6 +48,30 @@ class HasStack(Protocol):
         """Returns a copy whose parameters have a leading dimension, and so has its objective."""
 
 
+class Climber(Protocol):
+    """The steps of EM of a module, one after the other."""
+
+    def __call__(self) -> Tensor:
+        """Takes one step; returns the objective *before*, in nats per row."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next step begins with, in tensors that it leaves as they are."""
+
+    def parameters(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Such a state, or that of one of several restarts, as the module's `state_dict`."""
+
+
+@runtime_checkable
+class HasClimb(Protocol):
+    """A module whose steps are faster where one follows the other."""
+
+    def climbs(self, *x: Any) -> bool:
+        """Whether they are for these rows."""
+
+    def climb(self, *x: Tensor) -> Climber:
+        """Returns what takes the steps of `em_step(*x)`, where that is so."""
+
+
 @runtime_checkable
 class HasCaveat(Protocol):
     """A module that knows what users must be told of its fit."""
@@ -136,12 +160,16 @@ def fit_em(
 
     ends = []
     with tqdm(desc="EM", disable=None if progress else True) as bar:
-        for candidate in _candidates(model, restarts):
+        candidates = _candidates(model, restarts, x)
+        # Steps of several are cheap: they go on a little, as they do side by side until all end.
+        least = tolerance / 10 if len(candidates) > 1 and isinstance(model, HasClimb) else tolerance
+        for candidate in candidates:
             if initialise:
                 candidate.initialise(*start)
-            ends.append(_climb(candidate, x, max_steps, tolerance, bar))
+            ends.append(_climb(candidate, x, max_steps, least, bar))
     values, state = max(ends, key=lambda end: end[0][-1])
-    model.load_state_dict(state)
+    for name, value in model.state_dict().items():
+        value.copy_(state[name])
     _warn_of_the_end(model, values, max_steps, tolerance)
     return Run({"loss": [-value for value in values]}, len(values), time.perf_counter() - began)
 
@@ -203,11 +231,12 @@ def _in_order(loader: Any) -> bool:
     return type(order) is SequentialSampler and type(batches) in (BatchSampler, type(None))
 
 
-def _candidates(model: Any, restarts: int) -> list[Any]:
+def _candidates(model: Any, restarts: int, x: tuple[Any, ...]) -> list[Any]:
     """The model, or copies of it, one of which may hold all restarts."""
     if restarts == 1:
         return [model]
-    if isinstance(model, HasStack):
+    # Alone each ends where it has converged, and the first where it would without the others.
+    if isinstance(model, HasStack) and not (isinstance(model, HasClimb) and model.climbs(*x)):
         return [model.stack(restarts)]
     return [copy.deepcopy(model) for _ in range(restarts)]
 
@@ -222,6 +251,22 @@ def _warn_of_the_end(model: Any, values: list[float], max_steps: int, tolerance:
         warn(caveat)
 
 
+class _Steps:
+    """Steps by `em_step`, as any module takes them."""
+
+    def __init__(self, model: Any, x: tuple[Any, ...]) -> None:
+        self.model, self.x = model, x
+
+    def __call__(self) -> Tensor:
+        return self.model.em_step(*self.x)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def parameters(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state
+
+
 @torch.no_grad()
 def _climb(
     model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float, bar: tqdm
@@ -231,40 +276,64 @@ def _climb(
     The parameters are those of the last objective, which is known only once a step has gone
     through the rows; so the parameters before each step are kept.
     """
-    slack = SLACK.get(next(model.parameters()).dtype, 1e-2)
-    values: list[Tensor] = []  # on the CPU: one read for each step
-    before: dict[str, Tensor] = {}
-    while True:
-        state = {name: value.clone() for name, value in model.state_dict().items()}
-        value = model.em_step(*x).cpu()
-        if not torch.isfinite(value).all():
-            model.load_state_dict(before or state)
-            raise FloatingPointError(
-                f"EM step {len(values) + 1}: the objective of {type(model).__name__} is "
-                f"{value.tolist()}. The parameters are those before it. Try standardised data."
+    fast = isinstance(model, HasClimb) and model.climbs(*x)
+    step: Climber = model.climb(*x) if fast else _Steps(model, x)
+    values: list[list[float]] = []  # of each restart
+    state = step.state()
+    try:
+        while True:
+            before, state = state, step.state()
+            found = step()
+            value = found.reshape(-1).tolist()  # one read for each step
+            if error := _fault(model, value, values):
+                state = before
+                raise error
+            gains = (
+                [new - old for new, old in zip(value, values[-1], strict=True)] if values else []
             )
-        if values:
-            gain = value - values[-1]
-            if (gain < -slack * (1 + value.abs())).any():
-                model.load_state_dict(before)
-                raise RuntimeError(
-                    f"EM step {len(values)} lowered the objective of {type(model).__name__} by "
-                    f"{-gain.min():.1e} nats per row, which no step of EM does: see its em_step. "
-                    f"The parameters are those before it."
-                )
-            if (gain < 0).any():  # what rounding took back is not accepted
-                state = {k: _choose(gain < 0, before[k], state[k]) for k in state}
-            value = torch.maximum(value, values[-1])
-        values.append(value)
-        bar.update()
-        bar.set_postfix(loss=f"{-value.max().item():.4f}", refresh=False)
-        if (len(values) > 1 and (gain <= tolerance).all()) or len(values) == max_steps:
-            break
-        before = state
-    stacked = values[-1].ndim == 1
-    best = int(values[-1].argmax()) if stacked else ...
-    final = {k: v[best] for k, v in state.items()} if stacked else state
-    return [value[best].item() for value in values], final
+            if any(gain < 0 for gain in gains):  # what rounding took back is not accepted
+                state = _kept(step, found.new_tensor(gains).view_as(found) < 0, before, state)
+                value = list(map(max, value, values[-1]))
+            values.append(value)
+            bar.update()
+            if not bar.disable:
+                bar.set_postfix(loss=f"{-max(value):.4f}", refresh=False)
+            if (gains and max(gains) <= tolerance) or len(values) == max_steps:
+                break
+    except BaseException:  # Ctrl-C as well
+        model.load_state_dict(step.parameters(state))
+        raise
+    best = max(range(len(value)), key=value.__getitem__)
+    final = {k: v[best] for k, v in state.items()} if found.ndim == 1 else state
+    return [value[best] for value in values], step.parameters(final)
+
+
+def _fault(model: Any, value: list[float], values: list[list[float]]) -> Exception | None:
+    """What is wrong with the objectives of a step after others, if anything."""
+    number, name = len(values), type(model).__name__
+    if not all(map(math.isfinite, value)):
+        return FloatingPointError(
+            f"EM step {number + 1}: the objective of {name} is "
+            f"{value if len(value) > 1 else value[0]}. The parameters are those before it. Try "
+            f"standardised data."
+        )
+    slack = SLACK.get(next(model.parameters()).dtype, 1e-2)
+    losses = [old - new for new, old in zip(value, values[-1], strict=True)] if values else []
+    if any(loss > slack * (1 + abs(new)) for loss, new in zip(losses, value, strict=False)):
+        return RuntimeError(
+            f"EM step {number} lowered the objective of {name} by {max(losses):.1e} nats per row, "
+            f"which no step of EM does: see its em_step. The parameters are those before it."
+        )
+    return None
+
+
+def _kept(
+    step: Climber, back: Tensor, before: dict[str, Tensor], state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state, with that before it in the restarts that go back."""
+    if before.keys() != state.keys():
+        before, state = step.parameters(before), step.parameters(state)
+    return {name: _choose(back, before[name], state[name]) for name in state}
 
 
 def _choose(back: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppl_models import FactorAnalysis, GaussianMixture, PoissonMixture, ProbabilisticPCA, fit_em
 from ppl_models.mixtures import expectation
 from ppl_models.mixtures.expectation import from_labels
-from ppl_models.mixtures.kmeans import _seeds, kmeans
+from ppl_models.mixtures.kmeans import kmeans, seeds
 from ppl_models.mixtures.maximisation import maximisation
 
 NAN = float("nan")
@@ -146,7 +146,7 @@ def test_a_start_by_k_means_counts_rows_by_weight():
 def test_seeds_are_drawn_by_weight():
     torch.manual_seed(0)
     x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    first = _seeds(x, 1, 4000, torch.tensor([3.0, 1.0]).double())[:, 0, 0]
+    first = seeds(x, 1, 4000, torch.tensor([3.0, 1.0]).double())[:, 0, 0]
     assert first.mean().item() == pytest.approx(0.25, abs=0.03)
 
 
@@ -154,8 +154,8 @@ def test_later_seeds_are_drawn_by_weight_too():
     """A row that hardly counts is no seed, however far away it is."""
     torch.manual_seed(0)
     x = torch.tensor([[0.0], [1.0], [1000.0]], dtype=torch.float64)
-    seeds = _seeds(x, 2, 500, torch.tensor([1.0, 1.0, 1e-9]).double())
-    assert seeds.max() == 1.0
+    found = seeds(x, 2, 500, torch.tensor([1.0, 1.0, 1e-9]).double())
+    assert found.max() == 1.0
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
