@@ -108,6 +108,7 @@ def test_at_a_posterior_that_depends_the_bound_is_the_evidence():
 TRAINED = [(model, kind) for kind in MESSENGERS for model in (rows, shared)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kind"), [*TRAINED, (both, AutoNormalMessenger)])
 def test_minibatches_reach_the_evidence_with_rows_that_keep_their_identity(model, kind):
     x, objective = data(), elbo(model, kind)
@@ -126,6 +127,7 @@ def test_minibatches_reach_the_evidence_with_rows_that_keep_their_identity(model
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [learnt, Learnt()])
 @pytest.mark.parametrize("kind", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
 def test_parameters_of_the_model_are_its_own(model, kind):
@@ -244,6 +246,7 @@ def test_new_rows_from_its_posterior():
     assert float(drawn.mean()) == pytest.approx(x.mean().item(), abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MESSENGERS)
 def test_enumerated_sites_are_hidden_from_the_class(kind):
     def mixture(x=None, size=None):
@@ -306,6 +309,7 @@ def test_a_run_goes_on_where_it_was(kind, tmp_path):
     assert all(map(torch.equal, *ends))
 
 
+@pytest.mark.slow
 def test_structured_guides_of_rows_take_the_whole_data_alone():
     x = data()
     with pytest.raises(ValueError, match=r"AutoStructured: .* in one vector.*batch_size=None"):

@@ -280,6 +280,7 @@ def of_groups(x):
         pyro.sample("x", dist.Poisson(rate[GROUP[: len(x)]]), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [10, 2])
 def test_a_plate_of_another_meaning(rows):
     x = torch.tensor([40.0, 3.0, 9.0, 44.0, 5.0, 12.0, 38.0, 4.0, 10.0, 41.0])[:rows]
