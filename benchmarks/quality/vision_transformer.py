@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.data}: {len(data.x)} training rows, {len(data.test[0])} test rows", end="")
     print(" (held-out training rows)" if args.held_out else "")
     scores: dict[str, list[Tensor]] = {}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name, model, seconds in (few if args.labels else whole)(data, args, seed):
             accuracy, evidence = judge(model, data)
             scores.setdefault(name, []).append(torch.tensor([accuracy, -evidence.mean]))
@@ -90,6 +90,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--held-out", action="store_true", help="test on training rows held out")
     return parser.parse_args(argv)
 
