@@ -1,7 +1,6 @@
 """`ppl_models.guides` has the names of `guides`, and says where another package has its place."""
 
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,9 @@ import ppl_models
 import ppl_models.guides
 
 ROOT = Path(ppl_models.__file__).parents[1]
+# Forked from a process that has imported torch and Pyro, which takes seconds, and nothing else.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["torch", "pyro"])
 
 
 def test_names_are_those_of_guides():
@@ -71,20 +73,24 @@ def _error(path: list[Path]) -> str:
         "try:",
         "    from ppl_models.guides import AmortizedNormal",
         "except ImportError as error:",
-        "    print(error)",
+        "    say(str(error))",
         path=path,
     )
 
 
 def _run(*lines: str, path: list[Path]) -> str:
-    """What these lines print in a process of its own, where other `guides` are out of sight."""
+    """What these lines say in a process of its own, where other `guides` are out of sight."""
     start = [
-        "import sys, pathlib",
+        "import os, sys, pathlib",
+        f"os.chdir({str(path[-1])!r})",
         "sys.path = [p for p in sys.path if not pathlib.Path(p, 'guides').exists()]",
         f"sys.path[:0] = {[str(p) for p in path]}",
     ]
-    code = "\n".join([*start, *lines])
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=path[-1]
-    )
-    return done.stdout
+    here, there = FRESH.Pipe(duplex=False)
+    code = "\n".join([*start, *lines, "say('')"])
+    process = FRESH.Process(target=exec, args=(code, {"say": there.send}))
+    process.start()
+    there.close()
+    process.join()
+    assert process.exitcode == 0
+    return here.recv()

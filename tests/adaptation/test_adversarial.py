@@ -76,6 +76,7 @@ def stretched(rows=600):
     return x, y, d
 
 
+@pytest.mark.slow
 def test_features_lose_the_domain_and_keep_the_label():
     x, y, d = stretched()
     known = y.where(d == 0, -1)

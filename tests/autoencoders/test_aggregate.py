@@ -178,6 +178,7 @@ def test_a_shifted_guide_shows_in_the_gap_alone():
     torch.testing.assert_close(wrong.mean, shift)
 
 
+@pytest.mark.slow
 def test_draws_agree_with_quadrature_and_tell_their_error():
     """A second latent of no use sends the same numbers through draws."""
     locs, scales = double(7, 1), 0.2 + torch.rand(7, 1).double()

@@ -46,6 +46,7 @@ def test_a_linear_one_at_the_principal_components_is_at_its_optimum():
     torch.testing.assert_close(autoencoder(x), pca.inverse_transform(pca.transform(x)))
 
 
+@pytest.mark.slow
 def test_training_finds_the_principal_subspace():
     x = centred()
     autoencoder = linear(5, 2)

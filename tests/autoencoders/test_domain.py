@@ -165,6 +165,7 @@ def test_two_classes_with_an_offset_have_the_exact_posterior():
     torch.testing.assert_close(found.value, exact)
 
 
+@pytest.mark.slow
 def test_rows_without_labels_teach_the_offset_and_the_posterior():
     """Labels of the source alone: those of the target follow Bayes' rule with the true offset."""
     x, y, d = drawn(2000)

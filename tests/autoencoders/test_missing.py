@@ -83,6 +83,7 @@ def test_complete_rows_are_the_same_with_it_and_without():
     assert lenient(size=3).shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_it_trains_on_rows_with_holes_and_fills_them():
     """Rows of equal pixels: what is missing is what is there."""
     torch.manual_seed(0)

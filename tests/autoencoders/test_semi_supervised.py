@@ -82,6 +82,7 @@ def test_the_bound_is_the_sum_over_labels_by_hand(size):
         torch.testing.assert_close(got[name], parameter.grad, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["label", "amortized"])
 def test_its_evidence_converges_to_the_integral(kind):
     """Labels in the guide, or summed over in the model; known and unknown ones together."""
@@ -180,6 +181,7 @@ def stripes(rows=120):
     return torch.bernoulli(x.flatten(1)), y
 
 
+@pytest.mark.slow
 def test_labels_of_few_rows_reach_the_others():
     x, y = stripes()
     torch.manual_seed(0)

@@ -195,6 +195,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_any_minibatch(make, rows):
     torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.slow
 @every_model
 def test_a_fit_learns_the_density_of_its_rows(make):
     """Pixels that copy their left neighbour: the entropy of a row is known."""

@@ -175,6 +175,7 @@ def test_more_particles_are_those_of_the_bound(iwae, tmp_path, monkeypatch):
     assert asked == [7]
 
 
+@pytest.mark.slow
 def test_the_protocol_is_called_so(iwae, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(iwae, "ENDS", [1, 2])
     monkeypatch.setattr(iwae, "AT_ONCE", {"cpu": 20_000})

@@ -87,6 +87,7 @@ def test_units_of_the_data_count():
     assert got.monte_carlo_error < 0.05
 
 
+@pytest.mark.slow
 def test_probes_are_right_on_average_where_features_depend_on_one_another():
     covariance = torch.tensor([[1.0, 0.8, 0.0], [0.8, 1.0, 0.3], [0.0, 0.3, 0.5]], dtype=F64)
     mean = torch.tensor([1.0, -1.0, 0.5], dtype=F64)
@@ -116,6 +117,7 @@ def test_levels_are_dequantised():
     assert "bits/dim" in str(got)
 
 
+@pytest.mark.slow
 def test_flow_of_a_fitted_model_lies_above_its_bound():
     """And near the truth. Labels and batches count."""
     torch.manual_seed(0)

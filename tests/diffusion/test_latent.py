@@ -72,6 +72,7 @@ def test_elbo_is_that_of_the_vae_with_the_bound_of_the_prior():
     assert {f"z_{t}" for t in range(4)} | {"z"} <= set(drawn.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_evidence_of_a_gaussian_is_a_bound_that_closes():
     gaps = []
@@ -96,6 +97,7 @@ def test_samples_have_the_moments_of_the_rows():
         torch.testing.assert_close(torch.cov(x.T), covariance, atol=0.05, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_stages_mend_the_prior():
     """Latents at -2 and 2, where N(0, 1) says 0: the diffusion model has learned where they are."""
     torch.manual_seed(0)

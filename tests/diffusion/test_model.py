@@ -177,6 +177,7 @@ def test_levels_of_a_silent_network_are_bayes_rule_under_uniform_levels():
     torch.testing.assert_close(model.denoise(z, log_snr), (q @ levels) / q.sum(-1))
 
 
+@pytest.mark.slow
 def test_program_learns_a_gaussian_by_its_elbo_and_by_denoising():
     torch.manual_seed(0)
     x = 0.5 * torch.randn(500, 2) + torch.tensor([1.0, -1.0])
@@ -239,6 +240,7 @@ def test_program_and_bound_of_rows_with_labels_agree(kind):
     assert -trained.mean().item() == pytest.approx(draws.mean().item(), abs=tolerance)
 
 
+@pytest.mark.slow
 def test_labels_are_learned():
     """Rows at -1, 0 and 1 by their label."""
     y = torch.arange(300) % 3

@@ -48,9 +48,10 @@ def test_classical_scaling_finds_what_euclidean_distances_are_of(num_dims):
     torch.testing.assert_close(aligned, positions - positions.mean(0), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_exact_distances_give_the_configuration_of_classical_scaling():
     _, table = scattered()
-    model, guide, data = fitted(table, noise=0.01, kind=AutoDelta, steps=1500)
+    model, guide, data = fitted(table, noise=0.01, kind=AutoDelta, steps=700)
     classical = classical_scaling(table)
     with torch.no_grad():
         found = align_positions(model.positions(guide.median(*data)["z"]), classical)
@@ -97,6 +98,7 @@ def test_missing_distances_are_foreseen():
     assert log_evidence(model, guide, *data, num_samples=100, seed=0).kind == "lower bound"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(f"ignore:{FEW}")
 def test_more_dimensions_than_there_are_cost_evidence():
     _, table = scattered(14)
@@ -107,7 +109,7 @@ def test_more_dimensions_than_there_are_cost_evidence():
         model = DistanceEmbedding(14, num_dims).double()
         start = init_to_value(values={"z": model.initialise(*data)})
         guide = AutoNormal(model, init_loc_fn=start, init_scale=0.01)
-        quiet(elbo(model, guide), data, steps=800, lr=0.02, schedule=cosine, seed=0)
+        quiet(elbo(model, guide), data, steps=400, lr=0.02, schedule=cosine, seed=0)
         found[num_dims] = log_evidence(model, guide, *data, num_samples=500, seed=0).mean
     assert max(found, key=found.get) == 2
 

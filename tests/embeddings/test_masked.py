@@ -103,6 +103,7 @@ def test_a_pseudo_likelihood_is_no_density():
     assert max(abs(log_p.exp().sum().item() - 1) for log_p in found) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "one that sees itself"])
 def test_it_learns_the_conditionals_of_the_true_joint(name):
     """Its maximum is at them: the mean by enumeration, and each of them nearly."""
@@ -141,6 +142,7 @@ def test_words_in_any_order_are_a_density(name):
         assert density.log_prob(EVERY).exp().sum().item() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_drawn_order_rises_to_the_exact_evidence():
     """Over all 24 orders: of each row the evidence, and the bound of a single draw."""
     network = made("transformer")
@@ -158,6 +160,7 @@ def test_the_bound_of_a_drawn_order_rises_to_the_exact_evidence():
     assert evidence.mean > single.mean()
 
 
+@pytest.mark.slow
 def test_it_learns_a_joint_distribution():
     p = joint()
     model = AnyOrderWords(V, L, SelfMaskedTransformer(V, L, 32, num_heads=2, dropout=0.0))

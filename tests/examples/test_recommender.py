@@ -8,9 +8,11 @@ from tests.support.oracles import need_data
 TINY = ["--films", "150", "--factors", "4", "--epochs", "25"]
 
 
-def test_recommender(tmp_path, capsys):
+def test_recommender(tmp_path, capsys, monkeypatch):
     root = need_data("MovieLens")
-    load("recommender").main([*TINY, "--data-root", str(root), "--outdir", str(tmp_path)])
+    example = load("recommender")
+    monkeypatch.setattr(example, "DRAWS", 50)
+    example.main([*TINY, "--data-root", str(root), "--outdir", str(tmp_path)])
     printed = capsys.readouterr().out
     ratings, users = numbers(r"MovieLens: (\d+) ratings of 150 films by (\d+) users", printed)
     assert 15_000 < ratings < 30_000

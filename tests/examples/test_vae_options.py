@@ -5,6 +5,7 @@ import pytest
 from tests.support.examples import check_pictures, load, numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

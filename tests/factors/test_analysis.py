@@ -492,6 +492,7 @@ def test_em_reaches_the_closed_form_of_ppca(num_factors):
     torch.testing.assert_close(model.log_scale, best.log_scale, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_em_and_maximum_likelihood_reach_the_same_optimum(kind):
     _, x = linear_gaussian(200, 8)

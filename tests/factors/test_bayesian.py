@@ -263,6 +263,7 @@ def test_the_guide_starts_where_it_is_told():
 # What it finds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "rows", "features"), [(0, 200, 12), (1, 300, 20)])
 def test_three_factors_are_found(seed, rows, features):
     x = simulated(seed, rows, features)
@@ -276,12 +277,14 @@ def test_no_factors_are_found_where_there_are_none():
     assert (counts(model, posterior(model, guide, x, 50)) == 0).all()
 
 
+@pytest.mark.slow
 def test_minibatches_find_the_same(found):
     x = found[2]
     model, guide = fitted(x, batch_size=100)
     assert (counts(model, posterior(model, guide, x)) == 3).double().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_an_autoguide_finds_the_same(found):
     model, _, x = found
     start = init_to_value(values=model.initial_values(x))

@@ -270,6 +270,7 @@ def test_em_without_holes_reaches_the_maximum_likelihood(kind):
     assert got == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_gradient_and_em_reach_the_same_optimum():
     x = rows(scattered(features=8), 200)
     by_gradient, by_em = (FactorAnalysis(8, 2, missing="marginalise").double() for _ in range(2))

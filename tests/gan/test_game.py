@@ -293,6 +293,7 @@ def test_instance_noise_falls_and_ends():
     assert torch.equal(critic.noise(x), x)
 
 
+@pytest.mark.slow
 def test_a_gan_learns_a_normal():
     """Pairs show how far rows lie apart, which single rows do not.
 

@@ -71,6 +71,7 @@ def test_the_sum_over_all_labelings_is_the_evidence():
     assert evidence.value.item() == pytest.approx(np.logaddexp.reduce(by_loop), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
 def test_the_sum_bounds_every_bound_from_above(num_blocks):
     pairs, edges = ten()
@@ -125,6 +126,7 @@ def test_the_bound_rises_at_each_step(karate, degree_corrected, learned):
     assert (bounds[-1] > bounds[0] + 1).any()
 
 
+@pytest.mark.slow
 def test_the_bound_is_the_mean_of_the_weights_of_its_program(karate):
     """Corrected for degrees, with a learned prior: the most that has a closed form."""
     pairs, edges, _ = karate

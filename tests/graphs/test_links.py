@@ -133,6 +133,7 @@ def test_the_bound_of_two_nodes_is_below_quadrature(decoder):
     assert bounds.mean().item() < exact
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 @pytest.mark.parametrize("similarity", ["distance", "inner product"])
 def test_positions_of_two_cliques_tell_them_apart(similarity):

@@ -124,6 +124,7 @@ def test_the_density_of_the_joint_normal_by_change_of_variables(covariance, weig
         torch.testing.assert_close(got, expected, atol=1e-8, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_joint_normal_starts_at_the_mean_field():
     model, x = build(4), clusters()
     field, joint = MeanFieldMixture(model, x), MixturePosterior(model, x)
@@ -154,6 +155,7 @@ def gibbs(model, x, sweeps: int) -> torch.Tensor:
     return torch.stack(draws[sweeps // 10 :])
 
 
+@pytest.mark.slow
 def test_the_joint_normal_is_as_wide_as_the_posterior_where_the_mean_field_is_not():
     """Beside Gibbs sampling, where components overlap."""
     torch.manual_seed(1)
@@ -173,6 +175,7 @@ def test_the_joint_normal_is_as_wide_as_the_posterior_where_the_mean_field_is_no
     assert np.mean(run.history["loss"][-50:]) < np.mean(run.history["loss"][:50])
 
 
+@pytest.mark.slow
 def test_the_gradient_is_quiet_where_the_guide_is_right():
     """The score, zero on average, is left out: only what is wrong with the guide remains."""
     model, x = build(1), clusters(0.2, rows=300)

@@ -130,6 +130,7 @@ def test_no_worse_than_scikit_learn_from_its_own_starts(kind):
     assert model.aic(x) == pytest.approx(2 * total + 2 * free, abs=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

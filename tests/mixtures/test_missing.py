@@ -138,6 +138,7 @@ def test_the_floor_is_a_part_of_the_spread_of_what_was_observed(kind):
     torch.testing.assert_close(model._floor()[0, 0], 1e-3 * variance.sqrt())
 
 
+@pytest.mark.slow
 def test_gradient_climbs_to_where_em_does():
     x = with_holes(iris())
     em, model = (GaussianMixture(4, 1, missing="marginalise").double() for _ in range(2))

@@ -56,6 +56,7 @@ def test_batches_are_the_whole():
     torch.testing.assert_close(whole.rates, parts.rates)
 
 
+@pytest.mark.slow
 def test_em_and_gradient_end_alike():
     x, by_em = counts(400), PoissonMixture(2, 2).double()
     run = fit_em(by_em, x, restarts=3, tolerance=1e-10, seed=0)

@@ -394,15 +394,19 @@ COMPILED: dict[str, Row] = {
         "lower bound",
     ),
     "Diffusion, labels": Row(
-        lambda: denoising(Diffusion(4, TimeMLP(4, 4, num_classes=3))), (X, LABELS), "lower bound"
+        lambda: denoising(Diffusion(4, TimeMLP(4, 4, num_classes=3), num_steps=9)),
+        (X, LABELS),
+        "lower bound",
     ),
     "Diffusion, ResNet": Row(
-        lambda: denoising(Diffusion(64, ResNet((8, 8), channels=4, num_blocks=2))),
+        lambda: denoising(Diffusion(64, ResNet((8, 8), channels=4, num_blocks=2), num_steps=9)),
         (IMAGES,),
         "lower bound",
     ),
     "Diffusion, UNet": Row(
-        lambda: denoising(Diffusion(64, UNet((8, 8), 1, (4, 8)))), (IMAGES,), "lower bound"
+        lambda: denoising(Diffusion(64, UNet((8, 8), 1, (4, 8)), num_steps=9)),
+        (IMAGES,),
+        "lower bound",
     ),
     "AutoEncoder": Row(lambda: reconstruction(AutoEncoder(4, 2)), (X,), None),
     "DenoisingAutoEncoder": Row(

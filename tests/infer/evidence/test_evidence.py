@@ -53,6 +53,7 @@ class Wide:
             pyro.sample("z", dist.Normal(exact.mean + scale / 2, scale).to_event(1))
 
 
+@pytest.mark.slow
 def test_a_wrong_guide_stays_below_and_converges():
     model, x = linear_gaussian(rows=200)
     exact = log_evidence(model, None, x).mean
@@ -69,6 +70,7 @@ def test_a_wrong_guide_stays_below_and_converges():
     assert math.isnan(errors[0])  # one draw says nothing of its spread
 
 
+@pytest.mark.slow
 def test_the_monte_carlo_error_is_the_spread_over_seeds():
     model, x = linear_gaussian(rows=20)
     runs = [

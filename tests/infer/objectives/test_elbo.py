@@ -225,6 +225,7 @@ def counts_of_two_kinds(x=None, size=None):
         return pyro.sample("x", dist.Poisson(rate[kind]), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "made"),
     [

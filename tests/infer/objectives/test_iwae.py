@@ -76,6 +76,7 @@ def test_its_gradient_is_that_of_the_formula():
         torch.testing.assert_close(got[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_minibatches_are_the_whole_data_in_expectation():
     model, x = linear_gaussian(rows=12)
     objective = iwae(model, wide(model), 3)
@@ -151,6 +152,7 @@ def test_enumerated_sites_are_summed_over_in_each_weight():
     torch.testing.assert_close(iwae(model, guide, 4).loss(x, size=90), -exact.mean())
 
 
+@pytest.mark.slow
 def test_it_trains_through_fit_in_minibatches():
     x = linear_gaussian(rows=300)[1]
     model, guide = FactorAnalysis(5, 2).double(), AmortizedNormal(5, 2).double()

@@ -69,7 +69,7 @@ def test_and_where_it_is_frozen():
     assert run.history["loss"] == pytest.approx([0.5, 0.405])
 
 
-def test_what_it_says_is_kept():
+def test_what_it_says_is_kept(graphs_as_traced):
     told = Told("told", nn.Parameter(torch.zeros(())), lambda: torch.ones(()))
     with pytest.warns(UserWarning, match=r"^after 1 epochs$"):
         run = quiet([told, pull()], ONE, epochs=1, lr=0.5, optimizer=torch.optim.SGD, compile=True)

@@ -19,6 +19,7 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import (
     data_plate,
@@ -106,7 +107,8 @@ GUIDES = {
 
 def fitted(make, x):
     guide = make()
-    fit(elbo(counts, guide), x, steps=600, lr=0.05, seed=0, progress=False)
+    settings = {"lr": 0.05, "schedule": CosineAnnealingLR, "seed": 0, "progress": False}
+    fit(elbo(counts, guide), x, steps=200, **settings)
     return guide
 
 
@@ -116,10 +118,10 @@ def posterior_mean(x):
 
 def answers(guide, x):
     """The mean of the rate, asked for in several ways."""
-    yield torch.stack([guide(x)["rate"] for _ in range(200)]).mean().item()
+    yield torch.stack([guide(x)["rate"] for _ in range(60)]).mean().item()
     trace = lambda: poutine.trace(guide).get_trace(x).nodes["rate"]["value"]  # noqa: E731
-    yield torch.stack([trace() for _ in range(200)]).mean().item()
-    drawn = Predictive(counts, guide=guide, num_samples=200)(x)["rate"]
+    yield torch.stack([trace() for _ in range(60)]).mean().item()
+    drawn = Predictive(counts, guide=guide, num_samples=60)(x)["rate"]
     yield drawn.mean().item()
     if hasattr(guide, "median"):
         yield guide.median(x)["rate"].item()
@@ -230,7 +232,7 @@ def test_two_that_were_called_before_they_are_fitted():
     many(MANY), few(FEW)
     assert many.locs.rate_unconstrained is few.locs.rate_unconstrained
     for guide, x in ((many, MANY), (few, FEW)):
-        fit(elbo(counts, guide), x, steps=600, lr=0.05, seed=0, progress=False)
+        fit(elbo(counts, guide), x, steps=200, lr=0.05, seed=0, progress=False)
     check(many, MANY)
     check(few, FEW)
 
@@ -256,7 +258,7 @@ def test_a_model_that_was_fitted():
 
     models = [Rate(), Rate()]
     for model, x in zip(models, (MANY, FEW), strict=True):
-        fit(elbo(model), x, steps=600, lr=0.1, seed=0, progress=False)
+        fit(elbo(model), x, steps=150, lr=0.1, seed=0, progress=False)
     for model, x in zip(models, (MANY, FEW), strict=True):
         drawn = Predictive(model, num_samples=300)(size=len(x))["x"]
         assert drawn.mean().item() == pytest.approx(x.mean().item(), rel=0.1)
@@ -280,7 +282,7 @@ def test_pyros_own_steps_go_on_with_a_fitted_guide():
     """Its parameters are then in no store, and yet move."""
     guide = fitted(GUIDES["AutoNormal"], FEW)
     svi = pyro.infer.SVI(counts, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    for _ in range(600):
+    for _ in range(200):
         svi.step(MANY)
     check(guide, MANY)
 
@@ -396,12 +398,12 @@ class Loc(nn.Module):
 
 def by_pyro(model, guide, x):
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    for _ in range(400):
+    for _ in range(200):
         svi.step(x)
 
 
 def by_fit(model, guide, x):
-    fit(elbo(model, guide), x, steps=400, lr=0.05, seed=0, progress=False)
+    fit(elbo(model, guide), x, steps=200, lr=0.05, seed=0, progress=False)
 
 
 @pytest.mark.parametrize("train", [by_pyro, by_fit])
