@@ -281,9 +281,7 @@ class Compiled:
                 )
         return None
 
-    def _unsteady(
-        self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> str | None:
+    def _unsteady(self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> str | None:
         """What differs between two runs of the program with the same random numbers of torch."""
         first, second = (self._numbers(evaluate, inputs) for _ in range(2))
         for (name, a), (_, b) in zip(first, second, strict=True):

@@ -11,15 +11,14 @@ agreed, and the program runs by itself from there.
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_models.infer.compiled.graph import HALF, HOST, NOISE, TOLERANCE, UNSTEADY, Compiled
-from ppl_models.infer.compiled.packs import Pack, all_tensors, packed
+from ppl_models.infer.compiled.packs import packed
 from ppl_models.infer.compiled.step import Step, Turn
 from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
@@ -38,7 +37,6 @@ class Kind(NamedTuple):
 
     step: Step
     watch: Watch  # what was traced as a constant
-    evaluates: list[Evaluate]
 
 
 class Loop:
@@ -89,40 +87,34 @@ class Loop:
             compiled.trace((key, "step"), evaluate, (rows, *data))
             for compiled, evaluate in zip(self.compiled, evaluates, strict=True)
         ]
-        if any(each is None for each in traced):
-            return self._refuse("a loss cannot be traced")
-        graphs, watches = zip(*traced, strict=True)
-        turns = self._turns(graphs, (rows, *data))
-        if turns is None:
-            return self._refuse("an optimiser is of another kind, or has other settings")
-        moved = [id(p) for turn in turns for pack in turn.packs for p in pack.parameters]
-        if len(set(moved)) < len(moved):
-            return self._refuse("a parameter is moved by more than one optimiser")
+        graphs = [each[0] for each in traced if each is not None]
+        watch = [entry for each in traced if each is not None for entry in each[1]]
+        if len(graphs) < len(traced):
+            self.refused = "a loss cannot be traced"
+            return None
         chosen = rows if len(rows) < len(data[0]) else None
         length = _length(graphs, 0 if chosen is None else len(rows))
         try:
-            step = Step(turns, data, chosen, length)
+            step = Step(self._turns(graphs, (rows, *data)), data, chosen, length)
         except Exception as error:  # no compiler, or an operation that it does not know
-            return self._refuse(f"{type(error).__name__}: {error}")
+            self.refused = f"{type(error).__name__}: {error}"
+            return None
         self.buffers = [b for compiled in self.compiled for b in compiled.buffers()]
-        watch = list(chain.from_iterable(watches))
-        made = self.kinds[key] = Kind(step, watch, list(evaluates))
+        made = self.kinds[key] = Kind(step, watch)
         return made
 
-    def _refuse(self, reason: str) -> None:
-        self.refused = reason
-
-    def _turns(self, graphs: Sequence[Any], inputs: tuple[Tensor, ...]) -> list[Turn] | None:
-        """What each objective does; None where an optimiser is not known here."""
-        turns = []
+    def _turns(self, graphs: Sequence[GraphModule], inputs: tuple[Tensor, ...]) -> list[Turn]:
+        """What each objective does."""
+        turns: list[Turn] = []
         for graph, compiled, optimizer, parameters in zip(
             graphs, self.compiled, self.optimizers, self.parameters, strict=True
         ):
             rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
             used = compiled.used_by(graph, inputs, parameters)
-            if not used or not _are_known(optimizer, rules, used):
-                return None
-            packs = packed(used, optimizer, rules, self.averages)
+            before = {id(p) for turn in turns for pack in turn.packs for p in pack.parameters}
+            if any(id(p) in before for p in used):
+                raise ValueError("a parameter is moved by more than one optimiser")
+            packs = packed(used, optimizer, _known(optimizer, rules, used), self.averages)
             turns.append(Turn(graph, packs, self.clip))
         return turns
 
@@ -290,28 +282,27 @@ class Snapshot:
         """Makes all what it was."""
         for _, tensor, before in self.tensors:
             tensor.copy_(before)
-        for state, name, before in self.numbers:
-            state[name] = before
+        for state, name, number in self.numbers:
+            state[name] = number
         for group, settings in self.settings:
             group.update(settings)
 
 
-def _are_known(
+def _known(
     optimizer: torch.optim.Optimizer, rules: Sequence[Rule | None], used: Sequence[Tensor]
-) -> bool:
-    """Whether all rules are known, and the optimiser keeps what they need, as after a step."""
-    ids = {id(p) for p in used}
-    for group, rule in zip(optimizer.param_groups, rules, strict=True):
-        mine = [p for p in group["params"] if id(p) in ids]
-        if rule is None:
-            return False
-        states = [optimizer.state.get(p, {}) for p in mine]
+) -> list[Rule]:
+    """The rules, where all are known, and the optimiser keeps what they need, as after a step."""
+    ids, found = {id(p) for p in used}, [rule for rule in rules if rule is not None]
+    if not used or len(found) < len(rules):
+        raise ValueError("an optimiser is of another kind, or has other settings")
+    for group, rule in zip(optimizer.param_groups, found, strict=True):
+        states = [optimizer.state.get(p, {}) for p in group["params"] if id(p) in ids]
         names = [*rule.slots, *(["step"] if rule.counts else [])]
         if not all(isinstance(s.get(n), (Tensor, int)) for s in states for n in names):
-            return False
+            raise ValueError("an optimiser has not taken a step with all parameters")
         if rule.counts and len({float(s["step"]) for s in states}) > 1:
-            return False
-    return True
+            raise ValueError("parameters have taken different numbers of steps")
+    return found
 
 
 def _length(graphs: Sequence[GraphModule], width: int) -> int:

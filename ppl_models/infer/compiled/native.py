@@ -101,7 +101,9 @@ class Native:
                 self._library = ctypes.PyDLL(module.__file__)
                 self._address = ctypes.cast(getattr(self._library, ENTRY), ctypes.c_void_p)
                 _driver()
-            except Exception:  # another version of torch has it elsewhere: the same code, call by call
+            except (
+                Exception
+            ):  # another version of torch has it elsewhere: the same code, call by call
                 self._address = False
         return self._address or None
 
@@ -124,7 +126,8 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
 
     with torch.no_grad(), warnings.catch_warnings(), _silent(*TALKATIVE):
         warnings.simplefilter("ignore")
-        return compile_fx(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
+        call: Any = compile_fx
+        return call(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
 
 
 @contextmanager

@@ -110,7 +110,9 @@ def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) ->
             stacked, drawn = torch.vmap(record, randomness="different")(numbers)
         if any(mode.refused for mode in modes):
             return None
-        if get_host_rng_state() != before:  # random numbers that are not torch's, the same for all draws
+        if (
+            get_host_rng_state() != before
+        ):  # random numbers that are not torch's, the same for all draws
             return None
         results = {key: value.flatten(0, 1) for key, value in stacked.items()}
         for n in torch.linspace(len(numbers) - 1, 0, checks).long().tolist():

@@ -111,9 +111,10 @@ class Step:
         for turn, losses in zip(self.turns, tables["losses"], strict=True):
             mine = range(at, at := at + len(turn.packs))
             moved = [kept[n][PARAMETER].detach().requires_grad_() for n in mine]
-            values = dict(enumerate(own[PARAMETER] for own in kept)) | dict(zip(mine, moved))
+            values = [own[PARAMETER] for own in kept]
+            values[mine.start : mine.stop] = moved
             with torch.enable_grad():
-                for pack, value in zip(self.packs, values.values(), strict=True):
+                for pack, value in zip(self.packs, values, strict=True):
                     known.update(zip(map(id, pack.parameters), pack.split(value), strict=True))
                 loss = turn.graph(rows, *data, *(known[id(x)] for x in turn.read))
                 slopes = torch.autograd.grad(loss, moved)

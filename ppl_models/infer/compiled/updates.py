@@ -3,12 +3,13 @@ r"""The steps of optimisers as operations on tensors, to be a part of a compiled
 With the gradient :math:`g`, its number :math:`t` and the learning rate :math:`\eta`, Adam moves
 
 .. math::
-    m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+    m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+    v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
     \theta \leftarrow \theta -
     \frac{\eta}{1 - \beta_1^t} \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-each as the optimiser of the same name does. Learning rates and counts are inputs; all other settings
-are constants of the code.
+each as the optimiser of the same name does. Learning rates and counts are inputs; all other
+settings are constants of the code.
 
 References:
     | Adam (Kingma & Ba, 2015), https://arxiv.org/abs/1412.6980

@@ -7,15 +7,15 @@ to where they last agreed, and on from there by the programs themselves.
 
 import copy
 from functools import partial
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_models.infer.compiled.loop import Kind, Loop, Snapshot
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.batches import Chosen, InMemory, Source
-from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import get_rng_state, mix, set_rng_state
 
@@ -26,19 +26,18 @@ class Mark(NamedTuple):
     snapshot: Snapshot
     buffers: list[tuple[Tensor, Tensor]]
     rng: dict[str, Tensor]
-    schedulers: list[dict[str, Any] | None]
+    schedulers: list[tuple[LRScheduler, dict[str, Any]]]
     progress: dict[str, Any]
     step_number: int
 
 
-def may_block(descent: Descent, train: Source) -> TypeGuard[InMemory]:
-    """Whether steps may come in blocks: compiled ones on the CPU, of rows in memory."""
-    return (
-        descent.compile
-        and descent.device.type == "cpu"
-        and isinstance(train, InMemory)
-        and all(_is_plain(objective) for objective in descent.objectives)
-    )
+def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks | None":
+    """What takes the steps in blocks: compiled ones on the CPU, of rows in memory, else nothing."""
+    descent = progress.descent
+    on_cpu = descent.compile and descent.device.type == "cpu"
+    if on_cpu and isinstance(train, InMemory) and all(map(_is_plain, descent.objectives)):
+        return Blocks(progress, train, whole_epochs)
+    return None
 
 
 class Blocks:
@@ -72,7 +71,9 @@ class Blocks:
     @property
     def open(self) -> bool:
         """Whether the next steps may come as a block: the first one is the programs' own."""
-        closed = self.loop.refused is not None or any(c.reason is not None for c in self.descent.compiled)
+        closed = self.loop.refused is not None or any(
+            c.reason is not None for c in self.descent.compiled
+        )
         self.descent.by_blocks = not closed
         return not closed and self.descent.step_number > 0
 
@@ -138,7 +139,13 @@ class Blocks:
                 self.used.clear()
                 self.loop.refused = "the schedule moves more than the learning rate"
             return
-        losses = self.loop.run(kind, times, rows, rates, self._weights(times))
+        try:
+            losses = self.loop.run(kind, times, rows, rates, self._weights(times))
+        except RuntimeError as error:  # a matrix without a factor: the program says it better
+            self._return_to(start)
+            if self.settle():
+                self._go_back(f"its code raised an error ({error})")
+            return
         table = torch.stack([x.double() for x in losses])
         bad = (~table.isfinite().all(0)).nonzero()
         if len(bad):
@@ -177,7 +184,8 @@ class Blocks:
     def _mark(self) -> Mark:
         descent, progress = self.descent, self.progress
         buffers = [(x, x.clone()) for x in self.loop.buffers]
-        schedulers = [s and copy.deepcopy(s.state_dict()) for s in descent.schedulers]
+        schedules = [s for s in descent.schedulers if s is not None]
+        schedulers = [(s, copy.deepcopy(s.state_dict())) for s in schedules]
         return Mark(
             self.loop.snapshot(),
             buffers,
@@ -189,9 +197,8 @@ class Blocks:
 
     def _return_to(self, mark: Mark) -> None:
         descent = self.descent
-        for scheduler, state in zip(descent.schedulers, mark.schedulers, strict=True):
-            if scheduler is not None and state is not None:
-                scheduler.load_state_dict(state)
+        for scheduler, state in mark.schedulers:
+            scheduler.load_state_dict(state)
         mark.snapshot.restore()
         for buffer, before in mark.buffers:
             buffer.copy_(before)

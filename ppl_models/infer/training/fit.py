@@ -27,7 +27,7 @@ from ppl_models.infer.training.batches import (
     in_memory_rows,
     source,
 )
-from ppl_models.infer.training.blocks import Blocks, may_block
+from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.interrupt import Interrupt, unwound
@@ -118,12 +118,15 @@ def fit(
             taken). Validation, and with it `patience`, looks at the averages, and they are what
             the modules hold afterwards; the training itself stays the same. Buffers, such as the
             running means of batch normalisation, are not averaged. A checkpoint holds both.
-        compile: Whether to run the losses as compiled code, for programs whose numbers come from
-            tensors alone, and stay: data drawn inside of them by NumPy, or set on an object, may
-            go unnoticed. A small program takes a third to a tenth of the time, after some seconds
-            for each shape of a batch. Programs that cannot be compiled run eagerly, with a warning
-            that says why. On CUDA the whole step, from the gathering of rows to the optimiser, is
-            then replayed as one graph. A run is resumed as it was written, compiled or not.
+        compile: Whether to run steps as compiled code, after some seconds for each shape of a batch.
+            On the CPU many steps run in one call, from the gathering of rows to the optimiser, for
+            rows in memory and Adam, AdamW, SGD or Pyro's ClippedAdam; a small program then takes
+            a hundredth of the time. About ten times a second a step of the code is compared with
+            one of the programs; where they differ, the run goes back to where they last agreed, and
+            on from there by the programs, with a warning that says why. What happens once in
+            thousands of steps, and leaves no trace in Python, a comparison may miss. Other steps
+            have compiled losses alone, and on CUDA each step is replayed as one graph. A run is
+            resumed as it was written, compiled or not.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
@@ -206,9 +209,7 @@ class _Loop:
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
-        self.blocks: Blocks | None = None
-        if may_block(self.descent, train):
-            self.blocks = Blocks(progress, train, whole_epochs=held_out is not None)
+        self.blocks = blocks_of(progress, train, whole_epochs=held_out is not None)
 
     def run(self, total: int, shown: bool) -> None:
         """Goes on to so many steps in all, and leaves the modules in evaluation mode."""

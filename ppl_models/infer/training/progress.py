@@ -48,16 +48,19 @@ class Progress:
         One that ends with the last step is left to `end_epoch`.
         """
         self.read_losses()
-        names, many = list(losses), len(next(iter(losses.values())))
-        done = 0
+        done, many = 0, len(next(iter(losses.values())))
         while done < many:
             if self.batch == batches:
                 self._close_epoch(self.batch)
                 self.epoch, self.batch = self.epoch + 1, 0
+            if batches == 1:  # an epoch is a step: all but the last at once
+                for name, values in losses.items():
+                    key = "loss" if len(losses) == 1 else name
+                    self.history.setdefault(key, []).extend(values[done:-1])
+                self.epoch, done = self.epoch + many - 1 - done, many - 1
             taken = min(batches - self.batch, many - done)
-            for name in names:
-                values = losses[name][done : done + taken]
-                self.sums[name] = sum(values, self.sums.get(name, 0.0))
+            for name, values in losses.items():
+                self.sums[name] = sum(values[done : done + taken], self.sums.get(name, 0.0))
             self.batch, done = self.batch + taken, done + taken
 
     def mark(self) -> dict[str, Any]:

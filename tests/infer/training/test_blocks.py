@@ -1,4 +1,4 @@
-"""Steps in blocks of compiled code: the numbers of the steps one by one, or those of the programs."""
+"""Steps in blocks of compiled code: the numbers of single steps, or the programs themselves."""
 
 import random
 from functools import partial
@@ -42,7 +42,11 @@ def taken(monkeypatch):
 def vae(dropout=0.0):
     torch.manual_seed(0)
     encoder = nn.Sequential(
-        nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Dropout(dropout), nn.Tanh(), nn.Linear(6, 4)
+        nn.Linear(4, 6, bias=False),
+        nn.BatchNorm1d(6),
+        nn.Dropout(dropout),
+        nn.Tanh(),
+        nn.Linear(6, 4),
     )
     model = VAE(4, 2, Normal(), MLP(2, 4, (6,)))
     return model.double(), AmortizedNormal(4, 2, encoder).double()
@@ -85,7 +89,12 @@ def assert_same(first, second, rtol=1e-9):
     "options",
     [
         {"steps": 60, "optimizer": ADAM, "clip": 0.5, "ema": 0.9},
-        {"epochs": 12, "batch_size": 8, "optimizer": ADAMW, "schedule": partial(ExponentialLR, gamma=0.9)},
+        {
+            "epochs": 12,
+            "batch_size": 8,
+            "optimizer": ADAMW,
+            "schedule": partial(ExponentialLR, gamma=0.9),
+        },
         {"epochs": 12, "batch_size": 5, "optimizer": NESTEROV, "validation": rows(6)},
         {"steps": 33, "batch_size": 5, "optimizer": CLIPPED, "ema": 0.99},
         {"steps": 20, "optimizer": torch.optim.SGD},
@@ -125,7 +134,9 @@ def counting(x, size=None):
     counting.calls += 1
     loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
     with data_plate(x, size):
-        return pyro.sample("x", dist.Normal(loc.expand(4), 1 + 1 / counting.calls).to_event(1), obs=x)
+        return pyro.sample(
+            "x", dist.Normal(loc.expand(4), 1 + 1 / counting.calls).to_event(1), obs=x
+        )
 
 
 def late(x, size=None):
