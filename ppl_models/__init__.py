@@ -48,6 +48,7 @@ from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
+from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
@@ -65,7 +66,6 @@ from ppl_models.infer.training.descent import descend
 from ppl_models.infer.training.em import fit_em
 from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
-from ppl_models.infer.training.svi import SVI
 from ppl_models.infer.transfer.freeze import freeze, unfreeze
 from ppl_models.infer.transfer.posterior_as_prior import posterior_as_prior
 from ppl_models.infer.transfer.warm_start import WarmStart, warm_start

@@ -67,7 +67,7 @@ MOVED = {
     "engine.rows": ["infer.programs.rows"],
     "engine.side_by_side": ["infer.compiled.side_by_side"],
     "engine.state": ["infer.training.progress"],
-    "engine.svi": ["infer.training.svi"],
+    "engine.svi": ["infer.drop_in.svi"],
     "engine.variational_bound": ["diffusion.bound"],
     "engine.waits": ["infer.compiled.waits"],
     "engine.watch": ["infer.compiled.watch"],

@@ -13,6 +13,7 @@ References:
     | (Gasteiger et al., 2019), https://arxiv.org/abs/1810.05997
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -112,7 +113,9 @@ def drop_features(x: Tensor, dropout: nn.Module) -> Tensor:
 
 def _layers() -> Any:
     try:
-        import torch_geometric.nn  # here, because it is optional
+        with warnings.catch_warnings():  # of torch, about what torch_geometric does
+            warnings.simplefilter("ignore")
+            import torch_geometric.nn  # here, because it is optional
     except ImportError as error:
         raise ImportError(
             "GraphNetwork: its layers are those of torch_geometric. Try pip install "

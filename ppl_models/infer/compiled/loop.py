@@ -71,6 +71,7 @@ class Loop:
         evaluates: Sequence[Evaluate],
         rows: Tensor,
         data: tuple[Tensor, ...],
+        chooses: bool,
     ) -> Kind | None:
         """The code for steps of a kind, made where there is none; None where there can be none.
 
@@ -79,6 +80,7 @@ class Loop:
             evaluates: The losses.
             rows: The rows of a batch, `(B,)`; all of them where a batch is the whole data.
             data: All rows.
+            chooses: Whether other rows come with each step.
         """
         found = self.kinds.get(key)
         if found is not None:
@@ -92,10 +94,9 @@ class Loop:
         if len(graphs) < len(traced):
             self.refused = "a loss cannot be traced"
             return None
-        chosen = rows if len(rows) < len(data[0]) else None
-        length = _length(graphs, 0 if chosen is None else len(rows))
+        length = _length(graphs, len(rows) if chooses else 0)
         try:
-            step = Step(self._turns(graphs, (rows, *data)), data, chosen, length)
+            step = Step(self._turns(graphs, (rows, *data)), data, rows, chooses, length)
         except Exception as error:  # no compiler, or an operation that it does not know
             self.refused = f"{type(error).__name__}: {error}"
             return None

@@ -52,29 +52,32 @@ class Step:
     Arguments:
         turns: What each objective does, in their order.
         data: The tensors that hold all rows.
-        rows: The rows of a batch, `(B,)`, which are then read from a table; None where each step
-            takes all rows in their order.
+        rows: The rows of a batch, `(B,)`.
+        chooses: Whether other rows come with each step, from a table.
         length: The number of steps for which its tables have room.
     """
 
     def __init__(
-        self, turns: list[Turn], data: tuple[Tensor, ...], rows: Tensor | None, length: int
+        self,
+        turns: list[Turn],
+        data: tuple[Tensor, ...],
+        rows: Tensor,
+        chooses: bool,
+        length: int,
     ) -> None:
-        self.turns, self.data, self.length = turns, data, length
+        self.turns, self.data, self.chooses, self.length = turns, data, chooses, length
         self.packs = [pack for turn in turns for pack in turn.packs]
         own = {id(p) for pack in self.packs for p in pack.parameters}
         self.others = {id(x): x for turn in turns for x in turn.read if id(x) not in own}
         table = torch.zeros(length, dtype=torch.float64)
-        every = torch.arange(len(data[0])) if rows is None else rows.new_zeros(length, len(rows))
         self.tables: dict[str, Any] = {
             "place": torch.zeros((), dtype=torch.int64),
-            "rows": every,
+            "rows": rows.new_zeros(length, len(rows)) if chooses else rows.clone(),
             "rates": [table.clone() for _ in self.packs],
             "weights": table.clone(),  # of what is new in an average
             "counts": [torch.zeros_like(table[0]) for _ in self.packs],
             "losses": [torch.zeros(length, dtype=turn.dtype) for turn in turns],
         }
-        self.chooses = rows is not None
         flat, form = self._inputs()
         with torch.no_grad():
             graph = make_fx(lambda *given: self._take(given, form), tracing_mode="fake")(*flat)

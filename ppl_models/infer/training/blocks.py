@@ -34,7 +34,7 @@ class Mark(NamedTuple):
 def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks | None":
     """What takes the steps in blocks: compiled ones on the CPU, of rows in memory, else nothing."""
     descent = progress.descent
-    on_cpu = descent.compile and descent.device.type == "cpu"
+    on_cpu = descent.compile and descent.device.type == "cpu" and descent.replay is None
     if on_cpu and isinstance(train, InMemory) and all(map(_is_plain, descent.objectives)):
         return Blocks(progress, train, whole_epochs)
     return None
@@ -114,7 +114,8 @@ class Blocks:
         """The code for steps on so many rows."""
         tensors = self.train.tensors
         rows = self._order_of(self.progress.epoch)[:width]
-        return self.loop.kind((width, *map(id, tensors)), self.evaluates, rows, tensors)
+        chooses = width < self.train.size
+        return self.loop.kind((width, *map(id, tensors)), self.evaluates, rows, tensors, chooses)
 
     def _loss(self, objective: Objective, rows: Tensor, *tensors: Tensor) -> Tensor:
         chosen = Chosen(tensors, rows, self.train.size, self.train.transform)

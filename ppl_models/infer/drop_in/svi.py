@@ -1,6 +1,7 @@
 """`SVI` as Pyro has it, and with compiled steps where these are asked for."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,13 +14,16 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ppl_models.checks import check_count
 from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled
 from ppl_models.infer.compiled.replay import Replay, recorder_for
+from ppl_models.infer.drop_in.run import SVIBlocks, SVIRun
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import stored
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
+WORTH = 2000  # steps of a run, from which on they are compiled
 # Arguments that a graph can hold as constants.
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
@@ -70,8 +74,10 @@ class SVI(pyro.infer.SVI):
         if isinstance(optim, torch.optim.Optimizer):
             optim = TorchOptimizer(optim)
         super().__init__(model, guide, optim, loss, **kwargs)
-        estimator = direct(loss) if compile else None
-        self._loss = None if estimator is None else Loss(model, guide, estimator)
+        self._estimator = direct(loss)
+        self._loss: Loss | None = None
+        if compile and self._estimator is not None:
+            self._loss = Loss(model, guide, self._estimator)
         self._fused: FusedOptimizer | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,6 +106,70 @@ class SVI(pyro.infer.SVI):
         zero_grads(parameters)
         return value
 
+    def run(self, num_steps: int, *args: Any, **kwargs: Any) -> SVIRun:
+        """Takes steps with the same arguments, and returns what they leave behind.
+
+        Steps and parameters are those of `step`, with the same random numbers, up to rounding. From
+        2,000 steps on, or with `compile=True`, they come in blocks of compiled code on the CPU
+        where that is known to be right: a step of it is compared with one of Pyro's before the
+        first block, about ten times a second, and after the last; where they differ, the run goes
+        back to where they agreed, and on from there by Pyro's, with a warning.
+
+        Arguments:
+            num_steps: How many steps.
+            args: The arguments of the model and the guide.
+            kwargs: Those by name.
+
+        Returns:
+            `params` by name, the `state` of the optimisers, and the `losses` before each step.
+
+        Example:
+            >>> import pyro.distributions as dist
+            >>> def model(x):
+            ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+            >>> pyro.clear_param_store()
+            >>> guide = pyro.infer.autoguide.AutoNormal(model)
+            >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+            >>> svi.run(20, torch.ones(10)).losses.shape
+            torch.Size([20])
+        """
+        check_count(num_steps=num_steps)
+        step = partial(super().step, *args, **kwargs)
+        with poutine.trace(param_only=True) as used:
+            losses = [torch.tensor([step()], dtype=torch.float64)]
+        values = {name: site["value"] for name, site in used.trace.nodes.items()}
+        if num_steps >= WORTH or (self._loss is not None and num_steps > 1):
+            losses += self._in_blocks(num_steps - 1, step, values, args, kwargs)
+        rest = [step() for _ in range(num_steps - sum(map(len, losses)))]
+        losses.append(torch.tensor(rest, dtype=torch.float64))
+        params = {n: v.detach().clone() for n, v in values.items() if v is not None}
+        return SVIRun(params, self.optim.get_state(), torch.cat(losses))
+
+    def _in_blocks(
+        self,
+        num_steps: int,
+        step: Callable[[], float],
+        values: dict[str, Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> list[Tensor]:
+        """Takes steps in blocks, and returns their losses; none where that cannot be."""
+        plain = type(self.optim) is PyroOptim and not self.optim.pt_clip_args
+        if self._estimator is None or not plain:
+            return []
+        loss = Loss(self.model, self.guide, self._estimator)
+        loss.take(values)
+        parts, moved = loss.parts(args, kwargs), list(loss.parameters.values())
+        own = self.optim.optim_objs
+        if parts is None or not moved or any(p not in own or not p.is_cpu for p in moved):
+            return []
+        evaluate, tensors, *_ = parts
+        blocks = SVIBlocks(loss.compiled, evaluate, tensors, self.optim, moved, step)
+        blocks.take(num_steps)
+        return [x.double() for x in blocks.losses]
+
 
 class Loss:
     """The loss of Pyro's estimator, compiled."""
@@ -120,23 +190,10 @@ class Loss:
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         """The loss, with a gradient; None where the next step must be one of Pyro's."""
-        given, form = tree_flatten((args, kwargs))
-        places = [n for n, value in enumerate(given) if isinstance(value, Tensor)]
-        tensors = tuple(given[n] for n in places)
-        rest = [None if n in places else value for n, value in enumerate(given)]
-        if strange := next((x for x in rest if not isinstance(x, PLAIN)), None):
-            self.compiled.reason = f"an argument is a {type(strange).__name__}, which may change"
+        parts = self.parts(args, kwargs)
+        if parts is None:
             return None
-
-        def evaluate(*tensors: Tensor) -> Tensor:
-            values = list(rest)
-            for n, tensor in zip(places, tensors, strict=True):
-                values[n] = tensor
-            positional, named = tree_unflatten(values, form)
-            return self.estimator.differentiable_loss(self.model, self.guide, *positional, **named)
-
-        flat = len(given) == len(args) + len(kwargs)
-        shape = (len(args), *kwargs) if flat else (repr(form),)
+        evaluate, tensors, rest, shape = parts
         constants = ((type(value), value) for value in rest)
         key = self.compiled.key(tensors, *constants, *shape)
         graph = self.compiled.current(key)
@@ -157,6 +214,33 @@ class Loss:
 
         self.slopes = dict(self.replay(differentiate, tensors, key))
         return self.slopes.pop("")
+
+    def parts(
+        self, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], list[Any], tuple] | None:
+        """The arguments apart: None where one of them may change.
+
+        Returns:
+            The loss as a function of the tensors among them, these, the others, and their form.
+        """
+        given, form = tree_flatten((args, kwargs))
+        places = [n for n, value in enumerate(given) if isinstance(value, Tensor)]
+        tensors = tuple(given[n] for n in places)
+        rest = [None if n in places else value for n, value in enumerate(given)]
+        for value in rest:
+            if not isinstance(value, PLAIN):
+                self.compiled.reason = f"an argument is a {type(value).__name__}, which may change"
+                return None
+
+        def evaluate(*tensors: Tensor) -> Tensor:
+            values = list(rest)
+            for n, tensor in zip(places, tensors, strict=True):
+                values[n] = tensor
+            positional, named = tree_unflatten(values, form)
+            return self.estimator.differentiable_loss(self.model, self.guide, *positional, **named)
+
+        flat = len(given) == len(args) + len(kwargs)
+        return evaluate, tensors, rest, (len(args), *kwargs) if flat else (repr(form),)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the slopes of the loss just taken to those that the parameters have."""

@@ -1,0 +1,1 @@
+"""What stands in for a class of Pyro: the same lines, faster."""
