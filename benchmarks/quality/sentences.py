@@ -6,9 +6,9 @@ Protocol: TREC, 5452 questions to learn from and 500 to test, of 6 classes; smal
 embeddings are of words and pairs of words (1-2-grams) in the questions to learn from; what the test
 has beside them is left out. The text CNN sees single words. The logistic regression (scikit-learn,
 C = 10) sees counts of 1-2-grams. The settings of the averaged embeddings were chosen by the nats of
-five-fold cross-validation over the questions to learn from (`--folds 5` repeats it), those of the
-others on a fifth of them. Evidence is exact: nats of a label given its question; the error is that
-over questions.
+five-fold cross-validation over the questions to learn from (`--folds 5` repeats it with others),
+those of the others on a fifth of them. Evidence is exact: nats of a label given its question; the
+error is that over questions.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from ppl_models.embeddings.networks import AveragedWords, TextCNN
 
 CLASSES = 6
 SHORT = 7  # words or fewer, as most test questions have
-WIDTH = {"averaged": 64, "CNN": 100}
+WIDTH = {"averaged": 128, "CNN": 100}
 # Adam moves a pair of words seen once, of gradients near 2e-5, as far as a word of every question
 # (3e-3), and is soon sure of it. An `eps` between the two moves the rare ones less, as SGD would.
 TRAINING = {
     "averaged": {
         "epochs": 15,
-        "lr": 2e-2,
-        "optimizer": partial(AdamW, eps=1e-4, weight_decay=0.2, fused=True),
+        "lr": 1.4e-2,
+        "optimizer": partial(AdamW, eps=3e-5, weight_decay=0.2, fused=True),
     },
     "CNN": {"epochs": 8, "lr": 2e-3},
 }
