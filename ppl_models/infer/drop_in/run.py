@@ -74,7 +74,9 @@ class SVIBlocks:
     def take(self, num_steps: int) -> None:
         """Takes steps, as many of them in blocks as are right, and no others."""
         found = self.loop.kind("run", [self._loss], NONE, self.tensors, chooses=False)
-        if found is None or not self._agrees(found):
+        if found is None:
+            return
+        if not (self._agrees(found) and self._agrees(found)):  # the first call is another one
             return
         mark, unchecked = self._mark(), 0
         while self.taken < num_steps:

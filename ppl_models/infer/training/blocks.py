@@ -87,6 +87,8 @@ class Blocks:
         self.used[width] = kind
         if (new or self.unchecked >= kind.step.length) and not self.settle():
             return False
+        if new and not self.settle():  # again, as the first call of code is another one
+            return False
         self._run(kind, min(self._ahead(), total - self.descent.step_number, kind.step.length))
         return True
 
