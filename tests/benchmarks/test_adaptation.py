@@ -1,6 +1,7 @@
 """The benchmark of domain adaptation scores and counts as it says."""
 
 import pytest
+import sklearn
 import torch
 
 from tests.support.oracles import need_data
@@ -12,6 +13,7 @@ def benchmark():
     pytest.importorskip("ot")
     from benchmarks.quality import adaptation
 
+    sklearn.set_config(enable_metadata_routing=False)  # which skada switches on for all
     return adaptation
 
 

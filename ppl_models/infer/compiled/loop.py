@@ -27,6 +27,9 @@ LONGEST = 2**14  # steps of a block
 WORK = 1e9  # in a block, about a tenth of a second: see `_length`
 ENTRIES = 2**20  # of a table of rows
 
+# Adam moves a parameter as far for a gradient of nearly zero as for others, in a direction that
+# is rounding. Its moments follow from gradients alone, and are compared more closely.
+FOLLOWS, FOLLOWING = 100, ("parameter", "average")
 CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
 
 Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the data
@@ -62,6 +65,7 @@ class Loop:
         self.clip, self.averages = clip, averages
         self.kinds: dict[Hashable, Kind] = {}
         self.buffers: list[Tensor] = []  # of the modules that run
+        self.adapts = False  # whether an optimiser divides by the size of a gradient
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
         self.refused: str | None = None
 
@@ -101,6 +105,7 @@ class Loop:
             self.refused = f"{type(error).__name__}: {error}"
             return None
         self.buffers = [b for compiled in self.compiled for b in compiled.buffers()]
+        self.adapts = any(pack.rule.counts for pack in step.packs)
         made = self.kinds[key] = Kind(step, watch)
         return made
 
@@ -186,7 +191,8 @@ class Loop:
             losses = take()
             moves = [Move("loss", x.detach(), torch.zeros_like(x), tolerance) for x in losses]
             for name, tensor, was in before:
-                moves.append(Move(name, tensor.detach().clone(), was, tolerance))
+                own = tolerance * (FOLLOWS if self.adapts and name.startswith(FOLLOWING) else 1)
+                moves.append(Move(name, tensor.detach().clone(), was, own))
         return moves
 
     def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list["Move"]) -> list[float]:

@@ -508,7 +508,7 @@ def test_generators_of_the_device_are_kept_where_no_argument_is_on_it(monkeypatc
     monkeypatch.setattr(compiling, "get_rng_state", places.append)
     monkeypatch.setattr(compiling, "set_rng_state", lambda state, device: places.append(device))
     for inputs in ((), (torch.zeros(2),)):
-        with compiling.Compiled(held)._untouched(inputs):
+        with compiling.Compiled(held).untouched(inputs):
             pass
     assert places == [torch.device("meta")] * 4
 
