@@ -60,8 +60,13 @@ class Clock:
     def __exit__(self, *error: object) -> None:
         pass
 
+    @property
+    def n(self) -> int:
+        """The steps done."""
+        return self.notes[-1][0]
+
     def update(self, steps: int = 1) -> None:
-        self.notes.append((self.notes[-1][0] + steps, time.perf_counter()))
+        self.notes.append((self.n + steps, time.perf_counter()))
 
     def set_postfix(self, *shown: Any, **options: Any) -> None:
         return None
