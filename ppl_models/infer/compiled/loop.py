@@ -191,8 +191,8 @@ class Loop:
             losses = take()
             moves = [Move("loss", x.detach(), torch.zeros_like(x), tolerance) for x in losses]
             for name, tensor, was in before:
-                own = tolerance * (FOLLOWS if self.adapts and name.startswith(FOLLOWING) else 1)
-                moves.append(Move(name, tensor.detach().clone(), was, own))
+                follows = self.adapts and name.startswith(FOLLOWING)
+                moves.append(Move(name, tensor.detach().clone(), was, tolerance, follows))
         return moves
 
     def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list["Move"]) -> list[float]:
@@ -243,13 +243,23 @@ class Move(NamedTuple):
     after: Tensor
     before: Tensor
     tolerance: float
+    follows: bool = False  # from moments, by Adam
 
     def is_near(self, other: "Move") -> bool:
+        if self.follows:
+            return self._mostly_near(other)
         if not self.after.is_floating_point():
             return torch.equal(self.after, other.after)
         size = (self.after.double() - self.before.double()).norm().item()
         rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + self.after.double().norm().item())
         return self.distance(other) <= self.tolerance * size + rounding
+
+    def _mostly_near(self, other: "Move") -> bool:
+        """Whether half of the numbers or more are near: a wrong rule is wrong for all."""
+        size = (self.after.double() - self.before.double()).abs()
+        rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + self.after.double().abs())
+        apart = (self.after.double() - other.after.double()).abs()
+        return bool((apart <= FOLLOWS * self.tolerance * size + rounding).double().mean() >= 0.5)
 
     def distance(self, other: "Move") -> float:
         return (self.after.double() - other.after.double()).norm().item()
