@@ -227,13 +227,13 @@ class Loop:
                 kept.restore()
 
     def snapshot(self) -> "Snapshot":
-        """All that steps move, the random numbers aside."""
+        """All that steps move."""
         named = [
             (("parameter " + name), p)
             for compiled in self.compiled
             for name, p in compiled.objective.named_parameters()
         ]
-        return Snapshot(named, self.optimizers, list(self.averages.values()))
+        return Snapshot(named, self.optimizers, list(self.averages.values()), self.buffers)
 
 
 class Move(NamedTuple):
@@ -277,6 +277,7 @@ class Snapshot:
         named: The parameters.
         optimizers: What moves them, with all that they keep.
         averages: Averages of parameters.
+        buffers: Those of the modules that run.
     """
 
     def __init__(
@@ -284,8 +285,9 @@ class Snapshot:
         named: Sequence[tuple[str, Tensor]],
         optimizers: Sequence[torch.optim.Optimizer],
         averages: Sequence[Tensor],
+        buffers: Sequence[Tensor],
     ) -> None:
-        live = [*named, *(("average", x) for x in averages)]
+        live = [*named, *(("average", x) for x in averages), *(("buffer", x) for x in buffers)]
         states = [state for o in optimizers for state in o.state.values()]
         live += [(n, x) for s in states for n, x in s.items() if isinstance(x, Tensor)]
         self.tensors = [(name, x, x.detach().clone()) for name, x in live]
@@ -293,6 +295,7 @@ class Snapshot:
         self.numbers = [(s, n, x) for s in states for n, x in s.items() if isinstance(x, plain)]
         groups = [group for o in optimizers for group in o.param_groups]
         self.settings = [(g, {n: x for n, x in g.items() if n != "params"}) for g in groups]
+        self.rng = torch.get_rng_state()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -303,6 +306,7 @@ class Snapshot:
             state[name] = number
         for group, settings in self.settings:
             group.update(settings)
+        torch.set_rng_state(self.rng)
 
 
 def _known(

@@ -41,7 +41,7 @@ typedef void* Handle;
 extern "C" int64_t repeat(void (*entry)(Handle*, Handle*), int32_t (*again)(Handle, Handle*),
                           int64_t times, Handle* inputs, int64_t count,
                           char* message, int64_t room) {
-  Handle handles[4096], none[1];
+  Handle handles[MOST], none[1];
   int64_t done = 0;
   try {
     for (; done < times; ++done) {
@@ -154,7 +154,7 @@ def _driver() -> tuple[Callable[..., int], Any]:
     """The loop in C++, and what gives another handle of a tensor."""
     from torch._inductor.codecache import CppCodeCache
 
-    built = CppCodeCache.load(DRIVER)
+    built = CppCodeCache.load(DRIVER.replace("MOST", str(MOST)))
     repeat = ctypes.PyDLL(built._name).repeat
     repeat.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int64

@@ -14,10 +14,9 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppl_models.infer.compiled.graph import Compiled
-from ppl_models.infer.compiled.loop import Kind, Loop, Snapshot
-from ppl_models.scoped import get_rng_state, set_rng_state
+from ppl_models.infer.compiled.loop import Kind, Loop
 
-CPU, NONE = torch.device("cpu"), torch.arange(0)  # no rows
+NONE = torch.arange(0)  # no rows
 
 
 class SVIRun(NamedTuple):
@@ -32,15 +31,6 @@ class SVIRun(NamedTuple):
     params: dict[str, Tensor]
     state: dict[str, Any]
     losses: Tensor
-
-
-class Mark(NamedTuple):
-    """A place to go back to."""
-
-    snapshot: Snapshot
-    buffers: list[tuple[Tensor, Tensor]]
-    rng: dict[str, Tensor]
-    taken: int
 
 
 class SVIBlocks:
@@ -74,34 +64,36 @@ class SVIBlocks:
     def take(self, num_steps: int) -> None:
         """Takes steps, as many of them in blocks as are right, and no others."""
         found = self.loop.kind("run", [self._loss], NONE, self.tensors, chooses=False)
-        if found is None:
-            return
-        if not (self._agrees(found) and self._agrees(found)):  # the first call is another one
-            return
-        mark, unchecked = self._mark(), 0
+        # Twice, as the first call of code is another one.
+        if found is not None and self._agrees(found) and self._agrees(found):
+            self._take(found, num_steps)
+            for group in self.joint.param_groups:  # which ClippedAdam lowers
+                for p in group["params"]:
+                    self.own[p].param_groups[0]["lr"] = group["lr"]
+
+    def _take(self, kind: Kind, num_steps: int) -> None:
+        """Takes steps up to so many, to one that the code cannot take, or to where it was right."""
         while self.taken < num_steps:
-            start = self._mark()
-            times = min(num_steps - self.taken, found.step.length - unchecked)
-            try:
-                losses = self._run(found, times)
-            except RuntimeError:  # a matrix without a factor: the program says it better
-                self._return_to(start)
-                break
-            if not losses.isfinite().all():  # so does Pyro
-                self._return_to(start)
-                break
-            self.losses.append(losses)
-            unchecked += times
-            if unchecked == found.step.length:
-                if not self._agrees(found):
-                    self._return_to(mark)
-                    return
-                mark, unchecked = self._mark(), 0
-        if unchecked and not self._agrees(found):
-            self._return_to(mark)
-        for group in self.joint.param_groups:  # which ClippedAdam lowers
-            for p in group["params"]:
-                self.own[p].param_groups[0]["lr"] = group["lr"]
+            mark, right = self.loop.snapshot(), len(self.losses)
+            done = self._block(kind, min(num_steps - self.taken, kind.step.length))
+            if done and not self._agrees(kind):
+                mark.restore()
+                del self.losses[right:]
+            if not done or len(self.losses) == right:
+                return
+
+    def _block(self, kind: Kind, times: int) -> bool:
+        """Takes steps; returns whether it did: where one raises or is not finite, Pyro says it."""
+        before = self.loop.snapshot()
+        try:
+            losses = self._run(kind, times)
+        except RuntimeError:  # a matrix without a factor
+            losses = torch.full((times,), torch.nan)
+        if not losses.isfinite().all():
+            before.restore()
+            return False
+        self.losses.append(losses)
+        return True
 
     def _loss(self, rows: Tensor, *tensors: Tensor) -> Tensor:
         return self.evaluate(*tensors)
@@ -146,17 +138,6 @@ class SVIBlocks:
         for group, rate in zip(groups, table[-1].tolist(), strict=True):
             group["lr"] = rate
         return losses
-
-    def _mark(self) -> Mark:
-        buffers = [(x, x.clone()) for x in self.loop.buffers]
-        return Mark(self.loop.snapshot(), buffers, get_rng_state(CPU), len(self.losses))
-
-    def _return_to(self, mark: Mark) -> None:
-        mark.snapshot.restore()
-        for buffer, before in mark.buffers:
-            buffer.copy_(before)
-        set_rng_state(mark.rng, CPU)
-        del self.losses[mark.taken :]
 
 
 def _joined(own: dict[Tensor, torch.optim.Optimizer]) -> torch.optim.Optimizer:

@@ -21,6 +21,7 @@ from ppl_models.infer.drop_in.run import SVIBlocks, SVIRun
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import stored
+from ppl_models.scoped import kept_rng
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
 WORTH = 2000  # steps of a run, from which on they are compiled
@@ -144,8 +145,21 @@ class SVI(pyro.infer.SVI):
             losses += self._in_blocks(num_steps - 1, step, values, args, kwargs)
         rest = [step() for _ in range(num_steps - sum(map(len, losses)))]
         losses.append(torch.tensor(rest, dtype=torch.float64))
-        params = {n: v.detach().clone() for n, v in values.items() if v is not None}
+        params = self._parameters(list(values), args, kwargs)
         return SVIRun(params, self.optim.get_state(), torch.cat(losses))
+
+    def _parameters(
+        self, names: list[str], args: tuple, kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The parameters of now: of those that modules keep for themselves a run of them tells."""
+        store = pyro.get_param_store()
+        found = {name: store[name] for name in names if name in store}
+        if len(found) < len(names):
+            used = poutine.trace(param_only=True)
+            with torch.no_grad(), kept_rng(torch.device("cpu")), used:
+                self.evaluate_loss(*args, **kwargs)
+            found |= {n: s["value"] for n, s in used.trace.nodes.items() if n not in found}
+        return {n: v.detach().clone() for n, v in found.items() if v is not None}
 
     def _in_blocks(
         self,

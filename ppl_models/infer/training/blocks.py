@@ -17,15 +17,13 @@ from ppl_models.infer.compiled.loop import Kind, Loop, Snapshot
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.batches import Chosen, InMemory, Source
 from ppl_models.infer.training.progress import Progress
-from ppl_models.scoped import get_rng_state, mix, set_rng_state
+from ppl_models.scoped import mix
 
 
 class Mark(NamedTuple):
     """A place to which a run can go back."""
 
     snapshot: Snapshot
-    buffers: list[tuple[Tensor, Tensor]]
-    rng: dict[str, Tensor]
     schedulers: list[tuple[LRScheduler, dict[str, Any]]]
     progress: dict[str, Any]
     step_number: int
@@ -186,26 +184,15 @@ class Blocks:
 
     def _mark(self) -> Mark:
         descent, progress = self.descent, self.progress
-        buffers = [(x, x.clone()) for x in self.loop.buffers]
         schedules = [s for s in descent.schedulers if s is not None]
         schedulers = [(s, copy.deepcopy(s.state_dict())) for s in schedules]
-        return Mark(
-            self.loop.snapshot(),
-            buffers,
-            get_rng_state(descent.device),
-            schedulers,
-            progress.mark(),
-            descent.step_number,
-        )
+        return Mark(self.loop.snapshot(), schedulers, progress.mark(), descent.step_number)
 
     def _return_to(self, mark: Mark) -> None:
         descent = self.descent
         for scheduler, state in mark.schedulers:
             scheduler.load_state_dict(state)
         mark.snapshot.restore()
-        for buffer, before in mark.buffers:
-            buffer.copy_(before)
-        set_rng_state(mark.rng, descent.device)
         self.progress.return_to(mark.progress)
         descent.step_number = mark.step_number
 

@@ -49,9 +49,9 @@ def both(make, args, optim=OPTIMIZERS["Adam"], steps=40):
         if ours:
             result = svi.run(steps, *args)
             losses, state = result.losses.tolist(), result.state
-            assert {n: x.shape for n, x in result.params.items()} == {
-                n: pyro.param(n).shape for n in pyro.get_param_store()
-            }
+            assert result.params.keys() == set(pyro.get_param_store())
+            for name, value in result.params.items():
+                assert torch.equal(value, pyro.param(name)), name
         else:
             losses, state = [svi.step(*args) for _ in range(steps)], svi.optim.get_state()
         values = {n: pyro.param(n).detach().clone() for n in pyro.get_param_store()}
@@ -194,6 +194,51 @@ def test_code_that_goes_wrong_is_undone(monkeypatch):
     with pytest.warns(UserWarning, match="a compiled step has another"):
         found = both(of_regression, (X, Y))
     assert_same(*found, rtol=1e-6)
+
+
+def constrained(x, y):
+    scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_parameters_are_those_of_the_end(steps, refused):
+    assert_same(*both(lambda: (constrained, nothing, Trace_ELBO()), (X, Y), steps=steps))
+
+
+def test_parameters_that_modules_keep_for_themselves():
+    left = []
+    for parts in ([30], [10, 20]):
+        with pyro.settings.context(module_local_params=True):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            guide = AutoNormal(regression)
+            svi = SVI(regression, guide, OPTIMIZERS["Adam"](), Trace_ELBO(), compile=True)
+            *_, result = [svi.run(steps, X, Y) for steps in parts]
+            assert torch.equal(result.params["AutoNormal.locs.weights"], guide.locs.weights)
+            assert torch.equal(result.params["AutoNormal.scales.scale"], guide.scales.scale)
+            left.append(torch.get_rng_state())
+    assert torch.equal(*left)  # to read them draws nothing
+
+
+def test_rates_go_on_from_where_code_went_wrong(monkeypatch, refused):
+    """Of ClippedAdam, which lowers them: after a block that was right and one that was not."""
+    run, calls = svi_run.SVIBlocks._run, []
+
+    def tampered(self, kind, times):
+        losses = run(self, kind, times)
+        calls.append(times)
+        if len(calls) > 5:
+            pyro.get_param_store()._params["AutoNormal.locs.weights"].data.add_(0.1)
+        return losses
+
+    monkeypatch.setattr(svi_run.SVIBlocks, "_run", tampered)
+    monkeypatch.setattr("ppl_models.infer.compiled.loop.LONGEST", 8)
+    with pytest.warns(UserWarning, match="a compiled step has another"):
+        found = both(of_regression, (X, Y), OPTIMIZERS["ClippedAdam"])
+    assert_same(*found)
+    assert max(calls) == 8
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.5])
