@@ -292,16 +292,19 @@ class Compiled:
     def _numbers(
         self, loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> list[tuple[str, Tensor | None]]:
-        """All that a loss gives: itself, its gradient, and the buffers afterwards."""
+        """All that a loss gives: itself, its gradient, and what is held, afterwards."""
         parameters = self._parameters()
         with self.untouched(inputs):
             value = loss(*inputs)
             slopes = torch.autograd.grad(value, parameters, allow_unused=True)
-            buffers = [b.clone() for b in self._found().buffers()]
+            found = self._found()
+            buffers = [b.clone() for b in found.buffers()]
+            held = [x.detach().clone() for x in found.tensors if x.numel() <= SMALL]
         return [
             ("loss", value.detach()),
             *(("gradient", slope) for slope in slopes),
             *(("buffers", buffer) for buffer in buffers),
+            *(("tensor that it holds", tensor) for tensor in held),
         ]
 
     def _rounding(

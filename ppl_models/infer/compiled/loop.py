@@ -64,7 +64,7 @@ class Loop:
         self.compiled, self.optimizers, self.parameters = compiled, optimizers, parameters
         self.clip, self.averages = clip, averages
         self.kinds: dict[Hashable, Kind] = {}
-        self.buffers: list[Tensor] = []  # of the modules that run
+        self.buffers: list[Tensor] = []  # of the modules that run, and what they write into
         self.adapts = False  # whether an optimiser divides by the size of a gradient
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
         self.refused: str | None = None
@@ -104,7 +104,8 @@ class Loop:
         except Exception as error:  # no compiler, or an operation that it does not know
             self.refused = f"{type(error).__name__}: {error}"
             return None
-        self.buffers = [b for compiled in self.compiled for b in compiled.buffers()]
+        held = [*step.written, *(b for compiled in self.compiled for b in compiled.buffers())]
+        self.buffers = list({id(x): x for x in (*self.buffers, *held)}.values())
         self.adapts = any(pack.rule.counts for pack in step.packs)
         made = self.kinds[key] = Kind(step, watch)
         return made

@@ -81,6 +81,11 @@ class Step:
         flat, form = self._inputs()
         with torch.no_grad():
             graph = make_fx(lambda *given: self._take(given, form), tracing_mode="fake")(*flat)
+        written = [flat[n] for n in _written(graph)]
+        if any(x is own for x in written for own in data):
+            raise ValueError("a program writes into its rows")
+        # What programs hold and write into, besides parameters.
+        self.written = [x for x in written if id(x) in self.others]
         _draw_as_torch_does(graph)
         for node in graph.graph.nodes:
             node.meta.clear()  # of another trace
@@ -159,6 +164,29 @@ def _closed(graph: GraphModule) -> list[Tensor]:
         graph.graph.erase_node(node)
     graph.recompile()
     return list(read.values())
+
+
+def _written(graph: GraphModule) -> list[int]:
+    """Which inputs a graph writes into, by their places: themselves, or a view of them."""
+    places = {node: n for n, node in enumerate(graph.graph.find_nodes(op="placeholder"))}
+    of: dict[Node, int] = dict(places)  # the input that a node is a view of
+    found: set[int] = set()
+    for node in (node for node in graph.graph.nodes if node.op == "call_function"):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:  # a part of several results
+            arguments, is_view = [], True
+        else:
+            arguments = list(zip(schema.arguments, node.args, strict=False))
+            arguments += [(x, node.kwargs.get(x.name)) for x in schema.arguments]
+            is_view = any(x.alias_info is not None for x in schema.returns)
+        for argument, value in arguments:
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            if writes and isinstance(value, Node) and value in of:
+                found.add(of[value])
+        source = node.args[0] if node.args else None
+        if is_view and isinstance(source, Node) and source in of:
+            of[node] = of[source]
+    return sorted(found)
 
 
 def _draw_as_torch_does(graph: GraphModule) -> None:

@@ -357,6 +357,30 @@ def test_code_of_torch_script():
         fit(elbo(VAE(3, 2, decoder=decoder), AmortizedNormal(3, 2)), BINARY, epochs=2, compile=True)
 
 
+HELD = torch.ones(4, dtype=torch.float64)
+
+
+def holding(x=None, size=None):
+    """Writes into a part of a tensor that it holds, which torch's compiler gets wrong."""
+    HELD[1:].mul_(0.99)
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc.expand(4), HELD + 0).to_event(1), obs=x)
+
+
+def test_code_that_writes_elsewhere_is_found():
+    x, ends = torch.randn(20, 4, dtype=torch.float64), []
+    for compile in (False, True):
+        pyro.clear_param_store()
+        HELD.fill_(1.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it runs as traced
+            run = fit(elbo(holding), x, steps=8, lr=0.01, seed=3, compile=compile)
+        ends.append((run.history["loss"], HELD.tolist()))
+    for a, b in zip(*ends, strict=True):
+        assert a == pytest.approx(b, rel=1e-12)
+
+
 def test_batches_of_ever_new_shapes_are_bounded():
     model = FactorAnalysis(3, 2)
     batches = [Batch((X[:n],), torch.arange(n), 40) for n in range(2, 30)]

@@ -204,6 +204,48 @@ DECEIVING = {
 }
 
 
+HELD = torch.ones(4, dtype=torch.float64)
+
+
+def holding(x, size=None):
+    """Writes into a part of a tensor that it holds."""
+    HELD[1:].mul_(0.99)
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc.expand(4), HELD + 0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("batch_size", [20, 5])
+def test_what_a_program_writes_into_is_a_part_of_the_step(batch_size, taken):
+    def make():
+        HELD.fill_(1.0)
+        return elbo(holding)
+
+    ends = []
+    for compiled in (True, False):
+        pyro.clear_param_store()
+        options = {"batch_size": batch_size, "lr": 0.01, "seed": 3, "progress": False}
+        run = fit(make(), rows(), steps=60, compile=compiled, **options)
+        ends.append((run.history["loss"], HELD.tolist()))
+    np.testing.assert_allclose(*(losses for losses, _ in ends), rtol=1e-9)
+    np.testing.assert_allclose(*(held for _, held in ends), rtol=1e-9)
+    assert taken
+
+
+def writing(x, size=None):
+    """Writes into its rows, another time with each run."""
+    x.mul_(0.99)
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(loc.expand(4), 1.0).to_event(1), obs=x)
+
+
+def test_a_program_that_writes_into_its_rows_runs_by_itself(taken):
+    with pytest.warns(UserWarning, match="it runs eagerly, not compiled"):
+        fit(elbo(writing), rows(), steps=20, compile=True, progress=False)
+    assert not taken
+
+
 # What they keep of their own moves on when they are looked at, as with each other run of them.
 STATEFUL = ("counts", "counts to forty", "a generator", "numpy's own generator")
 
