@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ppl_models.infer.compiled.products import Shims
+from ppl_models.infer.compiled.products import SHIMS_OF_LARGE, SHIMS_OF_MIDDLE
+from ppl_models.infer.compiled.solves import SHIMS_OF_SOLVE
 
 OPTIONS = {
     "cpp_wrapper": True,
@@ -58,6 +59,23 @@ extern "C" int64_t repeat(void (*entry)(Handle*, Handle*), int32_t (*again)(Hand
   return done;
 }
 """
+
+
+class Shims(dict[torch._ops.OpOverload, list[str]]):
+    """How Inductor is to call the project's own operations, in a form that its cache takes."""
+
+    def __init__(self) -> None:
+        ops = torch.ops.ppl_models
+        super().__init__(
+            {
+                ops.large_product.default: SHIMS_OF_LARGE,
+                ops.middle_product.default: SHIMS_OF_MIDDLE,
+                ops.small_solve.default: SHIMS_OF_SOLVE,
+            }
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(list(self.values())),)
 
 
 class Native:

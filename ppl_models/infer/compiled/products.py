@@ -10,7 +10,6 @@ the kernel inside, for which a matrix must lie in memory row by row, so that one
 import ctypes
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,22 +93,6 @@ def middle_product(left: Tensor, right: Tensor) -> Tensor:
 @middle_product.register_fake
 def _(left: Tensor, right: Tensor) -> Tensor:
     return left.new_empty(left.shape[0], right.shape[1])
-
-
-class Shims(dict[torch._ops.OpOverload, list[str]]):
-    """How Inductor is to call the operations, in a form that it can look up in its cache."""
-
-    def __init__(self) -> None:
-        ops = torch.ops.ppl_models
-        super().__init__(
-            {
-                ops.large_product.default: SHIMS_OF_LARGE,
-                ops.middle_product.default: SHIMS_OF_MIDDLE,
-            }
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(list(self.values())),)
 
 
 @functools.cache
