@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ppl_models.infer.compiled.native import Native
 from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
 from ppl_models.infer.compiled.products import multiply_by_wide_vectors
+from ppl_models.infer.compiled.small import make_small_once
 from ppl_models.infer.compiled.solves import solve_here
 
 
@@ -87,6 +88,7 @@ class Step:
             raise ValueError("a program writes into its rows")
         # What programs hold and write into, besides parameters.
         self.written = [x for x in written if id(x) in self.others]
+        make_small_once(graph)
         multiply_by_wide_vectors(graph)
         solve_here(graph)
         _draw_as_torch_does(graph)
