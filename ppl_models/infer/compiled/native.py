@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 OPTIONS = {
     "cpp_wrapper": True,
@@ -127,7 +130,9 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
     with torch.no_grad(), warnings.catch_warnings(), _silent(*TALKATIVE):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
-        return call(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
+        # Code of a graph without an environment of shapes is not looked up on the disk.
+        with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
+            return call(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
 
 
 @contextmanager
