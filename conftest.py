@@ -10,7 +10,9 @@ import torch
 
 torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
 # Without a GPU, `torch.manual_seed` writes down the stack for each kind that there might be.
-SEED = torch.manual_seed if torch.cuda.is_available() else torch.random.default_generator.manual_seed
+SEED = (
+    torch.manual_seed if torch.cuda.is_available() else torch.random.default_generator.manual_seed
+)
 
 
 def pytest_collection_finish() -> None:
