@@ -2,6 +2,7 @@
 
 import gc
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pyro
@@ -22,6 +23,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded() -> Iterator[None]:
     SEED(0), random.seed(0), np.random.seed(0)
     pyro.clear_param_store()
+    yield
+    # All tests after it would take several times as long, where workers take all cores.
+    assert torch.get_num_threads() == 1, "a test left torch with more threads than one"
