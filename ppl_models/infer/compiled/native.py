@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -132,7 +133,6 @@ class Native:
 
 def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Callable[..., Any]:
     """The graph as compiled code; notes what its entry takes, of which constants are a part."""
-    from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     def inner(inside: GraphModule, examples: Sequence[Any], **options: Any) -> Callable[..., Any]:
@@ -148,17 +148,12 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
         return boxed
 
     # The cache of graphs is asked only where it is known what sizes depend on.
-    sizes = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
+    sizes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
     options = OPTIONS | {"aot_inductor.custom_ops_to_c_shims": Shims()}
     with torch.no_grad(), tracing(sizes), warnings.catch_warnings(), _silent(*TALKATIVE):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
-        return call(
-            graph,
-            list(inputs),
-            inner_compile=inner,
-            config_patches=options,
-        )
+        return call(graph, list(inputs), inner_compile=inner, config_patches=options)
 
 
 @contextmanager
