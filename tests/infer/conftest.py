@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ppl_models.infer.compiled import native, side_by_side
+from ppl_models.infer.compiled import side_by_side
+from ppl_models.infer.compiled.code import native
 
 
 @pytest.fixture

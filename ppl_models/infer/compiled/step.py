@@ -16,11 +16,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ppl_models.infer.compiled.native import Native
+from ppl_models.infer.compiled.code.native import Native
+from ppl_models.infer.compiled.code.products import multiply_by_wide_vectors
+from ppl_models.infer.compiled.code.small import make_small_once
+from ppl_models.infer.compiled.code.solves import solve_here
 from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
-from ppl_models.infer.compiled.products import multiply_by_wide_vectors
-from ppl_models.infer.compiled.small import make_small_once
-from ppl_models.infer.compiled.solves import solve_here
 
 
 @dataclass

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_models.infer.compiled.native import Native
-from ppl_models.infer.compiled.solves import solve_here
+from ppl_models.infer.compiled.code.native import Native
+from ppl_models.infer.compiled.code.solves import solve_here
 
 
 def solved(triangle, right, upper):

@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ppl_models.infer.compiled.products import SHIMS_OF_LARGE, SHIMS_OF_MIDDLE
-from ppl_models.infer.compiled.solves import SHIMS_OF_SOLVE
+from ppl_models.infer.compiled.code.products import SHIMS_OF_LARGE, SHIMS_OF_MIDDLE
+from ppl_models.infer.compiled.code.solves import SHIMS_OF_SOLVE
 
 OPTIONS = {
     "cpp_wrapper": True,

@@ -3,8 +3,8 @@
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_models.infer.compiled.native import Native
-from ppl_models.infer.compiled.small import make_small_once
+from ppl_models.infer.compiled.code.native import Native
+from ppl_models.infer.compiled.code.small import make_small_once
 
 
 def test_a_small_result_is_made_by_itself_where_a_large_one_reads_it():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_models.infer.compiled import products
-from ppl_models.infer.compiled.native import Native
+from ppl_models.infer.compiled.code import products
+from ppl_models.infer.compiled.code.native import Native
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="this processor has no wide vectors"

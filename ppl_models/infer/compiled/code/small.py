@@ -6,7 +6,6 @@ components this is done again for each of the rows: all that is small is therefo
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -15,15 +14,14 @@ TIMES = 8  # as many numbers in a result that reads it, or more
 
 def make_small_once(graph: GraphModule) -> None:
     """Has the small results of a graph made by themselves that large ones read."""
-    import torch._inductor.inductor_prims  # which has the operation
+    from torch._inductor.inductor_prims import force_stride_order  # which imports the compiler
 
-    force = torch.ops.prims.inductor_force_stride_order.default
     for node in list(graph.graph.nodes):
         value = node.meta.get("val")
         is_made = node.op == "call_function" and isinstance(value, Tensor) and not _is_view(node)
         if is_made and any(n >= TIMES * value.numel() for n in _readers(node)):
             with graph.graph.inserting_after(node):
-                made = graph.graph.call_function(force, (node, value.stride()))
+                made = graph.graph.call_function(force_stride_order, (node, value.stride()))
             made.meta["val"] = value
             node.replace_all_uses_with(
                 made, delete_user_cb=lambda user, made=made: user is not made
