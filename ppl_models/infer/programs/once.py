@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ppl_models.infer.programs.program import Program
 from ppl_models.scoped import get_rng_state, set_rng_state
@@ -96,7 +97,10 @@ class Once:
         which = tuple(n for n in places if n is not None)
         key, count = (id(module), which), len(tiled[0]) // len(rows[0])
         if key not in self._outputs:
+            before = _random_state()
             self._outputs[key] = forward(*(rows[n] for n in which))
+            if _random_state() != before:  # noise that is switched on later: each draw has its own
+                self._outputs[key] = None
         outputs = self._outputs[key]
         if not _are_rows(outputs, len(rows[0])):
             self.refused = True
@@ -138,6 +142,12 @@ class Once:
         return _same(left, get_rng_state(device)) and torch.allclose(
             ours, whole, tolerance, tolerance, equal_nan=True
         )
+
+
+def _random_state() -> bytes:
+    """Where torch's generator on the CPU stands, also while a program is traced."""
+    with _disable_current_modes():
+        return torch.get_rng_state().numpy().tobytes()
 
 
 def training_modes(modules: Iterable[nn.Module]) -> tuple[bool, ...]:

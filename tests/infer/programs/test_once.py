@@ -105,6 +105,26 @@ def test_an_encoder_with_dropout_sees_all_rows_and_once_those_without():
     assert guide.encoder.seen[-1] == ROWS * PARTICLES
 
 
+class Noisy(nn.Module):
+    """A layer whose noise is switched on after a while."""
+
+    scale = 0.0
+
+    def forward(self, x):
+        return x + self.scale * torch.randn_like(x) if self.scale else x
+
+
+def test_noise_that_comes_later_is_of_each_particle():
+    noise = Noisy()
+    model, guide, x = programs(noise)
+    objective = iwae(model, guide, PARTICLES)
+    loss_and_slopes(objective, x)
+    assert guide.encoder.seen[-1] == ROWS
+    noise.scale = 1.0
+    objective.loss(x)
+    assert guide.encoder.seen[-1] == ROWS * PARTICLES
+
+
 class Counting(nn.Module):
     """An encoder that gives something else than rows: how many there were."""
 
