@@ -10,8 +10,7 @@ attributes, in its closure or among its globals has changed, or a parameter was 
 whose graph is another with other draws (an `if` on a value, a random number of sites) run eagerly,
 and so does all that cannot be traced. Where there is no compiler, the graph runs as it was traced,
 with the same numbers bit for bit. Loss and gradient of a graph are compared with the eager ones
-under the same random numbers before it is first used, at the next step, and then at random moments,
-less often the longer it was right.
+under the same random numbers before it is first used, and again at random moments.
 """
 
 import math
@@ -43,7 +42,8 @@ from ppl_models.scoped import (
 )
 from ppl_models.user_line import warn
 
-CHECK_EVERY = 200  # steps between two comparisons with the eager loss, in the mean, at last
+CHECK_EVERY = 1000  # steps between two comparisons with the eager loss, in the mean
+OFTEN = 200  # where anything may happen between two steps
 SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
@@ -83,16 +83,27 @@ class Graph(NamedTuple):
 
 
 class Moments:
-    """When code is compared with its program: a generator of its own says it, from torch's seed."""
+    """When code is compared with its program: a generator of its own says it, from torch's seed.
 
-    def __init__(self) -> None:
-        self.random = random.Random(torch.initial_seed())
-        self.next, self.last = 1, 0  # by the number of steps: the next one, and the last
+    Arguments:
+        often: Whether to begin at the second step, and to go on once in `OFTEN` steps at last.
+    """
+
+    def __init__(self, often: bool) -> None:
+        self.often, self.random = often, random.Random(torch.initial_seed())
+        self.last = 0  # by the number of steps
+        self.next = 1 if often else self._later()
 
     def passed(self, steps: int) -> None:
         """Takes note of a comparison that was right, after so many steps."""
-        most = 2 * min(max(steps, 1), CHECK_EVERY)
-        self.last, self.next = steps, steps + self.random.randint(1, most)
+        self.last = steps
+        if self.often:
+            self.next = steps + self.random.randint(1, 2 * min(max(steps, 1), OFTEN))
+        else:
+            self.next = steps + self._later()
+
+    def _later(self) -> int:
+        return self.random.randint(CHECK_EVERY // 2, 3 * CHECK_EVERY // 2)
 
 
 Numbers = list[tuple[str, Tensor | None]]  # by names
@@ -116,10 +127,13 @@ class Compiled:
         objective: What is descended.
         stored: The names of parameters in Pyro's store that it reads, besides those that its
             programs have found there. Names may come and go.
+        often: Whether anything may happen between two calls, so that comparisons come often.
     """
 
-    def __init__(self, objective: Trainable, stored: Collection[str] = ()) -> None:
-        self.objective, self.stored = objective, stored
+    def __init__(
+        self, objective: Trainable, stored: Collection[str] = (), often: bool = False
+    ) -> None:
+        self.objective, self.stored, self.often = objective, stored, often
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
@@ -190,8 +204,8 @@ class Compiled:
             try:
                 finder = self._found()
                 watch = finder.watch
-                if finder.moving:
-                    raise ValueError(finder.moving)
+                if refused := finder.moving or (finder.too_long if self.often else None):
+                    raise ValueError(refused)
                 traced, read = self._trace(evaluate, inputs)
                 watch += [entry for x in read for entry in _value(x)]
                 wrong = self._unsteady(evaluate, inputs)
@@ -246,8 +260,6 @@ class Compiled:
         self, key: Any, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Graph | None:
         """The loss as code; None where that cannot be."""
-        if self.reason is None and (reason := self._found().too_long):
-            self.give_up(reason)
         found = self.trace(key, evaluate, inputs)
         if found is None:
             return None
@@ -264,7 +276,7 @@ class Compiled:
         on_host = varies_on_host(traced, self._device(), self._found().tensors)
         nodes = traced.graph.find_nodes(op="get_attr")
         tensors = [x for n in nodes if isinstance(x := getattr(traced, str(n.target)), Tensor)]
-        graph = self.graphs[key] = Graph(run, watch, [0], Moments(), tensors, on_host)
+        graph = self.graphs[key] = Graph(run, watch, [0], Moments(self.often), tensors, on_host)
         return graph
 
     def _compile(

@@ -217,7 +217,8 @@ class Finder:
             self._all(mapping, list(mapping))
         own = vars(module)
         self._scalars(own)
-        self._all(own, [n for n, value in own.items() if isinstance(value, (Tensor, np.ndarray))])
+        tensors = [n for n, value in own.items() if isinstance(value, (Tensor, np.ndarray))]
+        self._all(own, [n for n in tensors if not n.startswith("_")])  # those are its caches
         self._all(own.get("_pyro_samples", {}), own.get("_pyro_samples", {}))
         if not _of_library(type(module)):
             used = self._class(type(module), own) - INTERNAL

@@ -92,12 +92,15 @@ class SVI(pyro.infer.SVI):
         self._compile = compile
         self._forget()
 
+    def _now(self) -> tuple[Any, ...]:
+        return self.model, self.guide, self.loss, getattr(self, "loss_and_grads")  # noqa: B009
+
     def _forget(self) -> None:
         """Takes model, guide and loss as they are now, with nothing compiled."""
+        self._parts = self._now()
         given = getattr(self.loss, "__self__", None)  # the estimator whose method it is
-        plain = self.loss_and_grads == getattr(given, "loss_and_grads", None)
+        plain = self._parts[-1] == getattr(given, "loss_and_grads", None)
         self._estimator = direct(given) if plain else None
-        self._parts = self.model, self.guide, self.loss, self.loss_and_grads
         self._loss: Loss | None = None
         self._fused: dict[Any, FusedOptimizer] = {}
         if self._compile and self._estimator is not None:
@@ -105,13 +108,13 @@ class SVI(pyro.infer.SVI):
 
     def _look(self) -> None:
         """Begins anew where model, guide or loss are others."""
-        now = self.model, self.guide, self.loss, self.loss_and_grads
+        now = self._now()
         if len(self._parts) != len(now) or any(map(is_not, now, self._parts)):
             self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along, which has code of its own, from its first step on."""
-        own = {"_parts": (), "_loss": None, "_fused": {}, "_estimator": None}
+        own: dict[str, Any] = {"_parts": (), "_loss": None, "_fused": {}, "_estimator": None}
         return {**vars(self), **own}
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +127,7 @@ class SVI(pyro.infer.SVI):
             return super().step(*args, **kwargs)
         call = loss.call(args, kwargs)
         graph = None if call is None else loss.graph(call)
-        if call is None or (graph is None and loss.replay is None):
+        if call is None or graph is None:
             return self._pyros(loss, call, args, kwargs)
         if loss.replay is None and graph.due():
             return self._checked(loss, call, graph, args, kwargs)
@@ -134,7 +137,7 @@ class SVI(pyro.infer.SVI):
         """Takes a step of Pyro's, in which it shows what parameters there are."""
         with poutine.trace(param_only=True) as used, Supports() as checked:
             value = super().step(*args, **kwargs)
-        if call is not None:  # and it did not raise
+        if call is not None:
             loss.note(call, {n: s["value"] for n, s in used.trace.nodes.items()}, checked.valid)
         return value
 
@@ -142,7 +145,7 @@ class SVI(pyro.infer.SVI):
         self, loss: "Loss", call: "Call", graph: Graph, args: tuple, kwargs: dict[str, Any]
     ) -> Any:
         """Takes a step of Pyro's, to which the code is compared."""
-        compiled, inner = loss.compiled, self.loss_and_grads
+        compiled, inner = loss.compiled, self._parts[-1]
         wrong: list[str | None] = []
         parameters, device = compiled.parameters(), loss.device()
         found = compiled.numbers(graph.run, call.tensors)
@@ -171,7 +174,7 @@ class SVI(pyro.infer.SVI):
         self,
         loss: "Loss",
         call: "Call",
-        graph: Graph | None,
+        graph: Graph,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Any:
@@ -265,7 +268,7 @@ class SVI(pyro.infer.SVI):
         self._look()
         if self._estimator is None or not plain:
             return []
-        loss = Loss(self.model, self.guide, self._estimator)
+        loss = Loss(self.model, self.guide, self._estimator, often=False)
         loss.take(values)
         loss.supported = supported
         moved = list({id(p): p for p in loss.parameters.values()}.values())
@@ -340,7 +343,7 @@ class Loss:
     name = "SVI"
     eager_because: str | None = None
 
-    def __init__(self, model: Any, guide: Any, estimator: Any) -> None:
+    def __init__(self, model: Any, guide: Any, estimator: Any, often: bool = True) -> None:
         self.model, self.guide, self.estimator = model, guide, estimator
         whole = Program(model, "model")
         self.programs = whole, Program(guide, "guide", whole)
@@ -349,7 +352,7 @@ class Loss:
         self.supported: set[str] = set()  # observed sites whose values are what they may be
         self.kinds: dict[Any, tuple[dict[str, Tensor], set[str]]] = {}  # these, by kinds of calls
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
-        self.compiled = Compiled(self, self.stored)
+        self.compiled = Compiled(self, self.stored, often)
         self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
         self.slopes: dict[str, Tensor] = {}
 
@@ -384,11 +387,10 @@ class Loss:
         if len(self.ready) > MOST_GRAPHS:
             self.compiled.give_up("shapes or numbers among the arguments are ever new")
 
-    def __call__(self, call: "Call", graph: Graph | None) -> Tensor:
+    def __call__(self, call: "Call", graph: Graph) -> Tensor:
         """The loss, with a gradient."""
         key, evaluate, tensors = call
         if self.replay is None:
-            assert graph is not None
             graph.calls[0] += 1
             return graph.run(*tensors)
 

@@ -27,6 +27,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
+from ppl_models import data_plate, elbo, fit
 from tests.support.tutorials import CompiledSVI
 
 pytestmark = pytest.mark.usefixtures("graphs_as_traced")
@@ -497,3 +498,89 @@ def test_moments_are_the_same_with_each_run_and_draw_nothing_of_the_users():
     assert found[0] == found[1]
     random.seed(0)
     assert random.random() == found[0][1]
+
+
+# --- by blocks of steps: what happens in a program, as nothing happens between two steps ----------
+
+
+def stateful(make):
+    """What a program adds to its mean: made anew for each run."""
+    return lambda: (lambda read: lambda x: read())(make())
+
+
+def loader():
+    batches = iter([float(n) for n in range(2000)])
+    return lambda: next(batches)
+
+
+def rare():
+    generator = random.Random(0)
+    return lambda: float(generator.random() < 0.05)
+
+
+def cached():
+    kept = {}
+
+    def shift():
+        if not kept:
+            kept["shift"] = torch.rand(()).item()
+        return kept["shift"]
+
+    return shift
+
+
+INSIDE = {
+    "np.random": stateful(lambda: lambda: np.random.rand()),
+    "a rare branch": stateful(lambda: lambda: float(random.random() < 0.05)),
+    "a rare branch, of its own": stateful(rare),
+    "next of a loader": stateful(loader),
+    "numpy": lambda: lambda x: float(x.numpy().mean()),
+    "tolist": lambda: lambda x: max(x[:, 0].tolist()),
+    "x[mask]": lambda: lambda x: x[x[:, 0] > 0].mean(),
+    "a cache": stateful(cached),
+    "a ContextVar": stateful(lambda: TURN.get),
+    "a long list": stateful(lambda: (lambda held: lambda: held[-1])([1.0] * 20_000)),
+}
+RIGHT = {"a cache", "a ContextVar", "a long list"}  # of which there is code
+
+
+MIXED = [INSIDE[name] for name in ("numpy", "tolist", "x[mask]")]  # whose rows are not independent
+
+
+def shifted(make):
+    shift = make()
+
+    def model(x, size=None):
+        loc = pyro.param("loc", torch.zeros(3)) + shift(x)
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    return model
+
+
+def by_run(make, compiled):
+    kind = CompiledSVI if compiled else pyro.infer.SVI
+    svi = kind(shifted(make), nothing, adam(), Trace_ELBO())
+    return svi.run(40, X).losses.tolist() if compiled else [svi.step(X) for _ in range(40)]
+
+
+def by_fit(make, compiled):
+    mixed = make in MIXED
+    options = {"batch_size": None if mixed else 5, "lr": 0.01, "seed": 3, "progress": False}
+    return fit(elbo(shifted(make)), X, steps=40, compile=compiled, **options).history["loss"]
+
+
+@pytest.mark.parametrize("way", [by_run, by_fit])
+@pytest.mark.parametrize("name", INSIDE)
+def test_blocks_of_steps_are_the_programs(name, way):
+    found = []
+    for compiled in (False, True):
+        pyro.clear_param_store()
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(0)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found.append(way(INSIDE[name], compiled))
+    ours = [w for w in said if "eagerly" in str(w.message)]
+    assert len(ours) == (name not in RIGHT), [str(w.message) for w in said]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
