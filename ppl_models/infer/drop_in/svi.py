@@ -200,7 +200,7 @@ class SVI(pyro.infer.SVI):
         zero_grads(parameters)
         return value
 
-    def run(self, num_steps: int, *args: Any, **kwargs: Any) -> SVIRun:
+    def run(self, num_steps: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Takes steps with the same arguments, and returns what they leave behind.
 
         Steps and parameters are those of `step`, with the same random numbers, up to rounding. From
@@ -215,7 +215,9 @@ class SVI(pyro.infer.SVI):
             kwargs: Those by name.
 
         Returns:
-            `params` by name, the `state` of the optimisers, and the `losses` before each step.
+            An `SVIRun`: `params` by name, the `state` of the optimisers, and the `losses` before
+            each step. With `num_samples` or `num_steps` among the arguments of `SVI` it is what
+            Pyro's `run` returns, which is deprecated.
 
         Example:
             >>> import pyro.distributions as dist
@@ -229,6 +231,9 @@ class SVI(pyro.infer.SVI):
             >>> svi.run(20, torch.ones(10)).losses.shape
             torch.Size([20])
         """
+        if self.num_samples or self.num_steps:  # which only that of Pyro has a use for
+            given = () if num_steps is None else (num_steps,)
+            return super().run(*given, *args, **kwargs)
         check_count(num_steps=num_steps)
         step = partial(super().step, *args, **kwargs)
         with poutine.trace(param_only=True) as used, Supports() as checked:
