@@ -206,8 +206,8 @@ class SVI(pyro.infer.SVI):
         Steps and parameters are those of `step`, with the same random numbers, up to rounding. From
         2,000 steps on, or with `compile=True`, they come in blocks of compiled code on the CPU
         where that is known to be right: a step of it is compared with one of Pyro's before the
-        first block, about ten times a second, and after the last; where they differ, the run goes
-        back to where they agreed, and on from there by Pyro's, with a warning.
+        first block, at first after each, later more rarely, and after the last; where they differ,
+        the run goes back to where they agreed, and on from there by Pyro's, with a warning.
 
         Arguments:
             num_steps: How many steps.
