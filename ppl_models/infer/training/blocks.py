@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Snapshot
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.batches import Chosen, InMemory, Source
+from ppl_models.infer.training.optimizers import only_schedules
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix
 
@@ -141,7 +142,7 @@ class Blocks:
             self._return_to(start)
             if self.settle():
                 self.used.clear()
-                self.loop.refused = "the schedule moves more than the learning rate"
+                self.loop.refused = "the schedule may do more than move the learning rate"
             return
         try:
             losses = self.loop.run(kind, times, rows, rates, self._weights(times))
@@ -243,6 +244,8 @@ class Blocks:
         descent = self.descent
         if not any(descent.schedulers) and not any(map(_decays, descent.optimizers)):
             return [_table([_rates(o)]).expand(times, -1) for o in descent.optimizers]
+        if not all(s is None or only_schedules(s) for s in descent.schedulers):
+            return None
         others = [_others(o) for o in descent.optimizers]
         rates: list[list[list[float]]] = [[] for _ in descent.optimizers]
         for _ in range(times):

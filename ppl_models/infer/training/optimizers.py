@@ -1,7 +1,11 @@
 """Optimisers of torch and schedules of their learning rates, made by what the user gave."""
 
+import builtins
+import dis
 import inspect
+import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -9,6 +13,11 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+# What a function of the user's may call that does nothing but compute.
+COMPUTE = {getattr(builtins, name) for name in ("abs", "float", "int", "len", "max", "min", "pow")}
+COMPUTE |= {builtins.round, builtins.sum, *filter(callable, vars(math).values())}
+WRITES = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "STORE_SUBSCR", "IMPORT_NAME", "DELETE")
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 LearningRateSchedule = Callable[..., LRScheduler]
@@ -114,6 +123,41 @@ def takes_steps(schedule: LearningRateSchedule) -> bool:
             f"Try functools.partial({kind.__name__}, {name}=...)."
         )
     return True
+
+
+def only_schedules(scheduler: Any) -> bool:
+    """Whether a scheduler is torch's own, and calls nothing of the user's that could do more.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        >>> only_schedules(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t)))
+        True
+    """
+    parts = getattr(scheduler, "_schedulers", [])
+    functions = [
+        *getattr(scheduler, "lr_lambdas", []),
+        getattr(scheduler, "_scale_fn_custom", None),
+    ]
+    return (
+        type(scheduler).__module__ == torch.optim.lr_scheduler.__name__
+        and all(map(only_schedules, parts))
+        and all(f is None or _only_computes(f) for f in functions)
+    )
+
+
+def _only_computes(value: Any) -> bool:
+    """Whether a function, or what one reads, does nothing but compute with numbers."""
+    if isinstance(value, (bool, int, float, type(None))) or value is math:
+        return True
+    if not isinstance(value, FunctionType):
+        return callable(value) and value in COMPUTE
+    instructions = list(dis.get_instructions(value))
+    scope = {**vars(builtins), **value.__globals__}
+    names = [each.argval for each in instructions if each.opname.startswith("LOAD_GLOBAL")]
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    return not any(each.opname.startswith(WRITES) for each in instructions) and all(
+        map(_only_computes, [*map(scope.get, names), *cells, *(value.__defaults__ or ())])
+    )
 
 
 def _adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 """Steps in blocks of compiled code: the numbers of single steps, or the programs themselves."""
 
+import math
 import random
 from functools import partial
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import nn
-from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, data_plate, elbo, fit
-from ppl_models.infer.compiled import loop, native
+from ppl_models.infer.compiled import loop
 from ppl_models.infer.compiled import updates as rules
+from ppl_models.infer.compiled.code import native
 from ppl_models.infer.training import blocks
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
@@ -354,6 +356,57 @@ def test_without_the_loop_in_cpp_the_code_runs_call_by_call(monkeypatch, taken):
     monkeypatch.setattr(native, "ENTRY", "of_another_version")
     assert_same(*both(lambda: elbo(*vae()), rows(), steps=20, lr=0.01))
     assert taken
+
+
+class Weighted(nn.Module):
+    """A guide whose scale a schedule sets, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc, self.scale = nn.Parameter(torch.zeros(4).double()), 1.0
+
+    def forward(self, x, size=None):
+        pyro.sample("loc", dist.Normal(self.loc, self.scale).to_event(1))
+
+
+def centred(x, size=None):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(4).double(), 1.0).to_event(1))
+    with data_plate(x, size):
+        pyro.sample("x", dist.Normal(loc.expand(len(x), 4), 1.0).to_event(1), obs=x)
+
+
+def test_a_schedule_that_sets_a_number_of_the_program_runs_step_by_step(taken):
+    """It cannot be asked for the rates of a block ahead: the number would be that of its end."""
+
+    def run(compiled):
+        pyro.clear_param_store()
+        guide = Weighted()
+
+        def falls(step):
+            guide.scale = 1.0 if step < 30 else 0.5
+            return 1.0
+
+        return fit(
+            elbo(centred, guide),
+            rows(),
+            steps=40,
+            seed=0,
+            lr=0.01,
+            compile=compiled,
+            progress=False,
+            schedule=lambda optimizer: LambdaLR(optimizer, falls),
+        )
+
+    losses = [run(compiled).history["loss"] for compiled in (True, False)]
+    np.testing.assert_allclose(*losses, rtol=1e-9)
+    assert "schedule" in taken[-1][0].loop.refused
+
+
+@pytest.mark.parametrize("rate", [lambda t: 1 / (1 + t), lambda t: math.cos(min(t, 30) / 30)])
+def test_schedules_of_lambdas_that_compute_are_a_part_of_blocks(rate, taken):
+    schedule = partial(LambdaLR, lr_lambda=rate)
+    assert_same(*both(lambda: elbo(*vae()), rows(), steps=20, lr=0.01, schedule=schedule))
+    assert taken[-1][0].loop.refused is None
 
 
 def test_a_schedule_that_moves_more_than_the_rate_runs_step_by_step(taken):
