@@ -1,10 +1,11 @@
 r"""Expectation maximisation: steps that never lower the evidence, until they no longer raise it."""
 
 import copy
+import functools
 import inspect
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -426,13 +427,20 @@ def _whole(rows: InMemory) -> tuple[Tensor, ...]:
 
 def _check_takes(model: Any, count: int) -> None:
     """Raises unless a step is one on so many tensors: another would be taken for weights."""
-    names = [n for n in inspect.signature(model.em_step).parameters if n != "sample_weight"]
+    step = model.em_step
+    names = list(_arguments(getattr(step, "__func__", step))[inspect.ismethod(step) :])
+    names = [name for name in names if name != "sample_weight"]
     if len(names) != count:
         wanted = "rows alone" if len(names) == 1 else f"({', '.join(names)})"
         raise ValueError(
             f"data: expected {len(names)} tensor(s), as {type(model).__name__}.em_step takes, got "
             f"{count}. Try {wanted}; weights of rows are sample_weight, and labels are not taken."
         )
+
+
+@functools.lru_cache(maxsize=64)  # a look at a signature takes longer than a step of few rows
+def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def _check_alone(tensors: tuple[Tensor, ...]) -> None:

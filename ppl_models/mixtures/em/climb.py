@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.mixtures import expectation
-from ppl_models.mixtures.expectation import (
+from ppl_models.mixtures.em import expectation
+from ppl_models.mixtures.em.expectation import (
     Statistics,
     coefficients,
     expected_sums,
@@ -146,6 +146,13 @@ class Steps:
             return None
         self.now, self.sums, self.before = now, sums, None
         return found
+
+    def keep(self, restarts: list[int]) -> None:
+        """Goes on with some of the restarts, where the floor is the same for all."""
+        if self.now is not None and self.sums is not None:
+            theta, shared = self.now
+            self.now = Coefficients(theta[restarts], None if shared is None else shared[restarts])
+            self.sums, self.before = self.sums[restarts], None
 
     def _expected(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         """The mean log evidence, (R,), and the expected sums, (R, K, P)."""
