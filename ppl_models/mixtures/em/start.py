@@ -43,6 +43,7 @@ def begin(model: Any, x: Tensor, sample_weight: Tensor | None) -> None:
     if len(x) > few:
         distance = torch.cat([scaled(part).square_().sum(1) for part in x.split(MANY)])
         chosen, share = coreset(distance, few, weight)
+    torch.randn(model.locs.shape[-2:])  # so that seeded starts stay those of earlier versions
     one, some = model._alone().to(x.device), scaled(x[chosen])
     try:
         labels = _candidates(model, some, share)
@@ -62,7 +63,7 @@ def _candidates(model: Any, x: Tensor, weight: Tensor | None) -> list[Tensor]:
     components, starts = model.locs.shape[-2], model.logits.shape[:-1].numel()  # K, R
     found = []
     for _ in range(starts):  # in turn, so that more starts begin as fewer do
-        raw, refined = seeds(x, components, CANDIDATES, weight).chunk(2)
+        raw, refined = (seeds(x, components, CANDIDATES // 2, weight) for _ in range(2))
         found.append(torch.cat([lloyd(x, raw, 0, weight), lloyd(x, refined, 100, weight)]))
     return found
 
