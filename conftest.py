@@ -1,13 +1,31 @@
 """What all tests and doctests share: the same seed and an empty store of parameters before each."""
 
+import gc
+import random
+from collections.abc import Iterator
+
+import numpy as np
 import pyro
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
+# Without a GPU, `torch.manual_seed` writes down the stack for each kind that there might be.
+SEED = (
+    torch.manual_seed if torch.cuda.is_available() else torch.random.default_generator.manual_seed
+)
+
+
+def pytest_collection_finish() -> None:
+    """A million objects that stay are not looked at again with each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    pyro.set_rng_seed(0)
+def seeded() -> Iterator[None]:
+    SEED(0), random.seed(0), np.random.seed(0)
     pyro.clear_param_store()
+    yield
+    # All tests after it would take several times as long, where workers take all cores.
+    assert torch.get_num_threads() == 1, "a test left torch with more threads than one"

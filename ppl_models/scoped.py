@@ -71,7 +71,10 @@ def kept_rng(device: torch.device) -> Iterator[None]:
 def own_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Draws from generators seeded with `seed`, and leaves the others as they were."""
     with kept_rng(device):
-        torch.manual_seed(seed)
+        if device.type == "cpu":  # those of GPUs, which are not kept, stay as they are
+            torch.random.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         yield
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ppl_models
+
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "ppl_models"
 
@@ -198,3 +200,17 @@ def test_there_is_one_training_loop():
     """Only descent calls backward, and `SVI.step`, whose loop is its caller's, as in Pyro."""
     loops = [path for path in ROOT.glob("ppl_models/**/*.py") if ".backward()" in path.read_text()]
     assert {path.name for path in loops} == {"descent.py", "svi.py"}
+
+
+def test_the_second_run_of_continuous_integration_knows_what_is_of_arviz():
+    """A public function that makes or takes its groups is named by the tests that are chosen."""
+    (chosen,) = re.findall(r"differs='(.*)'", (ROOT / ".ci/run").read_text())
+    groups = r"import (arviz|xarray)|infer\.evidence\.(arviz|groups) import"
+    whole = {HOUSE / "infer" / "evidence", HOUSE / "infer" / "selection"}  # folders of tests
+    for path in (p.values[0] for p in PRODUCT):
+        if path.stem in HALL or not re.search(groups, path.read_text()):
+            continue
+        names = [name.split(":")[0] for name in functions(path)]
+        public = {name for name in names if name in ppl_models.__all__}
+        assert public or path.parent in whole, path
+        assert all(re.search(chosen, f"{name}(") for name in public), (path, public)

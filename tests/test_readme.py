@@ -18,7 +18,7 @@ def blocks(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("path", "epochs"),
-    [(README, 100), pytest.param(DESIGN, 10, marks=pytest.mark.slow)],
+    [(README, 50), pytest.param(DESIGN, 10, marks=pytest.mark.slow)],
     ids=["README", "DESIGN"],
 )
 def test_code_runs(path, epochs, capsys):

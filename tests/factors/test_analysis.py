@@ -363,8 +363,8 @@ def test_small_matrices_are_left_to_one_thread_and_the_others_come_back(method, 
         with one_thread(LITTLE):
             assert {torch.get_num_threads(), *threads_of_numpy()} == {2}
     finally:
+        numpy.restore_original_limits()  # of torch, too
         torch.set_num_threads(before)
-        numpy.restore_original_limits()
 
 
 # --- noise that would vanish ----------------------------------------------------------------

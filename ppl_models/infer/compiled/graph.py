@@ -10,10 +10,11 @@ attributes, in its closure or among its globals has changed, or a parameter was 
 whose graph is another with other draws (an `if` on a value, a random number of sites) run eagerly,
 and so does all that cannot be traced. Where there is no compiler, the graph runs as it was traced,
 with the same numbers bit for bit. Loss and gradient of a graph are compared with the eager ones
-under the same random numbers before it is first used, and again every `CHECK_EVERY` steps.
+under the same random numbers before it is first used, and again at random moments.
 """
 
 import math
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
@@ -25,9 +26,12 @@ from typing import Any, NamedTuple, Protocol
 import pyro
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_models.infer.compiled.waits import tidy, varies_on_host, without_waits
@@ -40,7 +44,8 @@ from ppl_models.scoped import (
 )
 from ppl_models.user_line import warn
 
-CHECK_EVERY = 1000  # steps between two comparisons with the eager loss
+CHECK_EVERY = 1000  # steps between two comparisons with the eager loss, in the mean
+OFTEN = 200  # where anything may happen between two steps
 SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
@@ -52,6 +57,7 @@ UNSTEADY = (
     "counts outside of torch"
 )
 HOST = "it draws random numbers from the generator of Python or NumPy, which code would hold fast"
+OUTSIDE = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 # Folders whose lines are not the user's.
 OWN = (
     *(str(Path(str(library.__file__)).parent) for library in (torch, pyro)),
@@ -65,6 +71,7 @@ class Graph(NamedTuple):
     run: Callable[..., Tensor]
     watch: Watch
     calls: list[int]  # one number: how often it ran
+    moments: "Moments"  # of comparisons
     tensors: list[Tensor] = []  # which it reads besides its inputs
     on_host: bool = False  # whether something on the host differs from call to call
 
@@ -74,7 +81,34 @@ class Graph(NamedTuple):
 
     def due(self) -> bool:
         """Whether it is time to compare it with the eager loss."""
-        return self.calls[0] % CHECK_EVERY == 0
+        return self.calls[0] >= self.moments.next
+
+
+class Moments:
+    """When code is compared with its program: a generator of its own says it, from torch's seed.
+
+    Arguments:
+        often: Whether to begin at the second step, and to go on once in `OFTEN` steps at last.
+    """
+
+    def __init__(self, often: bool) -> None:
+        self.often, self.random = often, random.Random(torch.initial_seed())
+        self.last = 0  # by the number of steps
+        self.next = 1 if often else self._later()
+
+    def passed(self, steps: int) -> None:
+        """Takes note of a comparison that was right, after so many steps."""
+        self.last = steps
+        if self.often:
+            self.next = steps + self.random.randint(1, 2 * min(max(steps, 1), OFTEN))
+        else:
+            self.next = steps + self._later()
+
+    def _later(self) -> int:
+        return self.random.randint(CHECK_EVERY // 2, 3 * CHECK_EVERY // 2)
+
+
+Numbers = list[tuple[str, Tensor | None]]  # by names
 
 
 class Trainable(Protocol):
@@ -95,10 +129,13 @@ class Compiled:
         objective: What is descended.
         stored: The names of parameters in Pyro's store that it reads, besides those that its
             programs have found there. Names may come and go.
+        often: Whether anything may happen between two calls, so that comparisons come often.
     """
 
-    def __init__(self, objective: Trainable, stored: Collection[str] = ()) -> None:
-        self.objective, self.stored = objective, stored
+    def __init__(
+        self, objective: Trainable, stored: Collection[str] = (), often: bool = False
+    ) -> None:
+        self.objective, self.stored, self.often = objective, stored, often
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
@@ -142,9 +179,9 @@ class Compiled:
     ) -> Tensor:
         """Returns the loss by a graph, by a new one where there is none."""
         if graph is None:
-            graph = self._new_graph(key, evaluate, inputs)
-        elif graph.due() and (wrong := self._difference(evaluate, graph.run, inputs)):
-            self.give_up(f"after {graph.calls[0]} steps {wrong}")
+            graph = self.new_graph(key, evaluate, inputs)
+        elif graph.due():
+            self.judge(graph, self._difference(evaluate, graph.run, inputs))
         if self.reason is not None or graph is None:
             return evaluate(*inputs)
         graph.calls[0] += 1
@@ -167,9 +204,12 @@ class Compiled:
         with warnings.catch_warnings(), _validation_kept():
             warnings.simplefilter("ignore")  # of the compiler; the program's own were seen before
             try:
-                watch = self._found().watch
+                finder = self._found()
+                watch = finder.watch
+                if refused := finder.moving or (finder.too_long if self.often else None):
+                    raise ValueError(refused)
                 traced, read = self._trace(evaluate, inputs)
-                watch += [(partial(getattr, x, "_version"), x._version) for x in read]
+                watch += [entry for x in read for entry in _value(x)]
                 wrong = self._unsteady(evaluate, inputs)
                 wrong = wrong or self._difference(evaluate, traced, inputs)
             except Exception as error:  # whatever a program does that a trace cannot hold
@@ -193,9 +233,35 @@ class Compiled:
             slopes = torch.autograd.grad(graph(*inputs), list(parameters), allow_unused=True)
         return [p for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
 
-    def _new_graph(
+    def judge(self, graph: Graph, wrong: str | None) -> None:
+        """Goes on with a graph that was compared, or gives up."""
+        if not wrong:
+            graph.moments.passed(graph.calls[0])
+            return
+        right = graph.moments.last
+        self.reason = f"after {graph.calls[0]} steps {wrong}"
+        self.graphs.clear()
+        warn(
+            f"{self.objective.name}: it runs eagerly, not compiled, from now on: {self.reason}. "
+            f"The two agreed after {right} steps; those since then may have been wrong: something "
+            f"that the program depends on has changed unseen. Try compile=False."
+        )
+
+    def compared(
+        self,
+        found: Numbers,
+        ours: Numbers,
+        evaluate: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+    ) -> str | None:
+        """What differs between numbers of a graph and those of a step of the program itself."""
+        noise = partial(self._rounding, evaluate, inputs)
+        return _far(ours, found, self._tolerance(ours), noise)
+
+    def new_graph(
         self, key: Any, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Graph | None:
+        """The loss as code; None where that cannot be."""
         found = self.trace(key, evaluate, inputs)
         if found is None:
             return None
@@ -212,7 +278,7 @@ class Compiled:
         on_host = varies_on_host(traced, self._device(), self._found().tensors)
         nodes = traced.graph.find_nodes(op="get_attr")
         tensors = [x for n in nodes if isinstance(x := getattr(traced, str(n.target)), Tensor)]
-        graph = self.graphs[key] = Graph(run, watch, [0], tensors, on_host)
+        graph = self.graphs[key] = Graph(run, watch, [0], Moments(self.often), tensors, on_host)
         return graph
 
     def _compile(
@@ -240,7 +306,9 @@ class Compiled:
                 tracer = make_fx(evaluate, pre_dispatch=True, _allow_non_fake_inputs=True)
                 # Tensors of their own: one that comes twice, or that the program also knows by
                 # another way, would be taken for the same in the calls to come.
-                with reads:
+                # One mode for the shapes of all operations: one for each, with the lines of Python
+                # that led there, would take half of the time.
+                with reads, _Outside(), tracing(TracingContext(FakeTensorMode())):
                     graphs.append(tracer(*(x.detach() for x in inputs)))
         first, second = graphs
         if first.code != second.code:
@@ -248,6 +316,8 @@ class Compiled:
                 "the graph is another with other draws: control flow, the number or the shapes of "
                 "sites, depend on values" + _where_they_part(first, second)
             )
+        if sized := next((n for n in first.graph.nodes if _is_sized_by_values(n)), None):
+            raise ValueError(f"the shape of {sized.name!r} depends on values")
         self.halved = any(_dtype(node) in HALVES for node in first.graph.nodes)
         tidy(first, device, self._found().tensors)
         return first, reads.tensors
@@ -265,56 +335,47 @@ class Compiled:
         inputs: tuple[Tensor, ...],
     ) -> str | None:
         """What differs between a graph and the eager loss, with the same random numbers."""
-        ours, others = (self._numbers(loss, inputs) for loss in (evaluate, run))
-        kinds = {x.dtype for _, x in ours if x is not None and x.is_floating_point()}
-        tolerance = HALF if self.halved else max(TOLERANCE.get(kind, HALF) for kind in kinds)
-        pairs = [(name, a, b) for (name, a), (_, b) in zip(ours, others, strict=True)]
-        far = [n for n, (_, a, b) in enumerate(pairs) if not _close(a, b, tolerance)]
-        if far:  # near an optimum a gradient is as small as its rounding
-            noise = self._rounding(evaluate, inputs, ours)
-        for n in far:
-            name, a, b = pairs[n]
-            if a is None or b is None or not _distance(a, b) <= NOISE * noise[n]:
-                return (
-                    f"its graph has another {name} than the program itself, with the same random "
-                    f"numbers"
-                )
-        return None
+        ours, others = (self.numbers(loss, inputs) for loss in (evaluate, run))
+        noise = partial(self._rounding, evaluate, inputs)
+        return _far(ours, others, self._tolerance(ours), noise)
+
+    def _tolerance(self, numbers: Numbers) -> float:
+        kinds = {x.dtype for _, x in numbers if x is not None and x.is_floating_point()}
+        return HALF if self.halved else max(TOLERANCE.get(kind, HALF) for kind in kinds)
 
     def _unsteady(self, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> str | None:
         """What differs between two runs of the program with the same random numbers of torch."""
-        first, second = (self._numbers(evaluate, inputs) for _ in range(2))
+        first, second = (self.numbers(evaluate, inputs) for _ in range(2))
         for (name, a), (_, b) in zip(first, second, strict=True):
             if a is not None and b is not None and not _is_repeated(a, b):
                 return UNSTEADY.format(name)
         return None
 
-    def _numbers(
-        self, loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> list[tuple[str, Tensor | None]]:
+    def numbers(self, loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Numbers:
         """All that a loss gives: itself, its gradient, and what is held, afterwards."""
-        parameters = self._parameters()
+        parameters = self.parameters()
         with self.untouched(inputs):
             value = loss(*inputs)
             slopes = torch.autograd.grad(value, parameters, allow_unused=True)
-            found = self._found()
-            buffers = [b.clone() for b in found.buffers()]
-            held = [x.detach().clone() for x in found.tensors if x.numel() <= SMALL]
-        return [
-            ("loss", value.detach()),
-            *(("gradient", slope) for slope in slopes),
-            *(("buffers", buffer) for buffer in buffers),
-            *(("tensor that it holds", tensor) for tensor in held),
-        ]
+            held = self.held()
+        return [("loss", value.detach()), *(("gradient", slope) for slope in slopes), *held]
+
+    def held(self) -> Numbers:
+        """What is held, besides parameters, as it is now."""
+        found = self._found()
+        small = [x for x in found.tensors if x.numel() <= SMALL]
+        named = [*(("buffers", b) for b in found.buffers())]
+        named += [("tensor that it holds", x) for x in small]
+        return [(name, x.detach().clone()) for name, x in named]
 
     def _rounding(
         self,
         evaluate: Callable[..., Tensor],
         inputs: tuple[Tensor, ...],
-        numbers: list[tuple[str, Tensor | None]],
+        numbers: Numbers,
     ) -> list[float]:
         """How far each number moves where the last digits of the parameters do."""
-        parameters = self._parameters()
+        parameters = self.parameters()
         kept = [p.detach().clone() for p in parameters]
         slopes = [x.norm().item() for name, x in numbers if name == "gradient" and x is not None]
         floor = torch.finfo(parameters[0].dtype).eps * math.hypot(*slopes)
@@ -323,7 +384,7 @@ class Compiled:
             try:
                 for p in parameters:
                     p.data.add_(sign * torch.finfo(p.dtype).eps * (1 + p.data.abs()))
-                moved = self._numbers(evaluate, inputs)
+                moved = self.numbers(evaluate, inputs)
             finally:
                 for p, before in zip(parameters, kept, strict=True):
                     p.data.copy_(before)
@@ -336,7 +397,7 @@ class Compiled:
         """The buffers of the modules that run."""
         return self._found().buffers()
 
-    def _parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Tensor]:
         return [p for _, p in self.objective.named_parameters() if p.requires_grad]
 
     @contextmanager
@@ -398,9 +459,55 @@ class _Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Outside(TorchFunctionMode):
+    """Raises where a program takes numbers out of torch, of which a trace knows nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in OUTSIDE:
+            raise ValueError(f"Tensor.{func.__name__} reads the values of a tensor outside torch")
+        return func(*args, **(kwargs or {}))
+
+
+def _value(tensor: Tensor) -> Watch:
+    """What must stay as it is of a tensor that was read as a number."""
+    watch: Watch = [(partial(getattr, tensor, "_version"), tensor._version)]
+    if tensor.is_cpu:  # which `tensor.data.fill_` changes unseen
+        watch.append((partial(torch.equal, tensor, tensor.detach().clone()), True))
+    return watch
+
+
+def _is_sized_by_values(node: Node) -> bool:
+    """Whether an operation gives as many numbers as values say, such as `x[mask]`."""
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    indices: Any = node.args[1]
+    return any(_dtype(n) in (torch.bool, torch.uint8) for n in indices if isinstance(n, Node))
+
+
 def _dtype(node: Node) -> torch.dtype | None:
     value = node.meta.get("val")
     return value.dtype if isinstance(value, Tensor) else None
+
+
+def _far(
+    ours: Numbers, others: Numbers, tolerance: float, noise: Callable[[Numbers], list[float]]
+) -> str | None:
+    """What differs by more than rounding between a program and its graph."""
+    pairs = [(name, a, b) for (name, a), (_, b) in zip(ours, others, strict=True)]
+    far = [n for n, (_, a, b) in enumerate(pairs) if not _close(a, b, tolerance)]
+    moves = noise(ours) if far else []  # near an optimum a gradient is as small as its rounding
+    for n in far:
+        name, a, b = pairs[n]
+        if a is None or b is None or not _distance(a, b) <= NOISE * moves[n]:
+            return (
+                f"its graph has another {name} than the program itself, with the same random "
+                f"numbers"
+            )
+    return None
 
 
 def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:

@@ -26,6 +26,7 @@ from ppl_models.infer.compiled.watch import Watch, holds
 LONGEST = 2**14  # steps of a block
 WORK = 1e9  # in a block, about a tenth of a second: see `_length`
 ENTRIES = 2**20  # of a table of rows
+PATIENCE = 16  # blocks between two comparisons at most: twice as many after each
 
 # Adam moves a parameter as far for a gradient of nearly zero as for others, in a direction that
 # is rounding. Its moments follow from gradients alone, and are compared more closely.
@@ -145,10 +146,10 @@ class Loop:
         step = kind.step
         if step.chooses:
             step.tables["rows"][:times] = rows
-        for pack, table in zip(step.packs, step.tables["rates"], strict=True):
+        for pack, table in zip(step.packs, step.tables["numbers"], strict=True):
             n = self.optimizers.index(pack.optimizer)
             group = next(g for g, x in enumerate(pack.optimizer.param_groups) if x is pack.group)
-            table[:times] = rates[n][:, group]
+            table[:times] = pack.numbers(rates[n][:, group])
         if weights is not None:
             step.tables["weights"][:times] = weights
         return step.run(times)
@@ -251,24 +252,30 @@ class Move(NamedTuple):
             return self._mostly_near(other)
         if not self.after.is_floating_point():
             return torch.equal(self.after, other.after)
-        size = (self.after.double() - self.before.double()).norm().item()
-        rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + self.after.double().norm().item())
+        size = _norm(self.after - self.before)
+        rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + _norm(self.after))
         return self.distance(other) <= self.tolerance * size + rounding
 
     def _mostly_near(self, other: "Move") -> bool:
         """Whether half of the numbers or more are near: a wrong rule is wrong for all."""
-        size = (self.after.double() - self.before.double()).abs()
-        rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + self.after.double().abs())
-        apart = (self.after.double() - other.after.double()).abs()
-        return bool((apart <= FOLLOWS * self.tolerance * size + rounding).double().mean() >= 0.5)
+        allowed = (self.after - self.before).abs_().mul_(FOLLOWS * self.tolerance)
+        allowed.add_(self.after.abs().add_(1), alpha=8 * torch.finfo(self.after.dtype).eps)
+        near = (self.after - other.after).abs_() <= allowed
+        return int(near.count_nonzero()) >= near.numel() / 2
 
     def distance(self, other: "Move") -> float:
-        return (self.after.double() - other.after.double()).norm().item()
+        return _norm(self.after - other.after)
 
     def change(self, other: "Move") -> float:
         """How far a step from other parameters changes it otherwise."""
-        first, second = (x.after.double() - x.before.double() for x in (self, other))
-        return (first - second).norm().item()
+        first, second = (x.after - x.before for x in (self, other))
+        return _norm(first - second)
+
+
+def _norm(x: Tensor) -> float:
+    """Its norm, summed in double precision."""
+    x = x if x.is_floating_point() else x.double()
+    return torch.linalg.vector_norm(x, dtype=torch.float64).item()
 
 
 class Snapshot:
@@ -330,8 +337,8 @@ def _known(
 def _length(graphs: Sequence[GraphModule], width: int) -> int:
     """The number of steps of a block, a power of two, by what there is to compute.
 
-    An operation counts as much as 300 products of numbers in matrices, and each number that it
-    gives as 4. No clock is asked: a run is the same each time.
+    An operation counts 300, each number that it gives 4, and eight products of numbers in matrices
+    1. No clock is asked: a run is the same each time.
     """
     work = 0.0
     for node in (node for graph in graphs for node in graph.graph.nodes):
@@ -341,6 +348,6 @@ def _length(graphs: Sequence[GraphModule], width: int) -> int:
         if any(name in str(node.target) for name in ("mm", "linear", "matmul", "conv")):
             read = [n.meta.get("val") for n in node.all_input_nodes]
             sizes = [x.numel() for x in read if isinstance(x, Tensor)][:2]
-            work += math.sqrt(math.prod(sizes) * max(numbers, 1))
+            work += math.sqrt(math.prod(sizes) * max(numbers, 1)) / 8
     most = min(LONGEST, WORK / work, ENTRIES / max(width, 1))
     return 2 ** max(int(math.log2(max(most, 1))), 0)

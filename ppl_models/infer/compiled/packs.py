@@ -84,6 +84,16 @@ class Pack:
                 torch.autograd.graph.increment_version(self.live(name))
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters[0].dtype
+
+    def numbers(self, rates: Tensor) -> Tensor:
+        """What the rule reads in the next steps, from their learning rates, `(T,)`: `(T, N)`."""
+        start = self.count if self.rule.counts else None
+        counts = torch.arange(1, len(rates) + 1, dtype=torch.float64) + (start or 0.0)
+        return torch.stack(self.rule.numbers(rates.double(), counts, self.group), -1)
+
+    @property
     def count(self) -> float | None:
         """How many steps were taken; None where that differs between parameters."""
         counts = [self.optimizer.state[p]["step"] for p in self.parameters]

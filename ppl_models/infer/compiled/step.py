@@ -3,8 +3,8 @@ r"""A whole training step as one flat graph: rows, losses, gradients, optimisers
 The losses come as graphs that were traced from the programs. Their parameters become inputs, and
 what follows from a loss is traced once more, so that a step is one list of operations, without any
 of Python's: all that lasts is written into its inputs. What differs from step to step is read from
-tables at a place that the step itself moves on: the rows of the batch, the learning rates, the
-weight of an average; there the losses are written, too.
+tables at a place that the step itself moves on: the rows of the batch, the numbers of the
+optimisers, the weight of an average; there the losses are written, too.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ppl_models.infer.compiled.native import Native
+from ppl_models.infer.compiled.code.native import Native
+from ppl_models.infer.compiled.code.products import multiply_by_wide_vectors
+from ppl_models.infer.compiled.code.small import make_small_once
+from ppl_models.infer.compiled.code.solves import solve_here
 from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
 
 
@@ -73,9 +76,8 @@ class Step:
         self.tables: dict[str, Any] = {
             "place": torch.zeros((), dtype=torch.int64),
             "rows": rows.new_zeros(length, len(rows)) if chooses else rows.clone(),
-            "rates": [table.clone() for _ in self.packs],
+            "numbers": [pack.numbers(table).to(pack.dtype) for pack in self.packs],
             "weights": table.clone(),  # of what is new in an average
-            "counts": [torch.zeros_like(table[0]) for _ in self.packs],
             "losses": [torch.zeros(length, dtype=turn.dtype) for turn in turns],
         }
         flat, form = self._inputs()
@@ -86,6 +88,9 @@ class Step:
             raise ValueError("a program writes into its rows")
         # What programs hold and write into, besides parameters.
         self.written = [x for x in written if id(x) in self.others]
+        make_small_once(graph)
+        multiply_by_wide_vectors(graph)
+        solve_here(graph)
         _draw_as_torch_does(graph)
         for node in graph.graph.nodes:
             node.meta.clear()  # of another trace
@@ -94,9 +99,6 @@ class Step:
     def run(self, times: int) -> list[Tensor]:
         """Takes steps, and returns the losses before each, by objectives: `(times,)`."""
         self.tables["place"].zero_()
-        for pack, count in zip(self.packs, self.tables["counts"], strict=True):
-            if pack.rule.counts:
-                count.fill_(pack.count)
         self.native(times, self._inputs()[0])
         for pack in self.packs:
             pack.store()
@@ -129,10 +131,9 @@ class Step:
             losses.index_put_((place,), loss.detach())
             slopes = slopes if turn.clip is None else _clipped(slopes, turn.clip)
             for n, slope in zip(mine, slopes, strict=True):
-                rate = tables["rates"][n].index_select(0, place).squeeze(0)
-                tables["counts"][n].add_(1)
+                numbers = tables["numbers"][n].index_select(0, place).squeeze(0).unbind()
                 pack, own = self.packs[n], kept[n]
-                pack.rule.move(own[PARAMETER], own, slope, rate, tables["counts"][n], pack.group)
+                pack.rule.move(own[PARAMETER], own, slope, numbers, pack.group)
         weight = tables["weights"].index_select(0, place).squeeze(0)
         for own in kept:
             if AVERAGE in own:

@@ -8,8 +8,9 @@ With the gradient :math:`g`, its number :math:`t` and the learning rate :math:`\
     \theta \leftarrow \theta -
     \frac{\eta}{1 - \beta_1^t} \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-each as the optimiser of the same name does. Learning rates and counts are inputs; all other
-settings are constants of the code.
+each as the optimiser of the same name does. What is the same for all parameters, such as
+:math:`\eta / (1 - \beta_1^t)`, is reckoned ahead for all steps of a block, and is an input; all
+other settings are constants of the code.
 
 References:
     | Adam (Kingma & Ba, 2015), https://arxiv.org/abs/1412.6980
@@ -17,7 +18,7 @@ References:
     | https://arxiv.org/abs/1711.05101
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,9 @@ class Rule(NamedTuple):
 
     slots: tuple[str, ...]  # names of the tensors that it keeps
     counts: bool  # whether it counts its steps
-    move: Callable[[Tensor, Slots, Tensor, Tensor, Tensor, Settings], None]
+    # What is one number for all parameters, for steps with these rates and counts, each `(T,)`.
+    numbers: Callable[[Tensor, Tensor, Settings], list[Tensor]]
+    move: Callable[[Tensor, Slots, Tensor, Sequence[Tensor], Settings], None]
 
 
 def rule_of(optimizer: torch.optim.Optimizer, group: Settings) -> Rule | None:
@@ -44,11 +47,11 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Settings) -> Rule | None:
         return None
     kind = type(optimizer)
     if kind in (torch.optim.Adam, torch.optim.AdamW) and not group["amsgrad"]:
-        return Rule(("exp_avg", "exp_avg_sq"), True, _adam)
+        return Rule(("exp_avg", "exp_avg_sq"), True, _adam_numbers, _adam)
     if kind is ClippedAdam:
-        return Rule(("exp_avg", "exp_avg_sq"), True, _clipped_adam)
+        return Rule(("exp_avg", "exp_avg_sq"), True, _clipped_adam_numbers, _clipped_adam)
     if kind is torch.optim.SGD:
-        return Rule(("momentum_buffer",) if group["momentum"] else (), False, _sgd)
+        return Rule(("momentum_buffer",) if group["momentum"] else (), False, _sgd_numbers, _sgd)
     return None
 
 
@@ -58,43 +61,56 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
+def _adam_numbers(rates: Tensor, counts: Tensor, settings: Settings) -> list[Tensor]:
+    one, two = settings["betas"]
+    decays = 1 - rates * settings["weight_decay"]
+    return [rates / (1 - one**counts), (1 - two**counts).rsqrt(), decays]
+
+
 def _adam(
-    p: Tensor, kept: Slots, slope: Tensor, rate: Tensor, count: Tensor, settings: Settings
+    p: Tensor, kept: Slots, slope: Tensor, numbers: Sequence[Tensor], settings: Settings
 ) -> None:
     mean, square = kept["exp_avg"], kept["exp_avg_sq"]
-    one, two = settings["betas"]
+    (one, two), (size, root, decays) = settings["betas"], numbers
     slope = -slope if settings["maximize"] else slope
     decay = settings["weight_decay"]
     if settings.get("decoupled_weight_decay"):
-        p.mul_((1 - rate * decay).to(p.dtype))
+        p.mul_(decays)
     elif decay:
         slope = slope + decay * p
     mean.lerp_(slope, 1 - one)
     square.mul_(two).addcmul_(slope, slope, value=1 - two)
-    size = (rate / _debias(one, count)).to(p.dtype)
-    root = _debias(two, count).sqrt().to(p.dtype)
-    p.sub_(size * mean / (square.sqrt() / root + settings["eps"]))
+    p.sub_(size * mean / (square.sqrt() * root + settings["eps"]))
+
+
+def _clipped_adam_numbers(rates: Tensor, counts: Tensor, settings: Settings) -> list[Tensor]:
+    one, two = settings["betas"]
+    return [rates * (1 - two**counts).sqrt() / (1 - one**counts)]
 
 
 def _clipped_adam(
-    p: Tensor, kept: Slots, slope: Tensor, rate: Tensor, count: Tensor, settings: Settings
+    p: Tensor, kept: Slots, slope: Tensor, numbers: Sequence[Tensor], settings: Settings
 ) -> None:
     """Pyro's, whose learning rate has been lowered before."""
     mean, square = kept["exp_avg"], kept["exp_avg_sq"]
-    one, two = settings["betas"]
+    (one, two), (size,) = settings["betas"], numbers
     slope = slope.clamp(-settings["clip_norm"], settings["clip_norm"])
     if settings["weight_decay"]:
         slope = slope + settings["weight_decay"] * p
     mean.mul_(one).add_(slope, alpha=1 - one)
     spread = slope - mean if settings["centered_variance"] else slope
     square.mul_(two).addcmul_(spread, spread, value=1 - two)
-    size = (rate * _debias(two, count).sqrt() / _debias(one, count)).to(p.dtype)
     p.sub_(size * mean / (square.sqrt() + settings["eps"]))
 
 
+def _sgd_numbers(rates: Tensor, counts: Tensor, settings: Settings) -> list[Tensor]:
+    return [rates]
+
+
 def _sgd(
-    p: Tensor, kept: Slots, slope: Tensor, rate: Tensor, count: Tensor, settings: Settings
+    p: Tensor, kept: Slots, slope: Tensor, numbers: Sequence[Tensor], settings: Settings
 ) -> None:
+    (rate,) = numbers
     slope = -slope if settings["maximize"] else slope
     if settings["weight_decay"]:
         slope = slope + settings["weight_decay"] * p
@@ -102,8 +118,4 @@ def _sgd(
         buffer = kept["momentum_buffer"]
         buffer.mul_(momentum).add_(slope, alpha=1 - settings["dampening"])
         slope = slope + momentum * buffer if settings["nesterov"] else buffer
-    p.sub_(rate.to(p.dtype) * slope)
-
-
-def _debias(decay: float, count: Tensor) -> Tensor:
-    return 1 - torch.pow(torch.full_like(count, decay), count)
+    p.sub_(rate * slope)

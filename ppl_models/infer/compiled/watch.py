@@ -6,14 +6,16 @@ They are found once, and looked at before each use of the graph.
 """
 
 import argparse
+import contextvars
 import functools
+import os
+import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from operator import is_
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,15 @@ from ppl_models.infer.programs.pyro_internals import stored
 SCALARS = (bool, int, float, complex, str, type(None))
 LONG = 100  # entries of a container, beyond which they are looked at in one go
 MOST = 10_000  # beyond which only their number is watched
-LIBRARIES = ("torch", "pyro", "ppl_models", "guides", *sys.stdlib_module_names)
+LIBRARIES = {"torch", "pyro", "ppl_models", "guides", *sys.stdlib_module_names}
+LIBRARIES |= {"numpy", "scipy", "pandas", "sklearn", "torchvision", "zuko", "matplotlib", "tqdm"}
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
-INSTALLED = str(Path(torch.__file__).parents[1])
+VALUES = (*SCALARS, Tensor, np.ndarray)  # what is watched of a library's own
+ENVIRONMENT = {"environ", "environb", "getenv"}
 ENTRIES = {"forward", "__call__"}  # methods that are called without their name
 INTERNAL = frozenset(vars(nn.Module()))  # how torch keeps what a module has
+
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 Watch = list[tuple[Callable[[], Any], Any]]
 
@@ -64,9 +70,13 @@ class Finder:
             self.watch: Watch = []
             self.modules: list[nn.Module] = []
             self.tensors: list[Tensor] = []
+            self.too_long: str | None = None  # why it would take too long to look at all, if so
+            self.moving: str | None = None  # what moves on when it is read, if so
             self._seen: dict[int, Any] = {}  # kept, so that no other object gets the same id
             self._find(objective)
             self._stored(stored)
+        if self._names & ENVIRONMENT:
+            self.watch.append((partial(_is_equal, os.environ, dict(os.environ)), True))
 
     def _find(self, objective: Any) -> None:
         self._scalars(vars(objective))
@@ -119,8 +129,11 @@ class Finder:
         self.watch.append((partial(getattr, tensor, "requires_grad"), tensor.requires_grad))
 
     def _namespace(self, module: types.ModuleType) -> None:
-        if not _of_library(module):
-            self._all(vars(module), self._names & vars(module).keys())
+        own = vars(module)
+        named = self._names & own.keys()
+        if _of_library(module):
+            named = {n for n in named if isinstance(own[n], VALUES)}
+        self._all(own, named)
 
     def _own_class(self, kind: type) -> None:
         if not _of_library(kind):
@@ -132,6 +145,8 @@ class Finder:
             self._all(mapping, list(mapping))
         elif len(mapping) <= MOST:
             self._long(mapping.values, list(mapping.values()))
+        else:
+            self._say_too_long(mapping)
 
     def _list(self, values: list[Any] | deque[Any]) -> None:
         self.watch.append((values.__len__, len(values)))
@@ -140,6 +155,12 @@ class Finder:
                 self._note(partial(_entry, values, n), entry)
         elif len(values) <= MOST:
             self._long(partial(iter, values), list(values))
+        else:
+            self._say_too_long(values)
+
+    def _say_too_long(self, values: Any) -> None:
+        kind = type(values).__name__
+        self.too_long = f"it holds a {kind} of {len(values)} entries, which may change unseen"
 
     def _tuple(self, values: tuple[Any, ...]) -> None:
         for entry in values[:LONG]:
@@ -151,6 +172,18 @@ class Finder:
     def _array(self, array: np.ndarray) -> None:
         if array.size <= MOST:
             self.watch.append((partial(_unchanged, array, array.tobytes()), True))
+        else:
+            self._say_too_long(array)
+
+    def _iterator(self, value: Any) -> None:
+        kind = type(value).__name__
+        self.moving = f"it holds a {kind}, of which code would hold the next value fast"
+
+    def _variable(self, variable: contextvars.ContextVar[Any]) -> None:
+        self._note(partial(variable.get, None), variable.get(None))
+
+    def _wrapped(self, function: Any) -> None:
+        self._visit(function.__wrapped__)
 
     def _method(self, method: types.MethodType) -> None:
         self._visit(method.__func__)
@@ -184,6 +217,8 @@ class Finder:
             self._all(mapping, list(mapping))
         own = vars(module)
         self._scalars(own)
+        tensors = [n for n, value in own.items() if isinstance(value, (Tensor, np.ndarray))]
+        self._all(own, [n for n in tensors if not n.startswith("_")])  # those are its caches
         self._all(own.get("_pyro_samples", {}), own.get("_pyro_samples", {}))
         if not _of_library(type(module)):
             used = self._class(type(module), own) - INTERNAL
@@ -244,7 +279,14 @@ LOOKS: tuple[tuple[Any, Callable[[Finder, Any], None]], ...] = (
     (types.FunctionType, Finder._function),
     (types.MethodType, Finder._method),
     (partial, Finder._partial),
+    (contextvars.ContextVar, Finder._variable),
+    (type(functools.lru_cache(len)), Finder._wrapped),
+    ((Iterator, *GENERATORS), Finder._iterator),
 )
+
+
+def _is_equal(mapping: Mapping[Any, Any], before: dict[Any, Any]) -> bool:
+    return dict(mapping) == before
 
 
 def _unchanged(array: np.ndarray, before: bytes) -> bool:
@@ -286,13 +328,7 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-@functools.cache
-def _library(name: str) -> bool:
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return name.split(".")[0] in LIBRARIES or file.startswith(INSTALLED)
-
-
 def _of_library(value: Any) -> bool:
     """Whether a class, function or module is torch's, Pyro's or another library's."""
     name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-    return name != "__main__" and _library(name or "builtins")
+    return (name or "builtins").split(".")[0] in LIBRARIES

@@ -14,7 +14,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppl_models.infer.compiled.graph import Compiled
-from ppl_models.infer.compiled.loop import Kind, Loop
+from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop
 
 NONE = torch.arange(0)  # no rows
 
@@ -73,14 +73,19 @@ class SVIBlocks:
 
     def _take(self, kind: Kind, num_steps: int) -> None:
         """Takes steps up to so many, to one that the code cannot take, or to where it was right."""
-        while self.taken < num_steps:
+        patience, done = 1, True
+        while done and self.taken < num_steps:
             mark, right = self.loop.snapshot(), len(self.losses)
-            done = self._block(kind, min(num_steps - self.taken, kind.step.length))
-            if done and not self._agrees(kind):
+            for _ in range(patience):
+                times = min(num_steps - self.taken, kind.step.length)
+                done = times > 0 and self._block(kind, times)
+                if not done:
+                    break
+            if not self._agrees(kind):
                 mark.restore()
                 del self.losses[right:]
-            if not done or len(self.losses) == right:
                 return
+            patience = min(2 * patience, PATIENCE)
 
     def _block(self, kind: Kind, times: int) -> bool:
         """Takes steps; returns whether it did: where one raises or is not finite, Pyro says it."""

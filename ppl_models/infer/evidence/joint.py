@@ -12,7 +12,7 @@ Shapes: `S` draws, `N` rows.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import pyro
@@ -31,6 +31,7 @@ from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.once import Once
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.tables import as_rows
@@ -118,6 +119,7 @@ class Joint:
         known = posterior_guide(model, data) if guide is None else None
         self.model, self.guide = model, guide or Program(known or no_latents, "guide")
         self.numbered, self.by_row = numbered, False
+        self.once: Once | None = None  # the networks that see each row once, if they may
         first, amortised = self._first_run()
         self._note(first)
         self.tiled = self.by_row and amortised and self._has_independent_rows()
@@ -222,10 +224,13 @@ class Joint:
         """Returns what runs a program on some rows, tiled, and the rows."""
         batch = tile(data or self.data, rows, count)
         which = tile((torch.arange(self.num_rows, device=batch[0].device),), rows, count)[0]
-        size = len(which)
+        size, once = len(which), self.once
+        few = tile(data or self.data, rows, 1) if once else ()  # copies: none writes into ours
+        name = rows.start, rows.stop
 
         def call(program: Callable[..., Any]) -> Any:
-            with Rows(which, size, size):
+            shared = once.given(batch, few, name) if once else nullcontext()
+            with Rows(which, size, size), shared:
                 return program(*batch, size=size)
 
         return call, batch
@@ -257,6 +262,7 @@ class Joint:
             self.tiled = False
         if self.tiled:
             checked: set[int] = set()
+            self._look_once(num_samples)
             for rows, count in self._batches(num_samples, batch_size):
                 draws = self.draw(rows, count)
                 if rows.start not in checked:
@@ -281,6 +287,17 @@ class Joint:
         room, device = batch_size * ROOM, self.data[0].device
         for results in side_by_side(of_one, num_samples, room, watch, device):
             yield self.all_rows, results
+
+    def _look_once(self, num_samples: int) -> None:
+        """Finds the networks that may see each row once, whatever the number of draws."""
+        once = Once(self.model, self.guide)
+
+        def draw(shared: bool) -> Tensor:
+            self.once = once if shared else None
+            return torch.cat([self.draw(slice(0, TRIED), 3).log_weight for _ in range(2)])
+
+        alike = num_samples > FEW and once.holds(draw, self.data[0].device)
+        self.once = once if alike else None
 
     def _batches(self, num_samples: int, batch_size: int) -> Iterator[tuple[slice, int]]:
         """Which rows are drawn at once, and how often."""

@@ -19,6 +19,7 @@ References:
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -33,6 +34,7 @@ from ppl_models.infer.evidence.joint import tile
 from ppl_models.infer.evidence.weights import Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.once import Once, training_modes
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.trials.auxiliary import check_told
 from ppl_models.infer.trials.independence import Pair, Trial, first_dependence
@@ -50,7 +52,8 @@ def iwae(
     Its loss is minus the bound, in nats per row. A model trained by it has the better evidence;
     the guide is drawn less to the posterior itself than to where the weights are, the more so the
     more particles there are. The rows are tiled to `K * B`, so that a step costs about as much as
-    one of `elbo` with as many rows.
+    one of `elbo` with as many rows, less what networks of the rows take: an encoder sees each row
+    once, where that gives the same draws.
 
     Arguments:
         model: A Pyro program whose latents belong to rows. Discrete sites marked for enumeration
@@ -85,6 +88,8 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         super().__init__(model, guide, estimator=None)
         self.num_particles = num_particles
         self.enumeration: Enumeration | None = None  # known from the first batch on
+        self._once: Once | None = None  # alike
+        self._modes: tuple[bool, ...] = ()  # of training, in which networks may see a row once
 
     def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
         self._check_guide()  # before a first run gives it the shape of this batch
@@ -93,21 +98,44 @@ class ImportanceWeightedBound(EvidenceLowerBound):
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         if self.enumeration is None:
             self.enumeration = self._enumeration(batch)
-        log_weights = self._log_weights(batch, self.enumeration)  # (K, B)
+            self._look_once(batch, self.enumeration)
+        log_weights = self._log_weights(batch, self.enumeration, self._sees_once())  # (K, B)
         return math.log(self.num_particles) - log_weights.logsumexp(0).mean()
 
-    def _log_weights(self, batch: tuple[Tensor, ...], enumeration: Enumeration) -> Tensor:
+    def _look_once(self, batch: tuple[Tensor, ...], enumeration: Enumeration) -> None:
+        """Finds the networks that may see each row once, whatever the number of particles."""
+        once = Once(self._model, self._guide)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            if self.num_particles > 1 and once.holds(
+                lambda shared: self._log_weights(batch, enumeration, once if shared else None),
+                batch[0].device,
+            ):
+                self._once, self._modes = once, training_modes(once.modules)
+
+    def _sees_once(self) -> Once | None:
+        """The networks that see each row once: in another mode they may drop units."""
+        once = self._once
+        return once if once and training_modes(once.modules) == self._modes else None
+
+    def _log_weights(
+        self, batch: tuple[Tensor, ...], enumeration: Enumeration, once: Once | None
+    ) -> Tensor:
         r"""Returns :math:`\log p(x_b, z_{bk}) - \log q(z_{bk} \mid x_b)`, `(K, B)`."""
         rows = len(batch[0])
         tiled = tile(batch, slice(0, rows), self.num_particles)
         size = len(tiled[0])
 
         def call(program: Callable[..., Any]) -> Any:
-            with Rows(None, size, size):  # a guide with parameters for single rows is refused
+            shared = once.given(tiled, batch) if once else nullcontext()
+            with Rows(None, size, size), shared:  # a guide with parameters for rows is refused
                 return program(*tiled, size=size)
 
         programs, device = (self._model, self._guide), batch[0].device
-        return draw(call, *programs, enumeration, self.num_particles, rows, device).log_weight
+        try:
+            return draw(call, *programs, enumeration, self.num_particles, rows, device).log_weight
+        finally:
+            if once:
+                once.forget()  # parameters will move
 
     def _enumeration(self, batch: tuple[Tensor, ...]) -> Enumeration:
         """What the model enumerates. Refuses programs that have no such bound."""

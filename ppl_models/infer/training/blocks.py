@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_models.infer.compiled.loop import Kind, Loop, Snapshot
+from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Snapshot
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.batches import Chosen, InMemory, Source
 from ppl_models.infer.training.progress import Progress
@@ -60,7 +60,8 @@ class Blocks:
         )
         self.evaluates = [partial(self._loss, objective) for objective in descent.objectives]
         self.mark: Mark | None = None
-        self.unchecked = 0  # steps since the code was last compared
+        self.unchecked = 0.0  # blocks since the code was last compared
+        self.patience = 1  # blocks until it is compared again: twice as many each time
         self.used: dict[int, Kind] = {}  # in these, by their numbers of rows
         self.even, self.uneven = divmod(train.size, train.batch_size)  # batches, and rows left
         self._order: tuple[int, Tensor] | None = None
@@ -83,7 +84,8 @@ class Blocks:
             return False
         new = self.used.get(width) is not kind
         self.used[width] = kind
-        if (new or self.unchecked >= kind.step.length) and not self.settle():
+        self.patience = 1 if new else self.patience
+        if (new or self.unchecked >= self.patience) and not self.settle():
             return False
         if new and not self.settle():  # again, as the first call of code is another one
             return False
@@ -107,7 +109,8 @@ class Blocks:
                 self._go_back(wrong)
                 return False
         if self.used:
-            self.mark, self.unchecked = self._mark(), 0
+            self.patience = min(2 * self.patience, PATIENCE) if self.unchecked else 1
+            self.mark, self.unchecked = self._mark(), 0.0
         return True
 
     def _kind(self, width: int) -> Kind | None:
@@ -153,7 +156,7 @@ class Blocks:
             self._blame(kind, start, int(bad[0]))
             return
         self.descent.step_number += times
-        self.unchecked += times
+        self.unchecked += times / kind.step.length
         names = [objective.name for objective in self.descent.objectives]
         self.progress.record_block(
             dict(zip(names, table.tolist(), strict=True)), self.train.batches

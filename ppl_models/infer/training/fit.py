@@ -121,9 +121,10 @@ def fit(
         compile: Whether to run steps as compiled code, some seconds after the start. On the CPU
             many steps run in one call, from the gathering of rows to the optimiser, for rows in
             memory and Adam, AdamW, SGD or Pyro's ClippedAdam; a small program then takes a
-            hundredth of the time. About ten times a second a step of the code is compared with one
-            of the programs; where they differ, the run goes back to where they last agreed, and on
-            from there by the programs, with a warning that says why. What happens once in
+            hundredth of the time. A step of the code is compared with one of
+            the programs at first every tenth of a second or so, later every one or two, and at the
+            end; where they differ, the run goes back to where they last agreed, and on from there
+            by the programs, with a warning that says why. What happens once in
             thousands of steps, and leaves no trace in Python, a comparison may miss. Other steps
             have compiled losses alone, and on CUDA each step is replayed as one graph. A run is
             resumed as it was written, compiled or not.

@@ -53,7 +53,9 @@ def test_optimisers_move_as_with_pyro(name):
     assert losses == pytest.approx(expected, rel=1e-5)
     for key, value in values.items():
         torch.testing.assert_close(value, others[key], rtol=1e-4, atol=1e-5)
-    assert (svi._fused.optimizer is not None) == (name in ("Adam", "AdamW", "SGD"))
+    assert all(f.optimizer is not None for f in svi._fused.values()) == (
+        name in ("Adam", "AdamW", "SGD")
+    )
     for key in values if name != "scheduled" else ():
         ours, theirs = (s[key]["state"][0] for s in (state, others_state))
         for a, b in zip(ours.values(), theirs.values(), strict=True):

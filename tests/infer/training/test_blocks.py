@@ -300,10 +300,10 @@ def test_code_that_goes_wrong_is_found_and_what_it_did_is_undone(monkeypatch):
 
 
 def test_a_wrong_rule_is_found_before_it_moves_anything(monkeypatch):
-    def doubled(p, kept, slope, rate, count, settings):
-        rules._adam(p, kept, slope, 2 * rate, count, settings)
+    def doubled(rates, counts, settings):
+        return rules._adam_numbers(2 * rates, counts, settings)
 
-    wrong = rules.Rule(("exp_avg", "exp_avg_sq"), True, doubled)
+    wrong = rules.Rule(("exp_avg", "exp_avg_sq"), True, doubled, rules._adam)
     monkeypatch.setattr(loop, "rule_of", lambda optimizer, group: wrong)
     with pytest.warns(UserWarning, match="a compiled step has another parameter"):
         found = both(lambda: elbo(*vae()), rows(), steps=20, lr=0.01)

@@ -15,7 +15,7 @@ def moved(modules, before):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_frozen_part_stays_and_the_rest_learns(compiled):
+def test_a_frozen_part_stays_and_the_rest_learns(compiled, graphs_as_traced):
     vae, guide = VAE(4, 2), AmortizedNormal(4, 2)
     freeze(vae, "decoder")
     before = [p.clone() for m in (vae, guide) for p in m.parameters()]

@@ -358,7 +358,7 @@ def test_a_program_of_yesterday_is_no_burden_today(regression):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_run_is_resumed(regression, tmp_path, compiled):
+def test_a_run_is_resumed(regression, tmp_path, compiled, graphs_as_traced):
     model, x, y = regression
     today = posterior_as_prior(model, exact(model, x[:OLD], y[:OLD]))
 

@@ -18,7 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from ppl_models.infer.compiled.code.products import SHIMS_OF_LARGE, SHIMS_OF_MIDDLE
+from ppl_models.infer.compiled.code.solves import SHIMS_OF_SOLVE
 
 OPTIONS = {
     "cpp_wrapper": True,
@@ -54,6 +60,23 @@ extern "C" int64_t repeat(void (*entry)(Handle*, Handle*), int32_t (*again)(Hand
   return done;
 }
 """
+
+
+class Shims(dict[torch._ops.OpOverload, list[str]]):
+    """How Inductor is to call the project's own operations, in a form that its cache takes."""
+
+    def __init__(self) -> None:
+        ops = torch.ops.ppl_models
+        super().__init__(
+            {
+                ops.large_product.default: SHIMS_OF_LARGE,
+                ops.middle_product.default: SHIMS_OF_MIDDLE,
+                ops.small_solve.default: SHIMS_OF_SOLVE,
+            }
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(list(self.values())),)
 
 
 class Native:
@@ -124,10 +147,13 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
         boxed._boxed_call = True  # type: ignore[attr-defined]
         return boxed
 
-    with torch.no_grad(), warnings.catch_warnings(), _silent(*TALKATIVE):
+    # The cache of graphs is asked only where it is known what sizes depend on.
+    sizes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+    options = OPTIONS | {"aot_inductor.custom_ops_to_c_shims": Shims()}
+    with torch.no_grad(), tracing(sizes), warnings.catch_warnings(), _silent(*TALKATIVE):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
-        return call(graph, list(inputs), inner_compile=inner, config_patches=OPTIONS)
+        return call(graph, list(inputs), inner_compile=inner, config_patches=options)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""A graph of operations as machine code, and what is done to the graph before."""
