@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import measure
 from ppl_models import GaussianMixture, elbo, fit, fit_em, log_evidence
-from ppl_models.mixtures.expectation import from_labels
+from ppl_models.mixtures.em.expectation import from_labels
 from ppl_models.mixtures.kmeans import kmeans
 
 KINDS = ("full", "tied", "diag", "spherical")

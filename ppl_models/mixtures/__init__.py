@@ -2,10 +2,9 @@
 
 Files:
     gaussian: the model, fitted by EM
-    expectation: one half of a step: sums over responsibilities
-    maximisation: the other half: parameters for these sums, above a floor
-    climb: steps that follow each other, without parameters in between
-    kmeans: where a fit starts from
+    em/: the steps of EM, and where they begin
+    imputation: what rows lack, given the rest of them
+    kmeans: clusters, where a fit starts from
     poisson: mixtures of counts, in one file: what a new model adds
     bayesian: priors over weights, centers and covariances
     conjugate: what is known of these in closed form

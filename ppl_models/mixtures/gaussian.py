@@ -22,8 +22,7 @@ References:
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import pyro
 import pyro.distributions as dist
@@ -33,12 +32,9 @@ from torch import Tensor, nn
 from ppl_models.checks import (
     check_choice,
     check_count,
-    check_finite,
     check_float64,
     check_positive,
-    check_resolution,
     check_rows,
-    listed,
 )
 from ppl_models.criteria import InformationCriteria
 from ppl_models.missing import (
@@ -47,25 +43,23 @@ from ppl_models.missing import (
     check_missing,
     complete,
 )
-from ppl_models.mixtures.climb import LIVES, Climb, Rows, Steps
-from ppl_models.mixtures.expectation import (
+from ppl_models.mixtures.em.climb import LIVES, Climb
+from ppl_models.mixtures.em.expectation import (
     Statistics,
     expectation,
     expectation_of_missing,
     log_joints,
 )
-from ppl_models.mixtures.kmeans import coreset, lloyd, seeds
-from ppl_models.mixtures.maximisation import maximisation, moments
+from ppl_models.mixtures.em.floor import caveat
+from ppl_models.mixtures.em.maximisation import maximisation, moments
+from ppl_models.mixtures.em.start import begin
+from ppl_models.mixtures.imputation import imputed
 from ppl_models.plates import data_plate
 from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
-MANY, FEW = 20_000, 2048  # rows that are enough to choose a start, at most and at least
-EACH = 10  # rows for each parameter, which are enough too
 LONG = 256  # rows from which products of their entries are worth the while
 SMALL = 1e-3  # the floor, as a part of the spread of the rows
-CANDIDATES, SHORT = 4, 10  # for each start, and the steps after which the best goes on,
-REST = 1e-5  # or earlier, where it gains no more, in nats per row, and is ahead
 
 
 class GaussianMixture(nn.Module, InformationCriteria):
@@ -243,38 +237,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
             x: Rows with NaN where entries are missing, `(B, D)`.
             num_samples: The number of draws, `S`. Default: the posterior mean, `(B, D)`.
         """
-        self._check_imputable(x, num_samples)
-        filled = []
-        for part in x.split(256):
-            weights = self.posterior(part).probs  # (B, K)
-            given = complete(part, self.locs, self._factors())
-            mean = given.shift + self.locs[:, given.places].transpose(0, 1)  # (B, K, M)
-            if num_samples is None:
-                drawn = (weights[..., None] * mean).sum(1)[None]  # (1, B, M)
-            else:
-                z = dist.Categorical(weights).sample((num_samples,))  # (S, B)
-                pick = torch.arange(len(part), device=x.device)
-                noise = mean.new_empty(*z.shape, mean.shape[2], 1).normal_()
-                upper = given.factor[pick, z].mT  # (S, B, M, M)
-                spread = torch.linalg.solve_triangular(upper, noise, upper=True)[..., 0]
-                drawn = mean[pick, z] + spread
-            whole = part.expand(len(drawn), -1, -1).clone()
-            places = given.places.expand(len(drawn), -1, -1)
-            kept = whole.gather(2, places)
-            filled.append(whole.scatter(2, places, torch.where(given.present, drawn, kept)))
-        result = torch.cat(filled, 1)
-        return result[0] if num_samples is None else result
-
-    def _check_imputable(self, x: Tensor, num_samples: int | None) -> None:
-        if self.missing != "marginalise":
-            raise ValueError(
-                f"GaussianMixture.impute: NaN means missing only with missing='marginalise'; "
-                f"got missing={self.missing!r}."
-            )
-        if num_samples is not None:
-            check_count(num_samples=num_samples)
-        check_rows(x, self.locs.shape[1], "GaussianMixture.impute")
-        check_finite(x, "GaussianMixture.impute", minimum=0, missing=True)
+        return imputed(self, x, num_samples)
 
     def _factors(self) -> Tensor:
         """Cholesky factors for each component, (K, D, D)."""
@@ -292,6 +255,20 @@ class GaussianMixture(nn.Module, InformationCriteria):
         for name, held in self.named_buffers():
             setattr(model, name, held.expand(restarts, *held.shape).clone())
         return model
+
+    def _alone(self) -> "GaussianMixture":
+        """A mixture whose steps are those of one restart of complete rows, in float64."""
+        components, features = self.locs.shape[-2:]
+        kind = type(self), self.missing, self.logits.dtype, self.logits.ndim
+        if kind == (GaussianMixture, "error", torch.float64, 1):
+            return self
+        with torch.random.fork_rng(devices=[]):
+            return GaussianMixture(features, components, self.covariance, self.min_scale).double()
+
+    def _keep(self, restarts: list[int]) -> None:
+        """Goes on with some of the restarts that are stacked."""
+        for held in (*self.parameters(), *self.buffers()):
+            held.data = held.data[restarts]
 
     @torch.no_grad()
     def initialise(self, x: Tensor, sample_weight: Tensor | None = None) -> None:
@@ -311,92 +288,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         Raises:
             ValueError: If `x` has fewer (distinct) rows than components, or nothing in it varies.
         """
-        ((x, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
-        loc, spread = self._check_fit(x)
-        if weight is not None:
-            loc, spread = moments([(x, weight)])
-        # A sphere is one in the units of the data; other covariances have any for each feature.
-        units = torch.ones_like(spread) if self.covariance == "spherical" else spread
-
-        def scaled(rows: Tensor) -> Tensor:
-            return (rows.double() - loc).div_(units).nan_to_num_()  # about zero
-
-        few = max(FEW, min(MANY, EACH * self.num_parameters))
-        chosen: Any = slice(None)
-        share = weight
-        if len(x) > few:
-            distance = torch.cat([scaled(part).square_().sum(1) for part in x.split(MANY)])
-            chosen, share = coreset(distance, few, weight)
-        features, components = self.locs.shape[-1], self.locs.shape[-2]
-        one = GaussianMixture(features, components, self.covariance, self.min_scale)
-        one, some = one.double().to(x.device), scaled(x[chosen])
-        try:
-            labels = self._candidates(some, share)
-        except ValueError:  # of some rows fewer may be distinct than of all
-            some, share = scaled(x), weight
-            labels = self._candidates(some, share)
-        for model in (one, self):
-            model._set_floor(spread)
-        rows = Rows(some * units + loc, share, self.covariance)
-        found = [one._after_some_steps(rows, own) for own in labels]
-        for name, parameter in self.named_parameters():
-            parameter.copy_(torch.cat([of_start[name] for of_start in found]).view_as(parameter))
-
-    def _candidates(self, x: Tensor, weight: Tensor | None) -> list[Tensor]:
-        """The component of each row in the candidates of each start, (C, N)."""
-        components, starts = self.locs.shape[-2], self.logits.shape[:-1].numel()  # K, R
-        half = CANDIDATES // 2
-        return [  # in turn, so that more starts begin as fewer do
-            torch.cat(
-                [lloyd(x, seeds(x, components, half, weight), steps, weight) for steps in (0, 100)]
-            )
-            for _ in range(starts)
-        ]
-
-    def _after_some_steps(self, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
-        """The parameters of the best of some candidates after some steps, (1, *), by name."""
-        sums = rows.labelled(labels, len(self.logits))
-        steps = Steps(rows, self._floor())
-        steps.begin_with(sums)
-        values = _settled(lambda: None if steps.now is None else steps.step()[0])
-        if values is not None and steps.sums is not None:
-            return self._best(rows.parted(steps.sums[values.argmax()][None]), self._floor())
-        candidates = self.stack(len(sums))
-        candidates._maximise(rows.parted(sums))
-        values = _settled(lambda: candidates.em_step(*rows.batches[0]))
-        assert values is not None
-        best = values.argmax()
-        return {name: value[best][None] for name, value in candidates.named_parameters()}
-
-    def _check_fit(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The means and the spread of rows that can be fitted, (D,); an error where they cannot."""
-        components, features = self.locs.shape[-2:]
-        check_rows(x, features, "GaussianMixture")
-        check_float64(x, "GaussianMixture")
-        lenient = self.missing == "marginalise"
-        check_finite(x, "GaussianMixture", minimum=max(2, components), missing=lenient)
-        empty = x.isnan().all(0).nonzero().flatten().tolist() if lenient else []
-        if empty:
-            raise ValueError(f"GaussianMixture: nothing was observed of column(s) {empty}.")
-        loc, scale = moments([(x, None)])
-        self._check_spread(scale)
-        check_resolution(loc, scale, self.locs.dtype, "GaussianMixture")
-        return loc, scale
-
-    def _check_spread(self, scale: Tensor) -> None:
-        """Raises where rows spread no more than the floor allows."""
-        mean = scale.square().mean().sqrt().item()
-        if mean == 0:
-            raise ValueError(
-                "GaussianMixture: all columns are constant, and say nothing of the components. "
-                "Try rows that differ."
-            )
-        if self.min_scale is not None and self.min_scale >= mean:
-            raise ValueError(
-                f"GaussianMixture: expected min_scale ** 2, the smallest variance of a component, "
-                f"to be less than that of the rows, {mean**2:.3g} (the mean of the columns'), got "
-                f"{self.min_scale**2:.3g}. Try min_scale=None, a part of each column's own."
-            )
+        begin(self, x, sample_weight)
 
     @torch.no_grad()
     def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
@@ -419,8 +311,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
 
     def climbs(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> bool:
         """Whether steps can follow each other without parameters in between."""
-        plain = type(self).em_step is GaussianMixture.em_step
-        if not isinstance(x, Tensor) or not plain:
+        if not isinstance(x, Tensor) or type(self).em_step is not GaussianMixture.em_step:
             return False
         if self.logits.dtype != torch.float64:  # which is rounded at each step
             return False
@@ -468,60 +359,5 @@ class GaussianMixture(nn.Module, InformationCriteria):
         parameter.copy_(value)
 
     def caveat(self) -> str | None:
-        """What must be said of a fit: which components the floor keeps from collapsing.
-
-        A floor that is given, and not small beside the spread of the rows, is there on purpose.
-        """
-        floor = self._floor()[0]  # (1, F)
-        if self._is_above(floor):
-            return None
-        units = floor[..., None] * floor[..., None, :]
-        covariances, weights = self.covariances.double(), self.weights.double()
-        variances = torch.linalg.eigvalsh(covariances / units)  # of floors, (K, D)
-        center = weights @ self.locs.double()
-        spread = covariances.diagonal(dim1=1, dim2=2) + (self.locs - center) ** 2
-        share = 1 / (weights @ (spread / floor**2)).mean()
-        at_floor = (variances[:, 0] <= 1 + 1e-3).nonzero().flatten().tolist()
-        if not at_floor or 1e-4 < share < 0.25:
-            return None
-        what = "a thousandth of the standard deviation of each column"
-        if self.min_scale is not None:
-            what = f"min_scale ** 2 = {self.min_scale**2:.1e}"
-        return (
-            f"GaussianMixture: component(s) {listed(at_floor)} have no more variance in some "
-            f"direction than the floor, {what}, on which the evidence depends. Try fewer "
-            f"components, a covariance with fewer parameters (now {self.covariance!r}), or a "
-            f"min_scale of your own."
-        )
-
-    def _is_above(self, floor: Tensor) -> bool:
-        """Whether all variances are well above the floor, by a quick test that may miss it.
-
-        The largest eigenvalue of a precision is no more than the sum of its diagonal.
-        """
-        scale = self.scale.double()
-        if self.covariance in ("diag", "spherical"):
-            return bool((scale > (1 + 1e-3) * floor).all())
-        precision = torch.cholesky_inverse(scale).diagonal(dim1=-2, dim2=-1)
-        return bool(((precision * floor.square()).sum(-1) < 1 - 1e-3).all())
-
-
-def _settled(step: Callable[[], Tensor | None]) -> Tensor | None:
-    """How good candidates are after some steps; None where there is no such step."""
-    now: list[float] = []
-    for left in reversed(range(SHORT + 1)):
-        values = step()
-        if values is None:
-            return None
-        before, now = now, values.tolist()
-        if before and _are_settled(now, before, left):
-            break
-    return values
-
-
-def _are_settled(now: list[float], before: list[float], left: int) -> bool:
-    """Whether the best candidate is at rest, and no other will get above it in the steps left."""
-    pairs = list(zip(now, before, strict=True))
-    best, gain = max((value, value - old) for value, old in pairs)
-    ends = [value + left * (value - old) for value, old in pairs if value < best]
-    return gain <= REST and not any(end > best + REST for end in ends)
+        """What must be said of a fit: which components the floor keeps from collapsing."""
+        return caveat(self)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ppl_models.checks import check_choice
 from ppl_models.missing import observed_mean
-from ppl_models.mixtures.expectation import from_labels
+from ppl_models.mixtures.em.expectation import from_labels
+from ppl_models.mixtures.em.maximisation import floored_factor
 from ppl_models.mixtures.kmeans import kmeans
-from ppl_models.mixtures.maximisation import floored_factor
 
 KINDS = ("kmeans", "k-means++", "random", "random_from_data")
 

@@ -7,19 +7,14 @@ import torch
 
 from ppl_models import GaussianMixture, fit_em
 from ppl_models.checks import check_finite
-from ppl_models.mixtures import expectation, gaussian
-from ppl_models.mixtures.climb import Climb
-from ppl_models.mixtures.gaussian import _are_settled
+from ppl_models.mixtures import gaussian
+from ppl_models.mixtures.em import expectation
+from ppl_models.mixtures.em.candidates import REST, in_the_race, settled
+from ppl_models.mixtures.em.climb import Climb
+from ppl_models.mixtures.gaussian import COVARIANCES as KINDS
 from ppl_models.mixtures.kmeans import coreset, draw
 
-KINDS = ["full", "tied", "diag", "spherical"]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def rows(number: int = 300) -> torch.Tensor:
@@ -211,11 +206,70 @@ def test_what_has_no_chance_is_not_drawn():
     assert (found == 3).double().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
-def test_candidates_are_settled_once_no_other_can_win():
-    rest, ahead = gaussian.REST / 2, -1.0
-    assert _are_settled([ahead, -2.0, -3.0, -1.5], [ahead - rest, -2.1, -3.0, -1.6], left=4)
-    assert not _are_settled([ahead, -2.0, -3.0, -1.5], [ahead - 0.1, -2.1, -3.0, -1.6], left=4)
-    assert not _are_settled([ahead, -2.0, -3.0, -1.5], [ahead - rest, -2.1, -3.0, -1.7], left=4)
+def test_candidates_stay_in_the_race_while_they_can_win():
+    ahead = -1.0
+    assert in_the_race([ahead, -2.0, -3.0, -1.5], [ahead, -2.1, -3.0, -1.6], left=4) == [0]
+    assert in_the_race([ahead, -2.0, -3.0, -1.5], [ahead, -2.1, -3.0, -1.7], left=4) == [0, 3]
+    assert in_the_race([ahead, -2.0, -3.0, -1.5], [ahead, -2.3, -3.0, -1.7], left=5) == [0, 1, 3]
+
+
+def test_the_best_candidate_is_named_among_those_that_are_left():
+    at = [-3.0, -2.0, -1.0, -2.5]
+    gains = [0.0, 0.2, 0.0, 0.0]  # the second overtakes the third
+    left = list(range(4))
+
+    def step():
+        nonlocal at
+        at = [value + gain for value, gain in zip(at, gains, strict=True)]
+        return torch.tensor([at[which] for which in left])
+
+    def keep(some):
+        nonlocal left
+        left = [left[which] for which in some]
+
+    best = settled(step, keep)
+    assert left[best] == 1
+    assert left == [1]  # ahead in the end, and alone
+    assert at[1] > at[2] + REST
+    assert settled(lambda: None, keep) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_leaps_end_where_steps_do_but_sooner(kind, weighted, monkeypatch):
+    x = rows(3000)
+    weight = torch.arange(3000.0) % 4 if weighted else None
+    model = begun(kind, x)
+    leapt = copy.deepcopy(model)
+    options = {"initialise": False, "sample_weight": weight, "tolerance": 1e-9, "max_steps": 5000}
+    run = fit_em(leapt, x, **options)
+    losses = torch.tensor(run.history["loss"])
+    assert (losses.diff() <= 0).all()
+    last = -model_evidence(leapt, x, weight)
+    torch.testing.assert_close(losses[-1], last, rtol=1e-11, atol=1e-11)
+    monkeypatch.setattr(Climb, "leap", lambda *_: False)
+    plain = fit_em(model, x, **options)
+    assert run.steps < 0.7 * plain.steps
+    assert run.history["loss"][-1] <= plain.history["loss"][-1] + 1e-9
+
+
+def model_evidence(model, x, weight):
+    found = model.evidence().log_prob(x).detach()
+    return found.mean() if weight is None else (found * weight).sum() / weight.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_leap_too_far_moves_nothing(kind):
+    x = rows()
+    climb = begun(kind, x).climb(x)
+    for _ in range(5):
+        value = climb()
+    before = climb.state()
+    assert not climb.leap(1.0, value.item() + 10)
+    assert not climb.leap(1e6, value.item())
+    for name, held in climb.state().items():
+        torch.testing.assert_close(held, before[name], rtol=0, atol=0)
+    assert climb() >= value
 
 
 @pytest.mark.parametrize("kind", KINDS)

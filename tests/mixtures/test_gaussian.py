@@ -9,18 +9,12 @@ from sklearn.mixture import GaussianMixture as Peer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_models import GaussianMixture, elbo, fit, fit_em, log_evidence
-from ppl_models.mixtures import expectation
-from ppl_models.mixtures.maximisation import factor
+from ppl_models.mixtures.em import expectation
+from ppl_models.mixtures.em.maximisation import factor
+from ppl_models.mixtures.gaussian import COVARIANCES as KINDS
 from tests.support.oracles import iris
 
-KINDS = ["full", "tied", "diag", "spherical"]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def scattered(kind: str, features: int = 3, components: int = 2) -> GaussianMixture:

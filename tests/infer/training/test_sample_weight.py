@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_models import FactorAnalysis, GaussianMixture, PoissonMixture, ProbabilisticPCA, fit_em
-from ppl_models.mixtures import expectation
-from ppl_models.mixtures.expectation import from_labels
+from ppl_models.mixtures.em import expectation
+from ppl_models.mixtures.em.expectation import from_labels
+from ppl_models.mixtures.em.maximisation import maximisation
 from ppl_models.mixtures.kmeans import kmeans, seeds
-from ppl_models.mixtures.maximisation import maximisation
 
 NAN = float("nan")
 MIXTURES = {
@@ -81,8 +81,8 @@ def test_rows_keep_their_weights_where_they_come_in_parts(name, missing, monkeyp
     for where, size in [
         ("factors.moments.CHUNK", 7),
         ("factors.em.MAX_NUMBERS", 28),
-        ("mixtures.maximisation.CHUNK", 7),
-        ("mixtures.expectation.MISSING_CHUNK", 7),
+        ("mixtures.em.maximisation.CHUNK", 7),
+        ("mixtures.em.expectation.MISSING_CHUNK", 7),
     ]:
         monkeypatch.setattr(f"ppl_models.{where}", size)
     assert_alike(fitted(GAUSSIAN[name], missing, x, x, sample_weight=WEIGHTS), expected)

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.mixtures import expectation
-from ppl_models.mixtures.expectation import (
+from ppl_models.mixtures.em import expectation
+from ppl_models.mixtures.em.expectation import (
     Statistics,
     coefficients,
     expected_sums,
@@ -105,6 +105,7 @@ class Steps:
         self.constant = -0.5 * features * math.log(2 * math.pi) - math.log(rows.count)
         self.now: Coefficients | None = None
         self.sums: Tensor | None = None  # where these come from, (R, K, P)
+        self.before: Tensor | None = None  # from which a step led to these
 
     def begin_at(self, log_weights: Tensor, locs: Tensor, scale: Tensor) -> None:
         """Begins at parameters, as `expectation` takes them."""
@@ -121,13 +122,50 @@ class Steps:
     def step(self) -> tuple[Tensor, Tensor]:
         """The mean log evidence, (R,), and the sums that the next step begins with, (R, K, P)."""
         assert self.now is not None
-        evidence, sums, _ = expected_sums(self.rows.kept or self.rows.parts(), self.now.theta)
-        if self.now.shared is not None:
-            evidence = evidence - self.now.shared
+        evidence, sums = self._expected(self.now)
+        self.go_on_with(sums)
+        return evidence, sums
+
+    def leap(self, factor: float, least: float) -> tuple[Tensor, Tensor] | None:
+        """Goes further from the sums before the last step through those after it.
+
+        Sums of rows that are shared out stay so where they are extrapolated.
+
+        Returns:
+            What the next step gives, where its log evidence is no less than `least`; else None,
+            and nothing has moved.
+        """
+        if self.now is None or self.sums is None or self.before is None or len(self.sums) > 1:
+            return None
+        sums = torch.lerp(self.before, self.sums, factor)
+        now = self._maximised(sums)
+        if now is None:
+            return None
+        found = self._expected(now)
+        if not found[0].item() >= least:
+            return None
+        self.now, self.sums, self.before = now, sums, None
+        return found
+
+    def keep(self, restarts: list[int]) -> None:
+        """Goes on with some of the restarts, where the floor is the same for all."""
+        if self.now is not None and self.sums is not None:
+            theta, shared = self.now
+            self.now = Coefficients(theta[restarts], None if shared is None else shared[restarts])
+            self.sums, self.before = self.sums[restarts], None
+
+    def _expected(self, at: Coefficients) -> tuple[Tensor, Tensor]:
+        """The mean log evidence, (R,), and the expected sums, (R, K, P)."""
+        evidence, sums, _ = expected_sums(self.rows.kept or self.rows.parts(), at.theta)
+        if at.shared is not None:
+            evidence = evidence - at.shared
+        return evidence / self.rows.count, sums
+
+    def go_on_with(self, sums: Tensor) -> None:
+        """Takes the step to what is best for sums, if that is of this kind."""
         self.now = self._maximised(sums)
         if self.now is not None:
-            self.sums = sums
-        return evidence / self.rows.count, sums
+            self.before, self.sums = self.sums, sums
 
     def _shared(self, precision: Tensor) -> Tensor | None:
         if self.rows.scatter is None:
@@ -215,6 +253,7 @@ class Climb:
         self.steps = Steps(Rows(x, weight, model.covariance), model._floor())
         self.steps.begin_at(*model._in_float64())
         self.held = dict(model.named_buffers())
+        self.ahead: tuple[Tensor, Tensor] | None = None  # what the next step gives, if known
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
@@ -222,12 +261,23 @@ class Climb:
         if self.steps.now is None:
             return self.model.em_step(*self.given)
         before = self.steps.sums
-        value, sums = self.steps.step()
+        if self.ahead is None:
+            value, sums = self.steps.step()
+        else:
+            (value, sums), self.ahead = self.ahead, None
+            self.steps.go_on_with(sums)
         if self.steps.now is None:  # as a component without rows stays where it was
             if before is not None:
                 self.model._maximise(self.steps.rows.parted(before))
             self.model._maximise(self.steps.rows.parted(sums))
         return value if self.model.logits.ndim == 2 else value[0]
+
+    @torch.no_grad()
+    def leap(self, factor: float, least: float) -> bool:
+        """Goes so many times the last step, if the evidence is no less than `least` there."""
+        if self.ahead is None:
+            self.ahead = self.steps.leap(factor, least)
+        return self.ahead is not None
 
     def state(self) -> dict[str, Tensor]:
         """What the next step begins with."""

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_models.mixtures.expectation import Statistics
+from ppl_models.mixtures.em.expectation import Statistics
 from ppl_models.row_weights import weight_of
 
 CHUNK = 16_384  # rows that are in float64 at once
