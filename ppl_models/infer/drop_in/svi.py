@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -325,7 +325,7 @@ class Supports(Messenger):
 def _is_surrounded() -> bool:
     """Whether handlers, or modes of torch, stand around, of which a graph knows nothing."""
     modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
-    return bool(_PYRO_STACK) or modes > 0
+    return am_i_wrapped() or modes > 0
 
 
 def _slope(parameter: Tensor) -> Tensor | None:
