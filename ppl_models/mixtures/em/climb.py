@@ -151,8 +151,9 @@ class Steps:
         """Goes on with some of the restarts, where the floor is the same for all."""
         if self.now is not None and self.sums is not None:
             theta, shared = self.now
-            self.now = Coefficients(theta[restarts], None if shared is None else shared[restarts])
-            self.sums, self.before = self.sums[restarts], None
+            chosen = torch.tensor(restarts, device=theta.device)
+            self.now = Coefficients(theta[chosen], None if shared is None else shared[chosen])
+            self.sums, self.before = self.sums[chosen], None
 
     def _expected(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         """The mean log evidence, (R,), and the expected sums, (R, K, P)."""
