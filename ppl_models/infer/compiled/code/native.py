@@ -76,7 +76,8 @@ class Shims(dict[torch._ops.OpOverload, list[str]]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(list(self.values())),)
+        # With what the code is made for, which torch's key leaves out.
+        return str, (str([torch.backends.cpu.get_cpu_capability(), *self.values()]),)
 
 
 class Native:
