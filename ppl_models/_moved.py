@@ -67,7 +67,7 @@ MOVED = {
     "engine.rows": ["infer.programs.rows"],
     "engine.side_by_side": ["infer.compiled.side_by_side"],
     "engine.state": ["infer.training.progress"],
-    "engine.svi": ["infer.drop_in.svi"],
+    "engine.svi": ["infer.drop_in.svi", "infer.drop_in.loss", "infer.drop_in.optimizers"],
     "engine.variational_bound": ["diffusion.bound"],
     "engine.waits": ["infer.compiled.waits"],
     "engine.watch": ["infer.compiled.watch"],

@@ -197,9 +197,9 @@ def test_tests_import_no_other_test():
 
 
 def test_there_is_one_training_loop():
-    """Only descent calls backward, and `SVI.step`, whose loop is its caller's, as in Pyro."""
+    """Only descent calls backward, and the loss of `SVI.step`, whose loop is its caller's."""
     loops = [path for path in ROOT.glob("ppl_models/**/*.py") if ".backward()" in path.read_text()]
-    assert {path.name for path in loops} == {"descent.py", "svi.py"}
+    assert {path.name for path in loops} == {"descent.py", "loss.py"}
 
 
 def test_the_second_run_of_continuous_integration_knows_what_is_of_arviz():

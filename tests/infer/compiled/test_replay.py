@@ -25,7 +25,7 @@ from guides import AmortizedNormal
 from ppl_models import GAN, VAE, Transformed, adversarial, data_plate, descend, elbo, fit
 from ppl_models.infer.compiled import graph as compiling
 from ppl_models.infer.compiled import replay as replaying
-from ppl_models.infer.drop_in import svi as dropping
+from ppl_models.infer.drop_in import loss as dropping
 from ppl_models.infer.training import descent as descending
 from ppl_models.infer.training.batches import Chosen
 from ppl_models.infer.training.descent import Descent
