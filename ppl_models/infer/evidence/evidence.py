@@ -11,7 +11,8 @@ References:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.agreement import few, is_exact
-from ppl_models.infer.evidence.closed_forms import HasEvidence
+from ppl_models.infer.evidence.exact.agreement import few, is_exact
+from ppl_models.infer.evidence.exact.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.pareto import Tails, threshold
+from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
@@ -34,6 +37,8 @@ from ppl_models.infer.trials.precision import check_density
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
+NO_VARIANCE = 0.5  # of weights with such a shape
+MANY = 1000  # rows, whose tails are looked at after each evidence
 CARRYING = 50  # draws that must carry the weight of a row, for its Monte Carlo error to hold
 RUNS = 4  # of a program that may draw by itself, by which that shows
 ROUNDING = 1e-5  # of its number, relative to its size
@@ -55,6 +60,7 @@ class Evidence:
             discrete, or missing or masked, or a `pyro.factor` counts beside them.
         row_variance: The Monte Carlo variance of each value.
         weighted: Whether the draws are importance-weighted.
+        tails: The largest weights of each value, if there are any.
     """
 
     value: Tensor
@@ -64,6 +70,7 @@ class Evidence:
     num_features: int | None
     row_variance: Tensor
     weighted: bool = True
+    tails: Tails | None = field(default=None, repr=False)
 
     @property
     def mean(self) -> float:
@@ -81,8 +88,8 @@ class Evidence:
     def monte_carlo_error(self) -> float:
         """The standard deviation of the mean over other draws, as far as these draws tell.
 
-        By the delta method. Where a few draws carry most of the weight of a row, these draws do
-        not show the ones that are missing, and it is understated: compare two seeds.
+        By the delta method. Where a few draws carry most of the weight of a row, or weights have
+        no variance, these draws do not show the ones that are missing, and it is understated.
         """
         return self.row_variance.sum().sqrt().item() / self.num_rows
 
@@ -93,15 +100,36 @@ class Evidence:
             return torch.full_like(self.row_variance, self.num_samples)
         return self.num_samples / (1 + self.row_variance * (self.num_samples - 1))
 
+    @cached_property
+    def pareto_k(self) -> Tensor | None:
+        r"""The shape of the tail of the weights of each value, :math:`\hat{k}`.
+
+        Their variance, and the Monte Carlo error by it, exist where k < 0.5; above
+        `pareto.threshold(num_samples)` so many draws are too few even for their mean. None where
+        draws have no weights, or are fewer than 25.
+        """
+        return None if self.tails is None else self.tails.smoothed().k
+
     @property
     def is_unreliable(self) -> bool:
         """Whether the draws that carry a value are too few for `monte_carlo_error` to hold.
 
         Fewer than `CARRYING`, or than a fifth of those drawn, where these are few; in the harmonic
         mean over rows, since what few draws leave out of the logarithm of a mean weight is about
-        one over twice their number, and is the mean of this over rows in their evidence.
+        one over twice their number, and is the mean of this over rows in their evidence. Or their
+        weights have no variance, k > 0.5 in the mean over rows.
         """
+        return self._are_few() or self._typical_k() > NO_VARIANCE
+
+    def _are_few(self) -> bool:
         return self._carrying() < min(CARRYING, self.num_samples / 5)
+
+    def _typical_k(self) -> float:
+        """The mean of k, of as many rows as are soon looked at."""
+        if self.tails is None:
+            return -math.inf
+        some = slice(None, None, max(1, len(self.value) // MANY))
+        return self.tails.of_rows(some).smoothed().k.mean().item()
 
     def _carrying(self) -> float:
         return 1 / (1 / self.effective_draws).mean().item()
@@ -145,10 +173,24 @@ class Evidence:
         error = self.monte_carlo_error * scale
         draws = "importance samples" if self.weighted else "draws"
         draws = f"{self.num_samples} {draws}" if self.num_samples > 1 else "1 draw"
-        text = f"{draws}, Monte Carlo error {'unknown' if math.isnan(error) else f'{error:.3f}'}"
-        if self.is_unreliable:
+        text = f"{draws}{self._of_the_tails()}, Monte Carlo error "
+        text += "unknown" if math.isnan(error) else f"{error:.3f}"
+        if self._are_few():
             text += f", unreliable: as good as {self._carrying():.1f} draws"
+        elif self.is_unreliable:
+            text += ", understated: such weights have no variance"
         return text
+
+    def _of_the_tails(self) -> str:
+        if self.pareto_k is None:
+            return ""
+        most, limit = self.pareto_k.max().item(), threshold(self.num_samples)
+        above = int((self.pareto_k > limit).sum())
+        if len(self.pareto_k) == 1:
+            return f", k {most:.2f}"
+        if above:
+            return f", k above {limit:.2f} in {above} of {len(self.pareto_k)} rows"
+        return f", k up to {most:.2f}"
 
 
 def log_evidence(
@@ -224,23 +266,28 @@ def log_evidence(
             )
         pseudo = _is_pseudo(joint, method)
         if not exact:
-            joint.check_points(check_no_point)
-            joint.check_known()
+            check_weights(joint)
         count = 1 if exact else num_samples
-        value, variance = _importance(joint, count, batch_size)
-        _check_number(joint, value)
+        sums = _importance(joint, count, batch_size)
+        _check_number(joint, sums.log_mean)
     evidence = Evidence(
-        value,
+        sums.log_mean,
         kind="pseudo-likelihood" if pseudo else "exact" if exact else "lower bound",
         num_rows=joint.num_rows,
         num_samples=0 if exact else count,
-        num_features=_num_discrete(joint),
-        row_variance=torch.zeros_like(variance) if exact else variance,
+        num_features=num_discrete(joint),
+        row_variance=torch.zeros_like(sums.variance) if exact else sums.variance,
+        tails=None if exact else sums.tails,
     )
     if evidence.is_unreliable:
+        found = f"{num_samples} draws have weights without variance (Evidence.pareto_k)"
+        if evidence._are_few():
+            found = (
+                f"{num_samples} draws are as good as {evidence._carrying():.1f} "
+                f"(Evidence.effective_draws)"
+            )
         warn(
-            f"log_evidence: {num_samples} draws are as good as {evidence._carrying():.1f} "
-            f"(Evidence.effective_draws), as a few carry most of the weight. The bound may be too "
+            f"log_evidence: {found}, as a few carry most of the weight. The bound may be too "
             f"low by more than its Monte Carlo error says. Try more of them (num_samples), "
             f"or a guide that is nearer to the posterior; one that is too wide loses less than one "
             f"that is too narrow."
@@ -278,6 +325,12 @@ def _closed_form(
     )
 
 
+def check_weights(joint: Joint) -> None:
+    """Raises where draws of the guide have no weights: at points, or without a known density."""
+    joint.check_points(check_no_point)
+    joint.check_known()
+
+
 def _is_certain(joint: Joint) -> bool:
     """Whether a program without latents to draw has the same number each time that it runs.
 
@@ -308,19 +361,13 @@ def _is_pseudo(joint: Joint, method: str) -> bool:
     return bool(found)
 
 
-def _importance(joint: Joint, num_samples: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The log of the mean weight of each row, and its variance by the delta method."""
-    first = torch.full((joint.num_rows if joint.by_row else 1,), -math.inf, dtype=torch.float64)
-    second = first.clone()  # log sums of the weights, and of their squares
-    for which, results in joint.evaluate(_log_weight, num_samples, batch_size):
+def _importance(joint: Joint, num_samples: int, batch_size: int) -> WeightSums:
+    """The weights of all draws, of each row or of the whole data."""
+    sums = WeightSums(num_samples, joint.num_rows if joint.by_row else 1)
+    for which, results in joint.evaluate(weights_of, num_samples, batch_size):
         rows = which if joint.by_row else slice(None)
-        log_weight = results["log_weight"].cpu()  # (K, R)
-        first[rows] = torch.logaddexp(first[rows], log_weight.logsumexp(0))
-        second[rows] = torch.logaddexp(second[rows], (2 * log_weight).logsumexp(0))
-    value = first - math.log(num_samples)
-    # var(log mean w) = (E[w^2] / E[w]^2 - 1) / (S - 1), unknown (0 / 0) after a single draw
-    spread = (second - 2 * first).exp() * num_samples - 1
-    return value, spread.clamp(min=0) / (num_samples - 1)
+        sums.add(rows, results["log_weight"].cpu(), results["rounding"].cpu())
+    return sums
 
 
 def _check_number(joint: Joint, value: Tensor) -> None:
@@ -337,11 +384,12 @@ def _check_number(joint: Joint, value: Tensor) -> None:
         )
 
 
-def _log_weight(draws: Draws) -> Results:
-    return {"log_weight": draws.log_weight}
+def weights_of(draws: Draws) -> Results:
+    """The weights of draws, and what their last digits are."""
+    return {"log_weight": draws.log_weight, "rounding": draws.rounding}
 
 
-def _num_discrete(joint: Joint) -> int | None:
+def num_discrete(joint: Joint) -> int | None:
     """The number of features of a row, where all are discrete, none is missing, and no other."""
     if any(x.is_floating_point() and bool(x.isnan().any()) for x in joint.data):
         return None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
-from ppl_models.infer.evidence.closed_forms import HasImpute, is_of_its_program
+from ppl_models.infer.evidence.exact.closed_forms import HasImpute, is_of_its_program
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ppl_models.checks import allows_missing, check_devices, check_tensors, check_whole
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
-from ppl_models.infer.evidence.closed_forms import check_posterior, posterior_guide
+from ppl_models.infer.evidence.exact.closed_forms import check_posterior, posterior_guide
 from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.once import Once

@@ -31,6 +31,8 @@ from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import model_factors, packed_dims
 from ppl_models.infer.trials.auxiliary import each_value, is_summed
 
+DIGITS = 16  # of the last ones of two log-densities, in the difference of which they are left
+
 Call = Callable[[Callable[..., Any]], Any]  # runs a program on some rows
 
 
@@ -79,6 +81,17 @@ class Draws:
     def log_weight(self) -> Tensor:
         r"""Is :math:`\log p(x, z) - \log q(z \mid x)`, in float64, `(K, R)` or `(K, 1)`."""
         return self.log_p - self.log_q
+
+    @property
+    def rounding(self) -> Tensor:
+        """How far logarithms of equal weights may be apart, by their last digits, `(K, R)`."""
+        kinds = [
+            site["log_prob"].dtype
+            for trace in (self.model, self.guide)
+            for site in sites.random_sites(trace)
+        ]
+        last = max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+        return DIGITS * last * (1 + self.log_p.abs() + self.log_q.abs())
 
 
 def draw(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ppl_models.infer.evidence.closed_forms import is_of_its_program
+from ppl_models.infer.evidence.exact.closed_forms import is_of_its_program
 from ppl_models.infer.evidence.joint import sampling
 from ppl_models.user_line import warn
 

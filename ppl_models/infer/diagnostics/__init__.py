@@ -1,0 +1,1 @@
+"""Whether a posterior is right: one question, one file."""
