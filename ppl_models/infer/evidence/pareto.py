@@ -19,6 +19,7 @@ References:
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -143,13 +144,11 @@ def _psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ArviZ's smoothing, where no efficiency of draws makes a tail other than a fifth."""
     fifth = 1 / log_weights.shape[1]
     try:
-        from arviz_stats.base import array_stats
+        base = import_module("arviz_stats.base")
     except ImportError:  # ArviZ 0.x
-        import arviz
-
-        smoothed, k = arviz.psislw(log_weights, reff=fifth)
+        smoothed, k = import_module("arviz").psislw(log_weights, reff=fifth)
     else:
-        smoothed, k = array_stats.psislw(-log_weights, r_eff=fifth)
+        smoothed, k = base.array_stats.psislw(-log_weights, r_eff=fifth)
     return np.asarray(smoothed), np.asarray(k)
 
 
