@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_models.infer.compiled.graph import HALF, HOST, NOISE, TOLERANCE, UNSTEADY, Compiled
+from ppl_models.infer.compiled.graph import HOST, Compiled
 from ppl_models.infer.compiled.packs import packed
 from ppl_models.infer.compiled.step import Step, Turn
+from ppl_models.infer.compiled.traced.evaluations import HALF, NOISE, TOLERANCE, UNSTEADY
 from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
 

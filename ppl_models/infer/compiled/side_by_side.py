@@ -26,8 +26,8 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
-from ppl_models.infer.compiled.graph import HALF, TOLERANCE
 from ppl_models.infer.compiled.replaced import replaced
+from ppl_models.infer.compiled.traced.evaluations import HALF, TOLERANCE
 from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.scoped import get_host_rng_state, get_rng_state
 

@@ -15,6 +15,7 @@ from guides import AmortizedNormal, ExactPosterior
 from ppl_models import MADE, VAE, FactorAnalysis, data_plate, elbo, fit, iwae
 from ppl_models.infer.compiled import graph as compiling
 from ppl_models.infer.compiled.graph import Compiled
+from ppl_models.infer.compiled.traced import tracing
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 from ppl_models.nn import MLP
@@ -474,14 +475,14 @@ def test_half_precision_differs_by_its_own_rounding(amp, monkeypatch):
 
 
 def test_wrong_traces_are_not_used(monkeypatch):
-    tidy = compiling.tidy
+    tidy = tracing.tidy
 
     def spoilt(graph, *rest):
         tidy(graph, *rest)
         forward = graph.forward
         graph.forward = lambda *x: forward(*x) * 1.01
 
-    monkeypatch.setattr(compiling, "tidy", spoilt)
+    monkeypatch.setattr(tracing, "tidy", spoilt)
     with pytest.warns(UserWarning, match="eagerly, not compiled: its graph has another loss"):
         fit(exact(FactorAnalysis(3, 2)), X, epochs=3, seed=0, compile=True)
 

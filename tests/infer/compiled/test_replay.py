@@ -25,6 +25,7 @@ from guides import AmortizedNormal
 from ppl_models import GAN, VAE, Transformed, adversarial, data_plate, descend, elbo, fit
 from ppl_models.infer.compiled import graph as compiling
 from ppl_models.infer.compiled import replay as replaying
+from ppl_models.infer.compiled.traced import evaluations
 from ppl_models.infer.drop_in import loss as dropping
 from ppl_models.infer.training import descent as descending
 from ppl_models.infer.training.batches import Chosen
@@ -508,8 +509,8 @@ def test_generators_of_the_device_are_kept_where_no_argument_is_on_it(monkeypatc
         eager_because=None,
     )
     places = []
-    monkeypatch.setattr(compiling, "get_rng_state", places.append)
-    monkeypatch.setattr(compiling, "set_rng_state", lambda state, device: places.append(device))
+    monkeypatch.setattr(evaluations, "get_rng_state", places.append)
+    monkeypatch.setattr(evaluations, "set_rng_state", lambda state, device: places.append(device))
     for inputs in ((), (torch.zeros(2),)):
         with compiling.Compiled(held).untouched(inputs):
             pass
