@@ -46,7 +46,7 @@ class Turn:
         return value.meta["val"].dtype
 
     def __post_init__(self) -> None:
-        self.read = _closed(self.graph)
+        self.read = closed(self.graph)
 
 
 class Step:
@@ -150,7 +150,7 @@ def _clipped(slopes: tuple[Tensor, ...], largest: float) -> tuple[Tensor, ...]:
     return tuple(slope * share.to(slope.dtype) for slope in slopes)
 
 
-def _closed(graph: GraphModule) -> list[Tensor]:
+def closed(graph: GraphModule) -> list[Tensor]:
     """Makes what a graph reads, besides its inputs, inputs of it, the last ones; returns that."""
     first = next(node for node in graph.graph.nodes if node.op != "placeholder")
     read: dict[int, Tensor] = {}

@@ -68,14 +68,14 @@ def in_float64(fn: Any, value: Tensor) -> Tensor | None:
     if hasattr(sites.base(fn), "transforms"):
         return None
     try:
-        with _Float64():
+        with in_double():
             density: Tensor = copy.deepcopy(fn).log_prob(value)  # it may keep what it computes
     except Exception:  # whatever a distribution of somebody does that is not for two precisions
         return None
     return density if density.dtype == torch.float64 else None
 
 
-class _Float64(TorchFunctionMode):
+class in_double(TorchFunctionMode):
     """Operations in double precision, of tensors in single."""
 
     def __torch_function__(

@@ -109,15 +109,18 @@ class Native:
             self._places = [_place(x, inputs) for x in self._given]
             self._given.clear()
             times -= 1
-        entry = self._entry()
+        entry = self.entry()
         if entry is None:
             for _ in range(times):
                 self._call(*inputs)
         elif times:
-            given = [inputs[x] if isinstance(x, int) else x for x in self._places]
-            _repeat(entry, times, given)
+            _repeat(entry, times, self.given(inputs))
 
-    def _entry(self) -> Any:
+    def given(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the entry takes, after a first call: the inputs, and constants of the graph."""
+        return [inputs[x] if isinstance(x, int) else x for x in self._places]
+
+    def entry(self) -> Any:
         """The address of the code, if there is one for the loop in C++; it is looked up once."""
         if self._address is None:
             try:
@@ -186,8 +189,13 @@ def _driver() -> tuple[Callable[..., int], Any]:
     repeat.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     repeat.argtypes = [pointer, pointer, number, pointer, number, ctypes.c_char_p, number]
+    return repeat, new_handle()
+
+
+def new_handle() -> Any:
+    """What gives another handle of a tensor."""
     torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    return repeat, ctypes.cast(torch_cpu.aoti_torch_new_tensor_handle, pointer)
+    return ctypes.cast(torch_cpu.aoti_torch_new_tensor_handle, ctypes.c_void_p)
 
 
 def _repeat(entry: Any, times: int, given: list[Tensor]) -> None:
@@ -201,6 +209,12 @@ def _repeat(entry: Any, times: int, given: list[Tensor]) -> None:
         torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)  # and lets them go
     if done < times:
         raise RuntimeError(message.value.decode(errors="replace"))
+
+
+def handles_of(given: Sequence[Tensor]) -> Any:
+    """An array of the handles of tensors, which stay as long as the process."""
+    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(given))
+    return (ctypes.c_void_p * len(given))(*map(_pointer, capsules))
 
 
 def _pointer(capsule: Any) -> int:

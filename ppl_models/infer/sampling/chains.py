@@ -1,0 +1,144 @@
+"""Chains of nutpie's NUTS on a density, given as C functions or as one of Python.
+
+nutpie takes C functions from its own compilers of models alone; what stands between these and its
+sampler is a handful of names, all of them here.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_models.infer.sampling.density import Density
+
+LATENTS, DIMENSION = "latents", "latents_dim_0"
+
+
+class Chains(NamedTuple):
+    """What chains have drawn, `C` chains of `S` draws.
+
+    Attributes:
+        latents: The latents in a row, `(C, S, L)`.
+        statistics: Of each draw, `(C, S)`: `diverging`, `n_steps`, `energy` and others.
+    """
+
+    latents: np.ndarray
+    statistics: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample.
+
+    Attributes:
+        draws: Of each chain, after those of `tune`.
+        tune: Draws by which each chain finds its step and its scales, left out.
+        chains: How many.
+        target_accept: The probability of acceptance to which steps are tuned.
+        seed: Of all chains.
+        progress: Whether to show how far they are.
+    """
+
+    draws: int
+    tune: int
+    chains: int
+    target_accept: float
+    seed: int
+    progress: bool
+
+
+def nutpie() -> Any:
+    """The package.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import nutpie
+    except ImportError as error:
+        raise ImportError(
+            "nuts: it samples by nutpie, which is not installed. Try pip install "
+            "'ppl_models[mcmc]'."
+        ) from error
+    return nutpie
+
+
+def sample(density: Density, settings: Settings) -> Chains:
+    """Runs chains."""
+    package = nutpie()
+    model: Any = _Model(density)
+    if density.native is None:
+        model = package.compiled_pyfunc.from_pyfunc(
+            density.size,
+            lambda: density.evaluate,
+            lambda *_: lambda x: {LATENTS: density.latents(x)},
+            [np.dtype("float64")],
+            [(density.count,)],
+            [LATENTS],
+            make_initial_point_fn=density.start,
+        )
+    raw = package.sample(
+        model,
+        draws=settings.draws,
+        tune=settings.tune,
+        chains=settings.chains,
+        cores=min(settings.chains, os.cpu_count() or 1) if density.native else 1,
+        seed=settings.seed,
+        target_accept=settings.target_accept,
+        progress_bar=settings.progress,
+        save_warmup=False,
+        return_raw_trace=True,
+    )
+    return _chains(*raw.get_arrow_trace(), settings.draws)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model as nutpie's sampler asks for it."""
+
+    density: Density
+    dims: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_dim(self) -> int:
+        return self.density.size
+
+    def _make_sampler(self, settings: Any, mean: Any, cores: int, progress: Any, store: Any) -> Any:
+        lib = nutpie()._lib
+        size, count, native = self.density.size, self.density.count, self.density.native
+        density = lib.LogpFunc(native.density, native.address, native)
+        latents = lib.ExpandFunc(size, count, native.latents, native.address, native)
+        variables = lib.PyVariable.new_variables([LATENTS], ["float64"], [(count,)], {}, {})
+        lengths = {DIMENSION: count}
+        model = lib.PyMcModel(
+            density, latents, variables, size, lengths, {}, self.density.start, None
+        )
+        return lib.PySampler.from_pymc(settings, cores, model, progress, store)
+
+
+def _chains(latents: list[Any], statistics: list[Any], draws: int) -> Chains:
+    """Draws and their statistics as arrays, from Arrow's batches of each chain."""
+
+    def stacked(batches: list[Any], name: str) -> np.ndarray:
+        columns = [_array(batch.column(name))[-draws:] for batch in batches]
+        return np.stack(columns)
+
+    scalars = [n for n in statistics[0].column_names if _is_scalar(statistics[0].column(n))]
+    return Chains(stacked(latents, LATENTS), {n: stacked(statistics, n) for n in scalars})
+
+
+def _is_scalar(column: Any) -> bool:
+    return not hasattr(_arrow(column), "flatten") and not str(column.type).startswith("list")
+
+
+def _array(column: Any) -> np.ndarray:
+    array = _arrow(column)
+    flat = array.flatten() if hasattr(array, "flatten") else array
+    return np.asarray(flat.to_numpy(False)).reshape(len(array), -1).squeeze()
+
+
+def _arrow(column: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.array(column)

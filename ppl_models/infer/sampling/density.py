@@ -1,0 +1,155 @@
+"""A density as a sampler takes it: value, gradient and latents at a position, of code or program."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_models.infer.compiled.code.density import NativeDensity
+from ppl_models.infer.compiled.graph import Compiled
+from ppl_models.infer.compiled.step import closed
+from ppl_models.infer.programs.checks import first_not_finite
+from ppl_models.infer.sampling.unconstrained import Unconstrained
+from ppl_models.user_line import warn
+
+TRIES = 100  # positions, before a density is said to be finite nowhere
+WIDTH = 2.0  # of the positions around zero, as in Stan
+NEAR = 1e-8  # relative, what double precision leaves between code and program
+NONE = torch.zeros(())  # what a graph without inputs is called with
+PROBES = 3  # positions at which these are compared
+
+
+class NotFinite(ArithmeticError):
+    """A density that is no number where a step led: the trajectory ends there."""
+
+    is_recoverable = True
+
+
+class Density:
+    """A density, its gradient and the latents, compiled where that is shown to be the same.
+
+    Arguments:
+        unconstrained: The program's.
+        starts: Positions to start from, `(C, D)`; random ones where there are none.
+        chains: How many call it at once.
+    """
+
+    def __init__(self, unconstrained: Unconstrained, starts: Tensor | None, chains: int) -> None:
+        self.unconstrained, self.starts = unconstrained, starts
+        self.size, self.count = unconstrained.size, unconstrained.count
+        probes = [torch.from_numpy(self.start(seed)) for seed in range(PROBES)]
+        self._check_drawless(probes[0])
+        self.native = self._compiled(probes, chains)
+
+    def start(self, seed: int) -> np.ndarray:
+        """A position at which the density is finite, by a seed, `(D,)`."""
+        random = np.random.default_rng(seed)
+        for _ in range(TRIES):
+            position = random.uniform(-WIDTH, WIDTH, self.size)
+            if self.starts is not None:
+                position = self.starts[random.integers(len(self.starts))].numpy()
+            try:
+                self.evaluate(position)
+            except NotFinite:
+                continue
+            return position
+        where = first_not_finite(self.unconstrained.first, None)
+        raise ValueError(
+            f"nuts: the density is not finite at any of {TRIES} positions"
+            f"{' that the guide drew' if self.starts is not None else ''}; {where}. Expected one "
+            f"from which a chain can start. Try a guide to start from, or data inside the support."
+        )
+
+    def evaluate(self, position: np.ndarray) -> tuple[float, np.ndarray]:
+        """The density and its gradient by the program.
+
+        Raises:
+            NotFinite: If they are no numbers.
+        """
+        x = torch.from_numpy(np.array(position)).requires_grad_()
+        try:
+            with torch.enable_grad():
+                value = self.unconstrained.at(x)
+                (slope,) = torch.autograd.grad(value, [x])
+        except (ValueError, RuntimeError) as error:  # a matrix without a factor
+            raise NotFinite(str(error)) from error
+        if not (value.isfinite() and slope.isfinite().all()):
+            raise NotFinite("a density or its gradient is not finite")
+        return value.item(), slope.numpy()
+
+    def latents(self, position: np.ndarray) -> np.ndarray:
+        """The latents in a row, `(L,)`, by the program."""
+        with torch.no_grad():
+            return self.unconstrained.flat(torch.from_numpy(np.array(position))).numpy()
+
+    def _check_drawless(self, position: Tensor) -> None:
+        """Raises where the program draws by itself, so that it has no density."""
+        first, second = (self.unconstrained.at(position) for _ in range(2))
+        if not torch.equal(first, second):
+            raise ValueError(
+                "nuts: the density is another each time: the program draws something that is no "
+                "latent of it, such as a plate that subsamples, or by torch itself. Expected a "
+                "density of all rows. Try the program without it."
+            )
+
+    def _compiled(self, probes: list[Tensor], chains: int) -> NativeDensity | None:
+        """The density as code, compared with the program; None where there is none."""
+        position = self.unconstrained.position
+
+        def loss(_: Tensor) -> Tensor:
+            return -self.unconstrained.at(position)
+
+        with torch.enable_grad():
+            found = Compiled(self.unconstrained).trace("nuts", loss, (NONE,))
+        if found is None:
+            return None
+        graph = found[0]
+        read = closed(graph)
+        others = [x for x in read if x is not position]
+
+        def step(
+            x: Tensor, slope: Tensor, value: Tensor, latents: Tensor, *others: Tensor
+        ) -> tuple[()]:
+            moved, rest = x.detach().requires_grad_(), iter(others)
+            with torch.enable_grad():
+                loss = graph(NONE, *(moved if y is position else next(rest) for y in read))
+                (gradient,) = torch.autograd.grad(loss, [moved])
+            slope.copy_(-gradient)
+            value.copy_(-loss.detach())
+            latents.copy_(self.unconstrained.flat(x))
+            return ()
+
+        rooms = [x.new_zeros(n) for x in probes[:1] for n in (self.size, self.size, 1, self.count)]
+        rooms[2] = rooms[2].squeeze(0)
+        try:
+            with tracing(TracingContext(FakeTensorMode())):  # one for all operations: half the time
+                whole = make_fx(step, _allow_non_fake_inputs=True)(*rooms, *others)
+            native = NativeDensity(whole, [*rooms, *others], chains)
+        except Exception as error:
+            warn(
+                f"nuts: it runs eagerly, not compiled: {type(error).__name__}: {error}. The "
+                f"draws are right, only slower."
+            )
+            return None
+        if wrong := self._difference(native, probes):
+            warn(f"nuts: it runs eagerly, not compiled: {wrong}. The draws are right, only slower.")
+            return None
+        return native
+
+    def _difference(self, native: NativeDensity, probes: list[Tensor]) -> str | None:
+        """What differs between code and program."""
+        for probe in probes:
+            ours = native(probe)
+            value, slope = self.evaluate(probe.numpy())
+            theirs = (
+                torch.tensor(value, dtype=torch.float64),
+                torch.from_numpy(slope),
+                self.unconstrained.flat(probe),
+            )
+            names = ("density", "gradient", "latents")
+            for name, a, b in zip(names, ours, theirs, strict=True):
+                if not torch.linalg.vector_norm(a - b) <= NEAR * (1 + torch.linalg.vector_norm(b)):
+                    return f"its code has another {name} than the program itself"
+        return None
