@@ -48,6 +48,7 @@ from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
+from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
@@ -59,6 +60,7 @@ from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.objectives.weighted import weighted
+from ppl_models.infer.sampling.nuts import nuts
 from ppl_models.infer.selection.compare import compare
 from ppl_models.infer.selection.table import Comparison
 from ppl_models.infer.training.batches import Batch
@@ -119,6 +121,7 @@ __all__ = [
     "HierarchicalVAE",
     "HistogramDensity",
     "InnerProduct",
+    "Khat",
     "LabelComparison",
     "LabelShift",
     "LatentDiffusion",
@@ -167,11 +170,13 @@ __all__ = [
     "hold_out",
     "impute",
     "iwae",
+    "khat",
     "load",
     "log_evidence",
     "log_predictive",
     "ngrams",
     "num_active",
+    "nuts",
     "posterior_as_prior",
     "predict",
     "probability_flow",

@@ -279,7 +279,7 @@ def log_evidence(
         row_variance=torch.zeros_like(sums.variance) if exact else sums.variance,
         tails=None if exact else sums.tails,
     )
-    if evidence.is_unreliable:
+    if evidence._are_few() or evidence._typical_k() > threshold(num_samples):
         found = f"{num_samples} draws have weights without variance (Evidence.pareto_k)"
         if evidence._are_few():
             found = (

@@ -1,4 +1,4 @@
-"""A density as a sampler takes it: value, gradient and latents at a position, of code or program."""
+"""A density as a sampler takes it: value, gradient and latents, by code or by the program."""
 
 import numpy as np
 import torch

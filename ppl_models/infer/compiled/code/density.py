@@ -8,10 +8,9 @@ interpreter's lock back while it runs: it is held for a microsecond before and a
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -28,7 +27,11 @@ typedef void* Handle;
 extern "C" int PyGILState_Ensure(void);
 extern "C" void PyGILState_Release(int);
 
-struct Room { std::atomic<int> busy; double *position, *gradient, *value, *latents; Handle* given; };
+struct Room {
+  std::atomic<int> busy;
+  double *position, *gradient, *value, *latents;
+  Handle* given;
+};
 struct Rooms {
   void (*entry)(Handle*, Handle*);
   int32_t (*again)(Handle, Handle*);

@@ -1,0 +1,255 @@
+"""Pareto's k: of known tails, of guides that are right and wrong, per row and in all."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from guides import ExactPosterior
+from ppl_models import data_plate, khat, log_evidence
+from ppl_models.infer.evidence.pareto import Tails, tail_length, threshold
+from tests.support.oracles import linear_gaussian
+
+SCALE = 0.5**0.5  # of the posterior
+
+
+def model(x=None, size=None):
+    with data_plate(x, size):
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide_of(scale=1.0, shift=0.0):
+    """The posterior, made narrower or moved by so many of its standard deviations."""
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(x / 2 + shift * SCALE, scale * SCALE))
+
+    return guide
+
+
+def rows(number=200):
+    generator = torch.Generator().manual_seed(0)
+    return 2**0.5 * torch.randn(number, generator=generator, dtype=torch.float64)
+
+
+def tails(log_weight, rounding=1e-12):
+    found = Tails.of(len(log_weight), log_weight.shape[1])
+    for part in log_weight.split(300):
+        found.add(slice(None), part, torch.full_like(part, rounding))
+    return found
+
+
+def pareto(k, draws, number, seed=0):
+    """The logarithms of draws of a Pareto distribution."""
+    uniform = torch.rand(
+        draws, number, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    return -k * torch.log(uniform)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.1])
+def test_the_shape_of_a_pareto_distribution(k):
+    found = tails(pareto(k, 20000, 20)).smoothed().k
+    assert found.mean().item() == pytest.approx(k, abs=0.03)
+
+
+@pytest.mark.parametrize("draws", [100, 1000, 1003, 5000])
+def test_it_is_that_of_arviz(draws):
+    """At a tail of the same length, which ArviZ rounds down in one generation and up in one."""
+    arviz = pytest.importorskip("arviz")
+    log_weight = pareto(0.6, draws, 5)
+    found = tails(log_weight).smoothed()
+    length = tail_length(draws)
+    if hasattr(arviz, "psislw"):
+        smoothed, k = arviz.psislw(log_weight.T.numpy(), normalize=False)
+    else:
+        from arviz_stats.base import array_stats
+
+        smoothed, k = array_stats.psislw(-log_weight.T.numpy())
+        smoothed = smoothed + log_weight.logsumexp(0)[:, None].numpy()
+        if draws == 1003:  # of which it takes one less
+            length -= 1
+            pytest.skip("another length of the tail")
+    np.testing.assert_allclose(found.k, k, atol=1e-6)
+    if hasattr(arviz, "psislw"):
+        largest = np.sort(smoothed, 1)[:, ::-1][:, :length]
+        np.testing.assert_allclose(found.log_weights.T, largest, atol=1e-6)
+
+
+def test_a_normal_of_twice_the_scale():
+    r"""Of :math:`q = \mathcal{N}(0, 1)` and :math:`p = \mathcal{N}(0, 4)`: k nears 3 / 4."""
+    z = torch.randn(20000, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_weight = dist.Normal(0.0, 2.0).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)
+    assert tails(log_weight).smoothed().k.mean().item() == pytest.approx(0.7, abs=0.05)
+
+
+def test_equal_weights_up_to_rounding_are_constant():
+    noise = 1e-6 * torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)).double()
+    assert tails(noise, rounding=1e-5).smoothed().k.tolist() == [0.0] * 3
+    assert (tails(noise, rounding=1e-8).smoothed().k != 0).all()
+
+
+def test_a_few_draws_above_equal_others_have_no_shape_to_tell():
+    log_weight = torch.zeros(1000, 1, dtype=torch.float64)
+    log_weight[:3] = 10.0
+    assert tails(log_weight).smoothed().k.item() == math.inf
+
+
+def test_weights_without_a_tail():
+    """Of two values, each common."""
+    log_weight = torch.zeros(1000, 1, dtype=torch.float64)
+    log_weight[::2] = 1.0
+    assert tails(log_weight).smoothed().k.item() == 0.0
+
+
+def test_the_threshold():
+    assert threshold(1000) == pytest.approx(1 - 1 / 3)
+    assert threshold(10**6) == 0.7
+
+
+def test_the_exact_posterior_has_constant_weights():
+    gaussian, x = linear_gaussian(rows=20)
+    found = khat(gaussian, ExactPosterior(gaussian), x)
+    assert found.value.tolist() == [0.0] * 20
+    assert len(found.failing) == 0
+    exact = log_evidence(gaussian, None, x).value
+    torch.testing.assert_close(found.evidence.value, exact)
+    assert found.evidence.kind == "estimate"
+    posterior = gaussian.posterior(x)
+    means = posterior.mean
+    assert (found.mean["z"] - means).abs().max() < 5 * found.std["z"].max() / 1000**0.5
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "low", "high"),
+    [(0.5, 0.0, 0.6, 0.8), (1.0, 3.0, 0.9, 1.2), (2.0, 0.0, -3.0, 0.0), (1.0, 1.0, 0.1, 0.5)],
+)
+def test_which_faults_it_sees(scale, shift, low, high):
+    """One that is too narrow or far away, and none that is too wide."""
+    found = khat(model, guide_of(scale, shift), rows(), seed=0)
+    assert low < found.value.median().item() < high
+
+
+def test_expectations_and_evidence_of_a_guide_that_is_not_right():
+    x = rows(20)
+    found = khat(model, guide_of(0.8, 0.5), x, num_samples=20000, batch_size=3000, seed=0)
+    assert (found.mean["z"] - x / 2).abs().max() < 0.04
+    assert (found.std["z"] - SCALE).abs().max() < 0.04
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert (found.evidence.value - exact).abs().max() < 0.05
+
+
+def test_smoothing_is_no_more_than_that_of_the_tail():
+    """Sums with smoothed weights are those over all draws at once."""
+    x = rows(3)
+    found = khat(model, guide_of(0.7), x, num_samples=500, seed=5)
+    once = khat(model, guide_of(0.7), x, num_samples=500, batch_size=7, seed=5)
+    assert found.value.shape == once.value.shape == (3,)
+
+
+def test_a_row_alone_and_among_others():
+    x = rows(300)
+    among = khat(model, guide_of(0.6), x, num_samples=20000, seed=0).value[:1]
+    alone = khat(model, guide_of(0.6), x[:1], num_samples=20000, seed=1).value
+    torch.testing.assert_close(among, alone, atol=0.1, rtol=0)
+
+
+def shared(x=None, size=None):
+    m = pyro.sample("m", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(("scale", "fails"), [(1.0, False), (0.3, True)])
+def test_latents_of_all_rows(scale, fails):
+    x = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def guide(x, size=None):
+        sd = scale * (1 + len(x)) ** -0.5
+        pyro.sample("m", dist.Normal(x.sum(0) / (1 + len(x)), sd).to_event(1))
+
+    found = khat(shared, guide, x, seed=0)
+    assert found.value.shape == (1,)
+    assert (len(found.failing) == 1) == fails
+    assert found.mean["m"].shape == (2,)
+    assert ("fails" in str(found)) == fails
+    if not fails:
+        torch.testing.assert_close(found.mean["m"], x.sum(0) / 31, atol=0.05, rtol=0)
+        torch.testing.assert_close(
+            found.std["m"], torch.full((2,), 31**-0.5).double(), atol=0.02, rtol=0
+        )
+
+
+def test_enumerated_latents_beside_those_of_a_guide():
+    def mixed(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            return pyro.sample("x", dist.Normal(z + 0 * k, 1.0), obs=x)
+
+    found = khat(mixed, guide_of(), rows(10), seed=0)
+    assert found.value.tolist() == [0.0] * 10
+    assert list(found.mean) == ["z"]
+
+
+def test_the_line_names_the_worst_rows():
+    found = khat(model, guide_of(0.5), rows(), seed=0)
+    worst = found.value.argmax().item()
+    assert f"where the guide fails: rows {worst}, " in str(found)
+    assert found.failing[0].item() == worst
+    assert (found.value[found.failing] > found.threshold).all()
+
+
+def test_evidence_says_when_its_error_is_understated():
+    with pytest.warns(UserWarning, match=r"without variance|as good as"):
+        found = log_evidence(model, guide_of(0.5), rows(), seed=0)
+    assert found.is_unreliable
+    assert "rows, Monte Carlo error" in str(found)
+    assert found.pareto_k.shape == (200,)
+    good = log_evidence(model, guide_of(0.9), rows(), seed=0)
+    assert not good.is_unreliable
+    assert "k up to" in str(good)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.8, 1.5])
+def test_the_error_is_the_spread_of_repeats_where_k_is_small(scale):
+    x = rows(1)
+    found = [log_evidence(model, guide_of(scale), x, num_samples=400, seed=s) for s in range(200)]
+    spread = torch.tensor([e.mean for e in found]).std().item()
+    errors = torch.tensor([e.monte_carlo_error for e in found])
+    assert errors.mean().item() == pytest.approx(spread, rel=0.2)
+
+
+def test_too_few_draws_for_a_tail():
+    with pytest.raises(ValueError, match=r"at least 25 draws.* got 24"):
+        khat(model, guide_of(), rows(3), num_samples=24)
+    assert log_evidence(model, guide_of(), rows(3), num_samples=24).pareto_k is None
+
+
+def test_a_model_without_latents():
+    def plain(x=None, size=None):
+        with data_plate(x, size):
+            return pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="expected latents that a guide draws"):
+        khat(plain, None, torch.zeros(3))
+
+
+def test_a_row_whose_every_weight_is_zero():
+    def bounded(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("z", dist.Uniform(2.0, 3.0, validate_args=False))
+
+    with pytest.raises((FloatingPointError, ValueError), match=r"support|zero"):
+        khat(bounded, guide, torch.zeros(3))
