@@ -13,6 +13,7 @@ from ppl_models import data_plate, khat, log_evidence
 from ppl_models.infer.evidence.pareto import Tails, tail_length, threshold
 from tests.support.oracles import linear_gaussian
 
+HALF = torch.tensor(0.5, dtype=torch.float64)
 SCALE = 0.5**0.5  # of the posterior
 
 
@@ -189,7 +190,7 @@ def test_enumerated_latents_beside_those_of_a_guide():
     def mixed(x=None, size=None):
         with data_plate(x, size):
             z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            k = pyro.sample("k", dist.Bernoulli(HALF), infer={"enumerate": "parallel"})
             return pyro.sample("x", dist.Normal(z + 0 * k, 1.0), obs=x)
 
     found = khat(mixed, guide_of(), rows(10), seed=0)
