@@ -134,8 +134,9 @@ def _is_scalar(column: Any) -> bool:
 
 def _array(column: Any) -> np.ndarray:
     array = _arrow(column)
-    flat = array.flatten() if hasattr(array, "flatten") else array
-    return np.asarray(flat.to_numpy(False)).reshape(len(array), -1).squeeze()
+    if not hasattr(array, "flatten"):
+        return np.asarray(array.to_numpy(False))
+    return np.asarray(array.flatten().to_numpy(False)).reshape(len(array), -1)
 
 
 def _arrow(column: Any) -> Any:

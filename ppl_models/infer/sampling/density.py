@@ -1,7 +1,10 @@
 """A density as a sampler takes it: value, gradient and latents, by code or by the program."""
 
+import threading
+
 import numpy as np
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,6 +42,7 @@ class Density:
     def __init__(self, unconstrained: Unconstrained, starts: Tensor | None, chains: int) -> None:
         self.unconstrained, self.starts = unconstrained, starts
         self.size, self.count = unconstrained.size, unconstrained.count
+        self._alone = threading.Lock()  # chains begin in threads, and handlers are Pyro's for all
         probes = [torch.from_numpy(self.start(seed)) for seed in range(PROBES)]
         self._check_drawless(probes[0])
         self.native = self._compiled(probes, chains)
@@ -51,11 +55,12 @@ class Density:
             if self.starts is not None:
                 position = self.starts[random.integers(len(self.starts))].numpy()
             try:
-                self.evaluate(position)
+                with self._alone:
+                    self.evaluate(position)
             except NotFinite:
                 continue
             return position
-        where = first_not_finite(self.unconstrained.first, None)
+        where = first_not_finite(self.unconstrained.first, poutine.Trace())
         raise ValueError(
             f"nuts: the density is not finite at any of {TRIES} positions"
             f"{' that the guide drew' if self.starts is not None else ''}; {where}. Expected one "

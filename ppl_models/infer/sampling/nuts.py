@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppl_models.checks import check_count
@@ -107,7 +108,7 @@ def nuts(
     samples = unconstrained.samples(torch.from_numpy(found.latents))
 
     def run(*_: Tensor, size: int | None = None) -> Any:
-        return unconstrained.call(program)
+        return unconstrained.call(config_enumerate(program))
 
     first = torch.zeros(1, dtype=torch.long)
     with sampling(run, replayed(samples), (first,), seed, numbered=True) as joint:

@@ -195,7 +195,7 @@ def test_a_program_that_draws_by_itself():
         with pyro.plate("rows", 100, subsample_size=10) as rows:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
 
-    with pytest.raises(ValueError, match="counts 10 times|draws"):
+    with pytest.raises(ValueError, match=r"counts 10 times|draws"):
         nuts(model, torch.randn(100), **FAST)
 
 
