@@ -21,6 +21,7 @@ from ppl_models.infer.compiled.graph import HOST, Compiled
 from ppl_models.infer.compiled.packs import packed
 from ppl_models.infer.compiled.step import Step, Turn
 from ppl_models.infer.compiled.traced.evaluations import HALF, NOISE, TOLERANCE, UNSTEADY
+from ppl_models.infer.compiled.traced.traced import Traced
 from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
 
@@ -41,7 +42,16 @@ class Kind(NamedTuple):
     """Steps that one piece of code takes."""
 
     step: Step
-    watch: Watch  # what was traced as a constant
+    traced: tuple[Traced, ...]  # its losses
+
+    @property
+    def watch(self) -> Watch:
+        """What was traced as a constant."""
+        return [entry for each in self.traced for entry in each.watch]
+
+    def holds(self) -> bool:
+        """Whether it stands for the programs as they are now; takes numbers that changed."""
+        return all(each.holds() for each in self.traced)
 
 
 class Loop:
@@ -65,7 +75,8 @@ class Loop:
     ) -> None:
         self.compiled, self.optimizers, self.parameters = compiled, optimizers, parameters
         self.clip, self.averages = clip, averages
-        self.kinds: dict[Hashable, Kind] = {}
+        self.kinds: dict[Hashable, Kind] = {}  # of now
+        self.made: dict[tuple[Hashable, ...], Kind] = {}  # all, by what was traced
         self.buffers: list[Tensor] = []  # of the modules that run, and what they write into
         self.adapts = False  # whether an optimiser divides by the size of a gradient
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
@@ -89,17 +100,25 @@ class Loop:
             chooses: Whether other rows come with each step.
         """
         found = self.kinds.get(key)
-        if found is not None:
-            return found
-        traced = [
-            compiled.trace((key, "step"), evaluate, (rows, *data))
-            for compiled, evaluate in zip(self.compiled, evaluates, strict=True)
-        ]
-        graphs = [each[0] for each in traced if each is not None]
-        watch = [entry for each in traced if each is not None for entry in each[1]]
-        if len(graphs) < len(traced):
-            self.refused = "a loss cannot be traced"
-            return None
+        others = (kind for (known, *_), kind in self.made.items() if known == key)
+        for kind in (found, *others):
+            if kind is not None and kind.holds():
+                self.kinds[key] = kind
+                return kind
+        traced: list[Traced] = []
+        for n, (compiled, evaluate) in enumerate(zip(self.compiled, evaluates, strict=True)):
+            each = None if found is None else found.traced[n]
+            if each is None or not each.holds():
+                each = compiled.trace((key, "step"), evaluate, (rows, *data))
+            if each is None:
+                self.refused = "a loss cannot be traced"
+                return None
+            traced.append(each)
+        of = (key, *map(id, traced))
+        if of in self.made:
+            self.kinds[key] = Kind(self.made[of].step, tuple(traced))
+            return self.kinds[key]
+        graphs = [each.graph for each in traced]
         length = _length(graphs, len(rows) if chooses else 0)
         try:
             step = Step(self._turns(graphs, (rows, *data)), data, rows, chooses, length)
@@ -109,7 +128,7 @@ class Loop:
         held = [*step.written, *(b for compiled in self.compiled for b in compiled.buffers())]
         self.buffers = list({id(x): x for x in (*self.buffers, *held)}.values())
         self.adapts = any(pack.rule.counts for pack in step.packs)
-        made = self.kinds[key] = Kind(step, watch)
+        made = self.kinds[key] = self.made[of] = Kind(step, tuple(traced))
         return made
 
     def _turns(self, graphs: Sequence[GraphModule], inputs: tuple[Tensor, ...]) -> list[Turn]:
@@ -153,6 +172,8 @@ class Loop:
             table[:times] = pack.numbers(rates[n][:, group])
         if weights is not None:
             step.tables["weights"][:times] = weights
+        for compiled in self.compiled:
+            compiled.steps += times
         return step.run(times)
 
     def difference(

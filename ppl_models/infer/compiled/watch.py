@@ -13,10 +13,11 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from operator import is_
-from typing import Any
+from operator import is_, setitem
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,15 +43,53 @@ GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.G
 Watch = list[tuple[Callable[[], Any], Any]]
 
 
-def holds(watch: Watch) -> bool:
+def holds(watch: Iterable[tuple[Callable[[], Any], Any]]) -> bool:
     """Whether all that was found is still what it was."""
+    return all(is_same(now(), before) for now, before in watch)
+
+
+def is_same(value: Any, before: Any) -> bool:
+    """Whether what was found is still what it was."""
+    return value is before or (
+        type(value) is type(before) and isinstance(before, SCALARS) and value == before
+    )
+
+
+class Spot(NamedTuple):
+    """Where a program keeps a number, which another can take."""
+
+    key: Hashable
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+
+
+def spot_of(now: Callable[[], Any]) -> Spot | None:
+    """Where what was found is kept; None where nothing else can be put there."""
+    if not isinstance(now, partial):
+        return None
+    if now.func is _content:
+        (cell,) = now.args
+        return Spot(id(cell), now, partial(setattr, cell, "cell_contents"))
+    owner = now.args[0] if now.func is _entry else getattr(now.func, "__self__", None)
+    if isinstance(owner, (dict, list)) and now.args:
+        return Spot((id(owner), now.args[-1]), now, partial(setitem, owner, now.args[-1]))
+    return None
+
+
+@contextmanager
+def as_it_was(watch: Watch) -> Iterator[None]:
+    """A context in which numbers are what they were, where others were put in their place."""
+    put = []
     for now, before in watch:
-        value = now()
-        if value is not before and not (
-            type(value) is type(before) and isinstance(before, SCALARS) and value == before
-        ):
-            return False
-    return True
+        value, spot = now(), spot_of(now)
+        if spot is not None and isinstance(before, SCALARS) and not is_same(value, before):
+            put.append((spot, value))
+            spot.put(before)
+    try:
+        yield
+    finally:
+        for spot, value in put:
+            spot.put(value)
 
 
 class Finder:
@@ -80,6 +119,7 @@ class Finder:
 
     def _find(self, objective: Any) -> None:
         self._scalars(vars(objective))
+        self._scalars(getattr(objective, "numbers", {}))  # among the arguments
         for root in objective.modules().values():
             self._visit(root)
         for part in vars(objective).values():

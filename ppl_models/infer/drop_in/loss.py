@@ -1,5 +1,6 @@
 """The loss of an estimator of Pyro as compiled code, for each kind of calls."""
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ from ppl_models.infer.programs.pyro_internals import stored
 
 # Arguments that a graph can hold as constants.
 PLAIN = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
+
+
+def _may_vary(value: Any) -> bool:
+    """Whether an argument is a number that can be an input of a graph."""
+    return type(value) is float and math.isfinite(value)
 
 
 class Call(NamedTuple):
@@ -77,6 +83,9 @@ class Loss:
         self.stored: set[str] = set()  # the names of those that are in Pyro's store
         self.supported: set[str] = set()  # observed sites whose values are what they may be
         self.kinds: dict[Any, tuple[dict[str, Tensor], set[str]]] = {}  # these, by kinds of calls
+        self.known: dict[int, tuple[dict[str, Tensor], set[str]]] = {}  # and by graphs
+        self.numbers: dict[int, float] = {}  # floats among the arguments, by their places
+        self.given: dict[Any, dict[int, float]] = {}  # these, by kinds of calls
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
         self.compiled = Compiled(self, self.stored, often)
         self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
@@ -88,19 +97,26 @@ class Loss:
         if parts is None:
             return None
         evaluate, tensors, rest, shape = parts
-        constants = ((type(value), repr(value)) for value in rest)
+        constants = (float if _may_vary(value) else (type(value), repr(value)) for value in rest)
         key = self.compiled.key(tensors, *constants, *shape, *_settings())
         if key in self.kinds:
             self.parameters, self.supported = self.kinds[key]
+        numbers = {n: value for n, value in enumerate(rest) if _may_vary(value)}
+        self.numbers = self.given.setdefault(key, {})
+        self.numbers.update(numbers)
         return Call(key, evaluate, tensors)
 
     def graph(self, call: "Call") -> Graph | None:
         """The code for a call: None where the next step must be one of Pyro's."""
         graph = self.compiled.current(call.key)
-        if graph is not None or call.key not in self.ready:
-            return graph
-        self.ready.discard(call.key)
-        return self.compiled.new_graph(call.key, call.evaluate, call.tensors)
+        if graph is None and call.key in self.ready:
+            self.ready.discard(call.key)
+            graph = self.compiled.new_graph(call.key, call.evaluate, call.tensors)
+            if graph is not None:
+                self.known[id(graph)] = self.parameters, self.supported
+        elif graph is not None:
+            self.parameters, self.supported = self.known[id(graph)]
+        return graph
 
     def note(self, call: "Call", values: dict[str, Tensor | None], supported: set[str]) -> None:
         """Takes note of what a step of Pyro's used, for a kind of calls."""
@@ -148,7 +164,7 @@ class Loss:
                 return None
 
         def evaluate(*tensors: Tensor) -> Tensor:
-            values = list(rest)
+            values = [self.numbers.get(n, value) for n, value in enumerate(rest)]
             for n, tensor in zip(places, tensors, strict=True):
                 values[n] = tensor
             positional, named = tree_unflatten(values, form)

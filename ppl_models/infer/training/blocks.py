@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Snapshot
+from ppl_models.infer.compiled.watch import as_it_was, holds
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.batches import Chosen, InMemory, Source
 from ppl_models.infer.training.optimizers import only_schedules
@@ -80,6 +81,9 @@ class Blocks:
     def take(self, total: int) -> bool:
         """Takes a block of steps, up to `total` in all; returns whether it did."""
         width = self._width()
+        stale = any(not holds(kind.watch) for kind in self.used.values())
+        if stale and not ((self.unchecked == 0.0 or self.settle()) and self._renew()):
+            return False
         kind = self._kind(width)
         if kind is None:
             return False
@@ -103,9 +107,10 @@ class Blocks:
             # Other rows than those that were traced: what was read from these shows.
             rows = self._order_of(self.progress.epoch).flip(0)[:width]
             rows = rows if width < self.train.size else rows.flip(0)
-            wrong = self.loop.difference(
-                kind, partial(self._eager, rows), partial(self._compiled, kind, rows)
-            )
+            with as_it_was(kind.watch):  # where a number changed since
+                wrong = self.loop.difference(
+                    kind, partial(self._eager, rows), partial(self._compiled, kind, rows)
+                )
             if wrong:
                 self._go_back(wrong)
                 return False
@@ -113,6 +118,12 @@ class Blocks:
             self.patience = min(2 * self.patience, PATIENCE) if self.unchecked else 1
             self.mark, self.unchecked = self._mark(), 0.0
         return True
+
+    def _renew(self) -> bool:
+        """Takes numbers of the programs that changed; returns whether the code can."""
+        found = {width: self._kind(width) for width in self.used}
+        self.used = {width: kind for width, kind in found.items() if kind is not None}
+        return len(self.used) == len(found) and self.settle()
 
     def _kind(self, width: int) -> Kind | None:
         """The code for steps on so many rows."""

@@ -1,7 +1,7 @@
 """A program's loss as a flat graph of tensor operations, the same for other draws."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_models.infer.compiled.traced.constants import Anatomy
 from ppl_models.infer.compiled.traced.evaluations import HALVES, Evaluations
+from ppl_models.infer.compiled.traced.traced import Again, standing_in
 from ppl_models.infer.compiled.waits import tidy, without_waits
-from ppl_models.infer.compiled.watch import Watch
+from ppl_models.infer.compiled.watch import Spot, Watch
 
 OUTSIDE = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 # Folders whose lines are not the user's.
@@ -32,8 +34,8 @@ def trace(
     evaluations: Evaluations, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
 ) -> tuple[GraphModule, list[Tensor]]:
     """Returns the graph of a loss, the same for other draws, and the tensors it has read."""
-    reads = _Reads()
-    first, second = (_drawn(seed, evaluations, evaluate, inputs, reads) for seed in range(2))
+    reads = Reads()
+    first, second = (drawn(seed, evaluations, evaluate, inputs, reads) for seed in range(2))
     if first.code != second.code:
         raise ValueError(
             "the graph is another with other draws: control flow, the number or the shapes of "
@@ -46,12 +48,39 @@ def trace(
     return first, reads.tensors
 
 
-def _drawn(
+def trace_again(
+    spots: Sequence[Spot],
+    evaluations: Evaluations,
+    evaluate: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+) -> Again:
+    """Returns the graph of a loss as it is now, with numbers followed, if that can be."""
+    watch, reads = evaluations.found().watch, Reads()
+    try:
+        with standing_in(spots) as record:
+            graph = drawn(0, evaluations, evaluate, inputs, reads)
+    except Exception:  # a number is asked for what it cannot tell
+        if not spots:
+            raise
+        return trace_again((), evaluations, evaluate, inputs)
+    tidy(graph, evaluations.device(), evaluations.found().tensors)
+    watch += [entry for x in reads.tensors for entry in value_watch(x)]
+    followed = record if spots and not reads.tensors else None  # numbers that come by tensors
+    return Again(graph, watch, Anatomy(graph, held(evaluations)), list(spots), followed)
+
+
+def held(evaluations: Evaluations) -> list[Tensor]:
+    """All tensors that programs hold: no constants of a graph."""
+    parameters = [p for _, p in evaluations.objective.named_parameters()]
+    return [*parameters, *evaluations.buffers(), *evaluations.found().tensors]
+
+
+def drawn(
     seed: int,
     evaluations: Evaluations,
     evaluate: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
-    reads: "_Reads",
+    reads: "Reads",
 ) -> GraphModule:
     """The graph of a loss with the draws of a seed."""
     with (
@@ -69,7 +98,7 @@ def _drawn(
             return tracer(*(x.detach() for x in inputs))
 
 
-class _Reads(TorchDispatchMode):
+class Reads(TorchDispatchMode):
     """Notes the tensors whose values a program reads as numbers, which a trace then holds fast."""
 
     def __init__(self) -> None:
