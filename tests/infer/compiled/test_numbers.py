@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from ppl_models import SVI, data_plate, elbo, fit
-from ppl_models.infer.compiled import graph
+from ppl_models.infer.compiled import graph, loop
 from ppl_models.infer.compiled.traced.following import Record, value_of
 from ppl_models.infer.training import blocks
 from ppl_models.infer.training.batches import Batch
@@ -130,6 +130,21 @@ CASES = {
     "a bound of NumPy": (lambda m, loc: loc * float(np.clip(m.beta, 0, 0.5)), RISES, None),
     "an array": (lambda m, loc: loc * float(np.asarray(m.beta) * 2), RISES, None),
     "a root": (lambda m, loc: loc * math.sqrt(m.beta), RISES, None),
+    "a root that is the number by chance": (
+        lambda m, loc: loc * math.sqrt(m.beta),
+        takes("beta", 0.25, 1.0, 4.0, 9.0),
+        None,
+    ),
+    "by way of a tensor": (
+        lambda m, loc: loc * min(0.5, torch.tensor(m.beta, **DOUBLE).item()),
+        RISES,
+        None,
+    ),
+    "and an integer": (
+        lambda m, loc: loc * m.beta + m.k,
+        together(RISES, lambda m, i: setattr(m, "k", 1 + i // 9)),
+        3,
+    ),
     "rounded down": (lambda m, loc: loc * int(4 * m.beta), RISES, None),
     "in words": (lambda m, loc: loc * float(f"{m.beta}"), RISES, None),
     "two that swap": (
@@ -217,6 +232,18 @@ def test_what_cannot_be_followed_is_read_from_another_trace(name, monkeypatch):
     assert compiled.retraced <= 12
 
 
+class Kinds(torch.fx.Interpreter):
+    """Runs a graph, and notes of which dtypes its results are."""
+
+    found: set[torch.dtype] = set()
+
+    def run_node(self, node):
+        result = super().run_node(node)
+        if node.op == "call_function" and isinstance(result, torch.Tensor):
+            self.found = self.found | {result.dtype}
+        return result
+
+
 def test_single_precision_stays_single():
     model = program(lambda m, loc: (m.small * m.beta).pow(m.beta) + loc).float()
     batch = Batch((X.float(),), torch.arange(len(X)), len(X))
@@ -229,8 +256,9 @@ def test_single_precision_stays_single():
     assert code.traced.inputs
     assert {x.dtype for x in code.traced.inputs.values()} == {torch.float64}
     assert loss.dtype == torch.float32
-    values = (n.meta.get("val") for n in code.traced.graph.graph.nodes if n.op != "get_attr")
-    assert {x.dtype for x in values if isinstance(x, torch.Tensor)} <= {torch.float32, torch.int64}
+    kinds = Kinds(code.traced.graph)
+    kinds.run(torch.arange(len(X)), X.float())
+    assert kinds.found == {torch.float32}
 
 
 # --- the numbers of SVI -------------------------------------------------------------------------
@@ -345,6 +373,21 @@ def test_a_callback_between_blocks(change, graphs, taken):
     assert len(steps) <= 2 * graphs  # for batches of 5, and of 4
 
 
+def test_a_run_goes_back_to_a_time_with_the_same_numbers(taken, monkeypatch):
+    """Where code is found to be wrong after a number changed."""
+    eager, _ = trained(False, rises("beta"))
+    renewed, renew, difference = [], blocks.Blocks._renew, loop.Loop.difference
+    monkeypatch.setattr(blocks.Blocks, "_renew", lambda self: (renewed.append(1), renew(self))[1])
+
+    def spoilt(self, *given):
+        return "it was spoilt" if len(renewed) == 4 else difference(self, *given)
+
+    monkeypatch.setattr(loop.Loop, "difference", spoilt)
+    with pytest.warns(UserWarning, match="it was spoilt"):
+        found, _ = trained(True, rises("beta"))
+    np.testing.assert_allclose(found["loss"], eager["loss"], rtol=1e-12)
+
+
 def test_a_run_with_a_number_that_changes_is_resumed_bit_for_bit(tmp_path, taken):
     change, path = rises("beta"), tmp_path / "run"
     whole, model = trained(True, change)
@@ -372,6 +415,7 @@ def test_numbers_are_followed():
 
 READS = [
     *(int, float, hash, str, repr, bool, round, math.floor, math.ceil, math.trunc, copy.copy),
+    *(lambda x: x == "2.0", lambda x: x + 1j, lambda x: [1.0, 2.0].index(x)),
     *("{:.2f}".format, lambda x: x.real, lambda x: x.is_integer(), lambda x: x == 2.0),
     *(lambda x: divmod(x, 2), lambda x: x in {2.0: 1}, lambda x: x.as_integer_ratio()),
 ]
