@@ -137,7 +137,6 @@ class Confusion(Objective):
     """The objective that `domain_adversarial` returns."""
 
     name = "domain_adversarial"
-    eager_because = "it reports a number beside the loss"
 
     def __init__(self, model: DomainAdversarial, weight: float) -> None:
         if not isinstance(model, DomainAdversarial):
