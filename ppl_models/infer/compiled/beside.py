@@ -5,8 +5,9 @@ that it holds, with the tensors themselves in it: what it does to the copy shows
 """
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def traced(
 
     Arguments:
         name: What it is.
-        function: Takes tensors, and returns tensors, or nothing.
+        function: Takes tensors, and returns one or more, or nothing; the graph returns all.
         inputs: Some tensors.
         untouched: A context after which tensors and random numbers are as before.
 
@@ -47,6 +48,7 @@ def traced(
     held = Held(apart)
     if held.moving:
         raise ValueError(f"{name}: {held.moving}")
+    untouched = partial(_also, untouched, held.tensors)
     graphs = [_trace(name, apart, inputs, untouched, seed) for seed in range(2)]
     if graphs[0].code != graphs[1].code:
         raise ValueError(f"{name}: the graph is another with other draws")
@@ -59,6 +61,19 @@ def traced(
     if not holds(held.watch):
         raise ValueError(f"{name}: it changes what it holds, such as a count of calls")
     return graphs[0], Held(function).watch
+
+
+@contextmanager
+def _also(untouched: Untouched, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """A context that leaves some tensors as they were, too."""
+    before = [(x, x.clone()) for x in tensors]
+    with untouched():
+        try:
+            yield
+        finally:
+            for x, kept in before:
+                if not torch.equal(x, kept):
+                    x.copy_(kept)
 
 
 def _apart(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +99,7 @@ def _trace(
         torch.manual_seed(seed)
         # Of a method it would count the object as an argument.
         tracer = make_fx(
-            lambda *given: function(*given), pre_dispatch=True, _allow_non_fake_inputs=True
+            lambda *given: _all(function(*given)), pre_dispatch=True, _allow_non_fake_inputs=True
         )
         graph = tracer(*(x.detach() for x in inputs))
     if reads.tensors:
@@ -99,4 +114,11 @@ def _run(
 ) -> tuple[Tensor, ...]:
     with untouched(), torch.no_grad():
         torch.manual_seed(0)
-        return function(*(x.clone() for x in inputs)) or ()
+        return _all(function(*(x.clone() for x in inputs)))
+
+
+def _all(result: Any) -> tuple[Tensor, ...]:
+    """What a function returns, which may be one tensor or nothing."""
+    if result is None:
+        return ()
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)

@@ -92,12 +92,17 @@ class Loop:
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
         self.refused: str | None = None
 
-    def kind(self, key: Hashable, uses: Sequence[Use], feed: Feed) -> Kind | None:
+    def kind(
+        self,
+        key: Hashable,
+        look: Callable[[tuple[Tensor, ...]], Sequence[Use]],
+        feed: Feed,
+    ) -> Kind | None:
         """The code for steps of a kind, made where there is none; None where there can be none.
 
         Arguments:
             key: What the code depends on, besides what is watched.
-            uses: What the objectives do.
+            look: Says what the objectives do, from the rows of a batch and its values.
             feed: Where their batches come from.
         """
         found = self.kinds.get(key)
@@ -106,6 +111,7 @@ class Loop:
         watch: Watch = []
         try:
             transform, batch = self._batch(feed, watch)
+            uses = look(batch)
             turns = [self._turn(key, n, use, batch, watch) for n, use in enumerate(uses)]
             _check_owners(turns)
             graphs = [loss.graph for turn in turns for loss in turn.losses]

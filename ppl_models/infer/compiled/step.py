@@ -93,7 +93,7 @@ class Feed(NamedTuple):
     data: tuple[Tensor, ...]
     chooses: bool = False
     numbered: bool = False
-    transform: Callable[..., tuple[Tensor, ...]] | None = None
+    transform: Callable[..., Any] | None = None
     most: int = 2**62
 
     def batch(self, rows: Tensor, data: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -64,7 +64,7 @@ class SVIBlocks:
 
     def take(self, num_steps: int) -> None:
         """Takes steps, as many of them in blocks as are right, and no others."""
-        found = self.loop.kind("run", [Use(self._loss)], Feed(NONE, self.tensors))
+        found = self.loop.kind("run", lambda _: [Use(self._loss)], Feed(NONE, self.tensors))
         # Twice, as the first call of code is another one.
         if found is not None and self._agrees(found) and self._agrees(found):
             self._take(found, num_steps)

@@ -135,27 +135,26 @@ class Blocks:
         if self.ahead.refused is not None:
             self.loop.refused = self.ahead.refused
             return None
-        if not self.uses:
-            self._look_at_reports()
-        return self.loop.kind((key, *map(id, feed.data)), self.uses, feed)
+        return self.loop.kind((key, *map(id, feed.data)), self._look, feed)
 
-    def _look_at_reports(self) -> None:
+    def _look(self, batch: tuple[Tensor, ...]) -> list[Use]:
         """Finds what objectives do, and makes room for what they report."""
-        descent = self.descent
+        if self.uses:
+            return self.uses
+        descent, now = self.descent, self.ahead.now()
+        known = now.rows is not None
+        values = tuple(x.clone() for x in batch[1:])
         with self.loop.untouched():
-            now = self.ahead.now()
-            batch = now.gathered() if isinstance(now, Chosen) else now
-            batch = batch._replace(values=tuple(x.clone() for x in batch.values))
+            first = Batch(values, batch[0] if known else None, now.size)
             for n, objective in enumerate(descent.objectives):
-                descent.evaluate(objective, parts_of(batch, objective.turns)[0])
+                descent.evaluate(objective, parts_of(first, objective.turns)[0])
                 descent.reports[n].make_room()
                 room = descent.reports[n].tensors or {}
-                known = batch.rows is not None
-                loss = partial(self._loss, n, batch.size, known)
-                self.uses.append(
-                    Use(loss, objective.turns, tuple(room.values()), _stepped(objective))
-                )
+                loss = partial(self._loss, n, now.size, known)
+                stepped = _stepped(objective)
+                self.uses.append(Use(loss, objective.turns, tuple(room.values()), stepped))
                 self.names += [objective.name, *room]
+        return self.uses
 
     def _loss(self, n: int, size: int, known: bool, rows: Tensor, *values: Tensor) -> Tensor:
         """The loss of an objective on a batch, of which rows may be known."""

@@ -34,8 +34,8 @@ class RowsAhead:
     def feed(self, width: int) -> Feed:
         """Where batches of a kind come from."""
         rows = self._order_of(self.progress.epoch)[:width]
-        transform = None if self.train.transform is None else self._transformed
-        return Feed(rows, self.train.tensors, width < self.train.size, transform=transform)
+        chooses, transform = width < self.train.size, self.train.transform
+        return Feed(rows, self.train.tensors, chooses, transform=transform)
 
     def other(self, width: int) -> tuple[Chosen, Tensor]:
         """A batch of other rows than those that were traced, for programs and for code."""
@@ -108,8 +108,3 @@ class RowsAhead:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self.train.order(mix(self.progress.order_seed, epoch))
         return self._order[1]
-
-    def _transformed(self, *values: Tensor) -> tuple[Tensor, ...]:
-        assert self.train.transform is not None
-        result = self.train.transform(*values)
-        return result if isinstance(result, tuple) else (result,)
