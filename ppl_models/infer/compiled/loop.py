@@ -11,17 +11,19 @@ agreed, and the program runs by itself from there.
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import is_
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_models.infer.compiled.beside import traced
 from ppl_models.infer.compiled.graph import HOST, Compiled
-from ppl_models.infer.compiled.packs import packed
-from ppl_models.infer.compiled.step import Step, Turn
+from ppl_models.infer.compiled.packs import Pack, packed
+from ppl_models.infer.compiled.step import Closed, Feed, Step, Turn
 from ppl_models.infer.compiled.traced.evaluations import HALF, NOISE, TOLERANCE, UNSTEADY
-from ppl_models.infer.compiled.traced.traced import Traced
+from ppl_models.infer.compiled.traced.traced import Traced, copied
 from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
 
@@ -35,23 +37,43 @@ PATIENCE = 16  # blocks between two comparisons at most: twice as many after eac
 FOLLOWS, FOLLOWING = 100, ("parameter", "average")
 CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
 
-Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the data
+Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the values of a batch
+
+
+class Use(NamedTuple):
+    """How an objective is used in a step.
+
+    Attributes:
+        loss: Its loss, which writes into `reports` what is recorded beside it.
+        turns: How many steps it takes, on so many parts of a batch.
+        reports: Tensors for what is recorded.
+        stepped: What it does after each step, if it does anything.
+    """
+
+    loss: Evaluate
+    turns: int = 1
+    reports: tuple[Tensor, ...] = ()
+    stepped: Callable[[], None] | None = None
 
 
 class Kind(NamedTuple):
     """Steps that one piece of code takes."""
 
     step: Step
-    traced: tuple[Traced, ...]  # its losses
+    losses: tuple[Traced, ...]
+    held: Watch  # what was traced as a constant besides
 
     @property
     def watch(self) -> Watch:
-        """What was traced as a constant."""
-        return [entry for each in self.traced for entry in each.watch]
+        """All that was traced as a constant."""
+        return [*self.held, *(entry for loss in self.losses for entry in loss.watch)]
 
     def holds(self) -> bool:
         """Whether it stands for the programs as they are now; takes numbers that changed."""
-        return all(each.holds() for each in self.traced)
+        return holds(self.held) and all(loss.holds() for loss in self.losses)
+
+
+Plan = Sequence[tuple[Kind, int]]  # how many steps of which kind
 
 
 class Loop:
@@ -77,6 +99,8 @@ class Loop:
         self.clip, self.averages = clip, averages
         self.kinds: dict[Hashable, Kind] = {}  # of now
         self.made: dict[tuple[Hashable, ...], Kind] = {}  # all, by what was traced
+        self.losses: dict[tuple[Hashable, int, int], Traced] = {}
+        self.packs: dict[tuple[int, ...], list[Pack]] = {}  # by what they have of parameters
         self.buffers: list[Tensor] = []  # of the modules that run, and what they write into
         self.adapts = False  # whether an optimiser divides by the size of a gradient
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
@@ -85,96 +109,175 @@ class Loop:
     def kind(
         self,
         key: Hashable,
-        evaluates: Sequence[Evaluate],
-        rows: Tensor,
-        data: tuple[Tensor, ...],
-        chooses: bool,
+        look: Callable[[tuple[Tensor, ...]], Sequence[Use]],
+        feed: Feed,
     ) -> Kind | None:
         """The code for steps of a kind, made where there is none; None where there can be none.
 
         Arguments:
             key: What the code depends on, besides what is watched.
-            evaluates: The losses.
-            rows: The rows of a batch, `(B,)`; all of them where a batch is the whole data.
-            data: All rows.
-            chooses: Whether other rows come with each step.
+            look: Says what the objectives do, from the rows of a batch and its values.
+            feed: Where their batches come from.
         """
-        found = self.kinds.get(key)
+        found = self._known(key)
+        if found is not None:
+            return found
+        watch: Watch = []
+        try:
+            transform, batch = self._batch(feed, watch)
+            uses = look(batch)
+            losses = [self._losses(key, n, use, batch) for n, use in enumerate(uses)]
+            whole = tuple(loss for each in losses for loss in each.values())
+            of = (key, *map(id, whole))
+            if of in self.made and holds(self.made[of].held):  # with other constants
+                self.kinds[key] = self.made[of]._replace(losses=whole)
+                return self.kinds[key]
+            pairs = zip(uses, losses, strict=True)
+            turns = [self._turn(n, *pair, batch, watch) for n, pair in enumerate(pairs)]
+            _check_owners(turns)
+            graphs = [loss.graph for turn in turns for loss in turn.losses]
+            length = _length(graphs, len(feed.rows) if feed.chooses else 0)
+            step = Step(turns, feed, min(length, feed.most), transform)
+        except Exception as error:  # no compiler, or an operation that it does not know
+            self.refused = self.refused or f"{type(error).__name__}: {error}"
+            return None
+        rooms = {id(x) for use in uses for x in use.reports}  # which the programs leave as they are
+        held = [x for x in step.written if id(x) not in rooms]
+        held += [b for compiled in self.compiled for b in compiled.buffers()]
+        self.buffers = list({id(x): x for x in (*self.buffers, *held)}.values())
+        self.adapts = any(pack.rule.counts for pack in step.packs)
+        made = self.kinds[key] = self.made[of] = Kind(step, whole, watch)
+        return made
+
+    def _known(self, key: Hashable) -> Kind | None:
+        """The code for steps of a kind, if some stands for the programs as they are now."""
         others = (kind for (known, *_), kind in self.made.items() if known == key)
-        for kind in (found, *others):
+        for kind in (self.kinds.get(key), *others):
             if kind is not None and kind.holds():
                 self.kinds[key] = kind
                 return kind
-        traced: list[Traced] = []
-        for n, (compiled, evaluate) in enumerate(zip(self.compiled, evaluates, strict=True)):
-            each = None if found is None else found.traced[n]
-            if each is None or not each.holds():
-                each = compiled.trace((key, "step"), evaluate, (rows, *data))
-            if each is None:
-                self.refused = "a loss cannot be traced"
-                return None
-            traced.append(each)
-        of = (key, *map(id, traced))
-        if of in self.made:
-            self.kinds[key] = Kind(self.made[of].step, tuple(traced))
-            return self.kinds[key]
-        graphs = [each.graph for each in traced]
-        length = _length(graphs, len(rows) if chooses else 0)
-        try:
-            step = Step(self._turns(graphs, (rows, *data)), data, rows, chooses, length)
-        except Exception as error:  # no compiler, or an operation that it does not know
-            self.refused = f"{type(error).__name__}: {error}"
-            return None
-        held = [*step.written, *(b for compiled in self.compiled for b in compiled.buffers())]
-        self.buffers = list({id(x): x for x in (*self.buffers, *held)}.values())
-        self.adapts = any(pack.rule.counts for pack in step.packs)
-        made = self.kinds[key] = self.made[of] = Kind(step, tuple(traced))
-        return made
+        return None
 
-    def _turns(self, graphs: Sequence[GraphModule], inputs: tuple[Tensor, ...]) -> list[Turn]:
-        """What each objective does."""
-        turns: list[Turn] = []
-        for graph, compiled, optimizer, parameters in zip(
-            graphs, self.compiled, self.optimizers, self.parameters, strict=True
-        ):
-            rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
-            used = compiled.used_by(graph, inputs, parameters)
-            before = {id(p) for turn in turns for pack in turn.packs for p in pack.parameters}
-            if any(id(p) in before for p in used):
-                raise ValueError("a parameter is moved by more than one optimiser")
-            packs = packed(used, optimizer, _known(optimizer, rules, used), self.averages)
-            turns.append(Turn(graph, packs, self.clip))
-        return turns
+    def _batch(self, feed: Feed, watch: Watch) -> tuple[Closed | None, tuple[Tensor, ...]]:
+        """What is done with a batch, as a graph, and a batch; adds what the graph holds fast."""
+        rows, values = feed.batch(feed.rows, feed.data)
+        if feed.transform is None:
+            return None, (rows, *values)
+        graph, held = traced("the transform", feed.transform, values, self.untouched)
+        watch.extend(held)
+        with self.untouched():
+            values = graph(*values)
+        return Closed(graph), (rows, *values)
+
+    def _losses(
+        self, key: Hashable, n: int, use: Use, batch: tuple[Tensor, ...]
+    ) -> dict[int, Traced]:
+        """The losses of an objective, by the numbers of rows of what it takes a step on."""
+        losses: dict[int, Traced] = {}
+        for part in _parts(use, batch):
+            width = len(part[0])
+            if width not in losses:
+                found = self.losses.get((key, n, width))
+                if found is None or not found.holds():
+                    found = self.compiled[n].trace((key, "step", width), use.loss, part)
+                if found is None:
+                    raise ValueError("a loss cannot be traced")
+                losses[width] = self.losses[key, n, width] = found
+        return losses
+
+    def _turn(
+        self,
+        n: int,
+        use: Use,
+        traced_losses: dict[int, Traced],
+        batch: tuple[Tensor, ...],
+        watch: Watch,
+    ) -> Turn:
+        """What an objective does; adds what is held fast besides its losses."""
+        parts = _parts(use, batch)
+        graphs = {width: copied(loss.graph) for width, loss in traced_losses.items()}
+        packs = self._packs(n, graphs[len(parts[0][0])], parts[0])
+        stepped = None
+        if use.stepped is not None:
+            graph, held = traced("what is done after a step", use.stepped, (), self.untouched)
+            watch.extend(held)
+            stepped = Closed(graph, self._moved())
+        closed = {width: Closed(graph, self._moved()) for width, graph in graphs.items()}
+        losses = [closed[len(part[0])] for part in parts]
+        return Turn(losses, packs, self.clip, use.reports, stepped)
+
+    def _packs(self, n: int, graph: GraphModule, batch: tuple[Tensor, ...]) -> list[Pack]:
+        """The parameters that an objective moves, the same packs of them for all its graphs."""
+        used = self.compiled[n].used_by(graph, batch, self.parameters[n])
+        optimizer = self.optimizers[n]
+        rules = [rule_of(optimizer, group) for group in optimizer.param_groups]
+        known = _known(optimizer, rules, used)
+        key = (n, *map(id, used))
+        if key not in self.packs:
+            self.packs[key] = packed(used, optimizer, known, self.averages)
+        return self.packs[key]
+
+    def _moved(self) -> list[Tensor]:
+        return [p for parameters in self.parameters for p in parameters]
+
+    def mixes(self, first: Kind, second: Kind) -> bool:
+        """Whether steps of two kinds can be of one block: they move the same tensors."""
+        ours, theirs = first.step.packs, second.step.packs
+        return len(ours) == len(theirs) and all(map(is_, ours, theirs))
 
     def run(
-        self,
-        kind: Kind,
-        times: int,
-        rows: Tensor,
-        rates: Sequence[Tensor],
-        weights: Tensor | None,
+        self, plan: Plan, rows: Sequence[Tensor], rates: Sequence[Tensor], weights: Tensor | None
     ) -> list[Tensor]:
-        """Takes steps, and returns the losses before each, by objectives: `(times,)`.
+        """Takes steps, and returns the losses before each and what is reported: `(T,)`.
 
         Arguments:
-            kind: The code.
-            times: The number of steps, at most `kind.step.length`.
-            rows: The rows of each step, `(times, B)`, if a batch is not the whole data.
-            rates: The learning rates of each optimiser's groups, `(times, groups)`.
-            weights: The weights of what is new in an average, `(times,)`.
+            plan: The kinds of the steps in their order, and how many of each.
+            rows: Of each kind in the plan, as they first come, the rows of its steps, `(T, B)`;
+                not looked at where a batch is the whole data.
+            rates: The learning rates of each optimiser's groups at each of its steps.
+            weights: The weights of what is new in an average, `(T,)`.
         """
-        step = kind.step
-        if step.chooses:
-            step.tables["rows"][:times] = rows
-        for pack, table in zip(step.packs, step.tables["numbers"], strict=True):
+        steps = list({id(kind.step): kind.step for kind, _ in plan}.values())
+        places = {id(step): n for n, step in enumerate(steps)}
+        of = torch.cat([torch.full((times,), places[id(k.step)]) for k, times in plan])
+        self._fill(steps, of, rates, weights)
+        for n, step in enumerate(steps):
+            if step.feed.chooses:
+                step.tables["rows"][: len(rows[n])] = rows[n]
+        for compiled in self.compiled:
+            compiled.steps += len(of)
+        packs = steps[0].packs
+        for pack in packs:
+            pack.load()
+        inputs = [step.begin() for step in steps]
+        for kind, times in plan:
+            kind.step.native(times, inputs[places[id(kind.step)]])
+        for pack, updates in zip(packs, _updates(steps, of), strict=True):
+            pack.store()
+            pack.counted(len(updates))
+        return _in_order(steps, of)
+
+    def _fill(
+        self,
+        steps: Sequence[Step],
+        of: Tensor,
+        rates: Sequence[Tensor],
+        weights: Tensor | None,
+    ) -> None:
+        """Writes what optimisers and averages read into the tables of steps."""
+        for m, updates in enumerate(_updates(steps, of)):
+            pack = steps[0].packs[m]
             n = self.optimizers.index(pack.optimizer)
             group = next(g for g, x in enumerate(pack.optimizer.param_groups) if x is pack.group)
-            table[:times] = pack.numbers(rates[n][:, group])
-        if weights is not None:
-            step.tables["weights"][:times] = weights
-        for compiled in self.compiled:
-            compiled.steps += times
-        return step.run(times)
+            numbers = pack.numbers(rates[n][:, group])
+            for k, step in enumerate(steps):
+                table = step.tables["numbers"][m]
+                own = numbers if len(steps) == 1 else numbers[updates == k]
+                table.view(-1, table.shape[-1])[: len(own)] = own
+        for k, step in enumerate(steps):
+            if weights is not None:
+                own = weights[of == k]
+                step.tables["weights"][: len(own)] = own
 
     def difference(
         self,
@@ -222,7 +325,7 @@ class Loop:
     def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list["Move"]) -> list[float]:
         """How far each number moves where the last digits of the parameters do."""
         found = [0.0] * len(ours)
-        moved = [p for parameters in self.parameters for p in parameters]
+        moved = self._moved()
         for sign in (1, -1):
             with self.untouched():
                 for p in moved:
@@ -354,6 +457,43 @@ def _known(
         if rule.counts and len({float(s["step"]) for s in states}) > 1:
             raise ValueError("parameters have taken different numbers of steps")
     return found
+
+
+def _parts(use: Use, batch: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """The parts of a batch on which an objective takes a step each."""
+    if use.turns == 1:
+        return [batch]
+    return list(zip(*(x.chunk(use.turns) for x in batch), strict=True))
+
+
+def _check_owners(turns: Sequence[Turn]) -> None:
+    """Raises where a parameter is moved by more than one optimiser."""
+    moved = [id(p) for turn in turns for pack in turn.packs for p in pack.parameters]
+    if len(set(moved)) < len(moved):
+        raise ValueError("a parameter is moved by more than one optimiser")
+
+
+def _updates(steps: Sequence[Step], of: Tensor) -> list[Tensor]:
+    """For each pack its updates, by the number of the step's kind that they are of."""
+    found = []
+    for n, turn in enumerate(steps[0].turns):
+        many = torch.tensor([len(step.turns[n].losses) for step in steps])
+        found += [of.repeat_interleave(many[of])] * len(turn.packs)
+    return found
+
+
+def _in_order(steps: Sequence[Step], of: Tensor) -> list[Tensor]:
+    """What steps have recorded, in the order of a plan."""
+    columns = [step.tables["losses"] for step in steps]
+    if len(steps) == 1:
+        return [x[: len(of)].clone() for x in columns[0]]
+    recorded = []
+    for tables in zip(*columns, strict=True):
+        whole = tables[0].new_empty(len(of))
+        for n, table in enumerate(tables):
+            whole[of == n] = table[: int((of == n).sum())]
+        recorded.append(whole)
+    return recorded
 
 
 def _length(graphs: Sequence[GraphModule], width: int) -> int:

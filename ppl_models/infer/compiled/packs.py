@@ -67,13 +67,15 @@ class Pack:
         parts = flat.split(self.sizes) if len(self.sizes) > 1 else [flat]
         return [x.view(shape) for x, shape in zip(parts, self.shapes, strict=True)]
 
-    def load(self) -> list[Tensor]:
-        """The tensors of all names, with what the live ones hold."""
-        if not self._flat:
-            return [self.live(name)[0] for name in self.names]
-        for parts, name in zip(self._parts, self.names, strict=True):
-            torch._foreach_copy_(parts, self.live(name))
-        return self._flat
+    def tensors(self) -> list[Tensor]:
+        """The tensors of all names."""
+        return self._flat or [self.live(name)[0] for name in self.names]
+
+    def load(self) -> None:
+        """Gives them what the live ones hold."""
+        if self._flat:
+            for parts, name in zip(self._parts, self.names, strict=True):
+                torch._foreach_copy_(parts, self.live(name))
 
     def store(self) -> None:
         """Gives the live ones what the tensors hold."""

@@ -7,8 +7,8 @@ tables at a place that the step itself moves on: the rows of the batch, the numb
 optimisers, the weight of an average; there the losses are written, too.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,30 +23,83 @@ from ppl_models.infer.compiled.code.solves import solve_here
 from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
 
 
-@dataclass
-class Turn:
-    """What one objective does in a step.
+class Closed:
+    """A graph, and the tensors that it reads besides its inputs, as further inputs of it.
 
-    Attributes:
-        graph: Its loss, a graph of the rows of a batch and of the data.
-        packs: The parameters that it moves.
-        clip: The largest norm of its gradient; None for no clipping.
+    Arguments:
+        graph: The graph, which is changed.
+        moved: Parameters, of which it may have held views.
     """
 
-    graph: GraphModule
-    packs: list[Pack]
-    clip: float | None
-    read: list[Tensor] = field(init=False)  # what else it reads, in the order of its inputs
+    def __init__(self, graph: GraphModule, moved: Iterable[Tensor] = ()) -> None:
+        self.graph = graph
+        self.read = _closed(graph, {x.untyped_storage().data_ptr(): x for x in moved})
+
+    def __call__(self, known: dict[int, Tensor], *inputs: Tensor) -> Any:
+        """Runs it on tensors that stand for those that it reads, by their ids."""
+        return self.graph(*inputs, *(known[id(x)] for x in self.read))
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the loss."""
+        """That of its only result."""
         (output,) = self.graph.graph.find_nodes(op="output")
         (value,) = output.all_input_nodes
         return value.meta["val"].dtype
 
-    def __post_init__(self) -> None:
-        self.read = _closed(self.graph)
+
+class Turn(NamedTuple):
+    """What one objective does in a step.
+
+    Attributes:
+        losses: Its losses, graphs of the rows of a batch and of its values, one for each of the
+            parts of a batch on which it takes a step.
+        packs: The parameters that it moves.
+        clip: The largest norm of its gradient; None for no clipping.
+        reports: Tensors into which the losses write what is recorded beside them.
+        stepped: What is done after each step, if anything is.
+    """
+
+    losses: list[Closed]
+    packs: list[Pack]
+    clip: float | None
+    reports: tuple[Tensor, ...] = ()
+    stepped: Closed | None = None
+
+    @property
+    def read(self) -> list[Tensor]:
+        """What it reads and writes, besides the batch."""
+        graphs = [*self.losses, *([self.stepped] if self.stepped else [])]
+        return [*(x for graph in graphs for x in graph.read), *self.reports]
+
+    @property
+    def kinds(self) -> list[torch.dtype]:
+        """The dtypes of what is recorded: the loss, and what it reports."""
+        return [self.losses[0].dtype, *(x.dtype for x in self.reports)]
+
+
+class Feed(NamedTuple):
+    """Where the batches of steps come from.
+
+    Attributes:
+        rows: The rows of a first batch, `(B,)`; all of them where a batch is the whole data.
+        data: All rows.
+        chooses: Whether other rows come with each step, from a table.
+        numbered: Whether the first of the data says which rows the programs are to see.
+        transform: What is done with the values of a batch, if anything is.
+        most: The largest number of steps that there is room for.
+    """
+
+    rows: Tensor
+    data: tuple[Tensor, ...]
+    chooses: bool = False
+    numbered: bool = False
+    transform: Callable[..., Any] | None = None
+    most: int = 2**62
+
+    def batch(self, rows: Tensor, data: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The rows that programs see, and their values, not yet transformed."""
+        values = tuple(x.index_select(0, rows) if self.chooses else x for x in data)
+        return (values[0], values[1:]) if self.numbered else (rows, values)
 
 
 class Step:
@@ -54,37 +107,25 @@ class Step:
 
     Arguments:
         turns: What each objective does, in their order.
-        data: The tensors that hold all rows.
-        rows: The rows of a batch, `(B,)`.
-        chooses: Whether other rows come with each step, from a table.
+        feed: Where batches come from.
         length: The number of steps for which its tables have room.
+        transform: That of the feed, as a graph.
     """
 
     def __init__(
-        self,
-        turns: list[Turn],
-        data: tuple[Tensor, ...],
-        rows: Tensor,
-        chooses: bool,
-        length: int,
+        self, turns: list[Turn], feed: Feed, length: int, transform: Closed | None = None
     ) -> None:
-        self.turns, self.data, self.chooses, self.length = turns, data, chooses, length
+        self.turns, self.feed, self.length, self.transform = turns, feed, length, transform
         self.packs = [pack for turn in turns for pack in turn.packs]
         own = {id(p) for pack in self.packs for p in pack.parameters}
-        self.others = {id(x): x for turn in turns for x in turn.read if id(x) not in own}
-        table = torch.zeros(length, dtype=torch.float64)
-        self.tables: dict[str, Any] = {
-            "place": torch.zeros((), dtype=torch.int64),
-            "rows": rows.new_zeros(length, len(rows)) if chooses else rows.clone(),
-            "numbers": [pack.numbers(table).to(pack.dtype) for pack in self.packs],
-            "weights": table.clone(),  # of what is new in an average
-            "losses": [torch.zeros(length, dtype=turn.dtype) for turn in turns],
-        }
+        read = [x for turn in turns for x in turn.read] + (transform.read if transform else [])
+        self.others = {id(x): x for x in read if id(x) not in own}
+        self.tables = self._tables()
         flat, form = self._inputs()
         with torch.no_grad():
             graph = make_fx(lambda *given: self._take(given, form), tracing_mode="fake")(*flat)
         written = [flat[n] for n in _written(graph)]
-        if any(x is own for x in written for own in data):
+        if any(x is own for x in written for own in feed.data):
             raise ValueError("a program writes into its rows")
         # What programs hold and write into, besides parameters.
         self.written = [x for x in written if id(x) in self.others]
@@ -96,51 +137,109 @@ class Step:
             node.meta.clear()  # of another trace
         self.native = Native(graph, flat)
 
-    def run(self, times: int) -> list[Tensor]:
-        """Takes steps, and returns the losses before each, by objectives: `(times,)`."""
+    def _tables(self) -> dict[str, Any]:
+        """What differs from step to step, and what is recorded."""
+        rows, length = self.feed.rows, self.length
+        table = torch.zeros(length, dtype=torch.float64)
+        numbers = [pack.numbers(table[:1]).to(pack.dtype) for pack in self.packs]
+        times = [len(turn.losses) for turn in self.turns for _ in turn.packs]
+        return {
+            "place": torch.zeros((), dtype=torch.int64),
+            "rows": rows.new_zeros(length, len(rows)) if self.feed.chooses else rows.clone(),
+            "numbers": [
+                x.new_zeros(length, many, x.shape[1])
+                for x, many in zip(numbers, times, strict=True)
+            ],
+            "weights": table,  # of what is new in an average
+            "losses": [
+                torch.zeros(length, dtype=kind) for turn in self.turns for kind in turn.kinds
+            ],
+        }
+
+    def begin(self) -> list[Tensor]:
+        """Goes to the start of its tables; returns all that a step reads and writes."""
         self.tables["place"].zero_()
-        self.native(times, self._inputs()[0])
-        for pack in self.packs:
-            pack.store()
-            pack.counted(times)
-        return [loss[:times].clone() for loss in self.tables["losses"]]
+        return self._inputs()[0]
 
     def _inputs(self) -> tuple[list[Tensor], TreeSpec]:
-        """All that a step reads and writes."""
-        packs = [dict(zip(pack.names, pack.load(), strict=True)) for pack in self.packs]
-        return tree_flatten([self.tables, list(self.data), list(self.others.values()), packs])
+        packs = [dict(zip(pack.names, pack.tensors(), strict=True)) for pack in self.packs]
+        data = list(self.feed.data)
+        return tree_flatten([self.tables, data, list(self.others.values()), packs])
 
     def _take(self, given: tuple[Tensor, ...], form: TreeSpec) -> tuple[()]:
         """A step: all that it changes it changes in place."""
         tables, data, others, kept = tree_unflatten(given, form)
-        place = tables["place"].view(1)
-        rows = tables["rows"]
-        rows = rows.index_select(0, place).squeeze(0) if self.chooses else rows
         known = dict(zip(self.others, others, strict=True))
-        at = 0
-        for turn, losses in zip(self.turns, tables["losses"], strict=True):
+        now = _Now(tables, tables["place"].view(1), kept, known)
+        batch = self._batch(now, data)
+        at, losses = 0, iter(tables["losses"])
+        for turn in self.turns:
             mine = range(at, at := at + len(turn.packs))
-            moved = [kept[n][PARAMETER].detach().requires_grad_() for n in mine]
-            values = [own[PARAMETER] for own in kept]
-            values[mine.start : mine.stop] = moved
-            with torch.enable_grad():
-                for pack, value in zip(self.packs, values, strict=True):
-                    known.update(zip(map(id, pack.parameters), pack.split(value), strict=True))
-                loss = turn.graph(rows, *data, *(known[id(x)] for x in turn.read))
-                slopes = torch.autograd.grad(loss, moved)
-            losses.index_put_((place,), loss.detach())
-            slopes = slopes if turn.clip is None else _clipped(slopes, turn.clip)
-            for n, slope in zip(mine, slopes, strict=True):
-                numbers = tables["numbers"][n].index_select(0, place).squeeze(0).unbind()
-                pack, own = self.packs[n], kept[n]
-                pack.rule.move(own[PARAMETER], own, slope, numbers, pack.group)
-        weight = tables["weights"].index_select(0, place).squeeze(0)
+            for number in self._turns(now, turn, mine, batch):
+                next(losses).index_put_((now.place,), number)
+        weight = now.at_place(tables["weights"])
         for own in kept:
             if AVERAGE in own:
                 average = own[AVERAGE]
                 average.lerp_(own[PARAMETER].to(average.dtype), weight.to(average.dtype))
         tables["place"].add_(1)
         return ()
+
+    def _batch(self, now: "_Now", data: list[Tensor]) -> tuple[Tensor, ...]:
+        """The rows of a batch, and its values as programs get them."""
+        rows = now.tables["rows"]
+        rows, values = self.feed.batch(now.at_place(rows) if self.feed.chooses else rows, data)
+        if self.transform is not None:
+            values = tuple(self.transform(now.known, *values))
+        return (rows, *values)
+
+    def _turns(
+        self, now: "_Now", turn: Turn, mine: range, batch: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        """The steps of an objective; returns the mean of its losses, and of what it reports."""
+        many = len(turn.losses)
+        parts = zip(*(x.chunk(many) if many > 1 else (x,) for x in batch), strict=True)
+        found = [self._turn(now, turn, n, mine, part) for n, part in enumerate(parts)]
+        if many == 1:
+            return found[0]
+        return [torch.stack(numbers).div(many).sum() for numbers in zip(*found, strict=True)]
+
+    def _turn(
+        self, now: "_Now", turn: Turn, number: int, mine: range, batch: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        """Moves the parameters of an objective once; returns its loss, and what it reports."""
+        moved = [now.kept[n][PARAMETER].detach().requires_grad_() for n in mine]
+        with torch.enable_grad():
+            known = dict(now.known)
+            for n, pack in enumerate(self.packs):  # anew, as they have moved since the last turn
+                value = moved[n - mine.start] if n in mine else now.kept[n][PARAMETER]
+                known.update(zip(map(id, pack.parameters), pack.split(value), strict=True))
+            loss = turn.losses[number](known, *batch)
+            slopes = torch.autograd.grad(loss, moved)
+        slopes = slopes if turn.clip is None else _clipped(slopes, turn.clip)
+        for n, slope in zip(mine, slopes, strict=True):
+            numbers = now.at_place(now.tables["numbers"][n])[number].unbind()
+            pack, own = self.packs[n], now.kept[n]
+            pack.rule.move(own[PARAMETER], own, slope, numbers, pack.group)
+        if turn.stepped is not None:
+            for pack, own in zip(self.packs, now.kept, strict=True):
+                parts = pack.split(own[PARAMETER])
+                known.update(zip(map(id, pack.parameters), parts, strict=True))
+            turn.stepped(known)
+        return [loss.detach(), *(now.known[id(x)].clone() for x in turn.reports)]
+
+
+class _Now(NamedTuple):
+    """Where a step is, and what it reads and writes."""
+
+    tables: dict[str, Any]
+    place: Tensor  # (1,)
+    kept: list[dict[str, Tensor]]  # of each pack
+    known: dict[int, Tensor]  # what stands for live tensors, by their ids
+
+    def at_place(self, table: Tensor) -> Tensor:
+        """What a table has for this step."""
+        return table.index_select(0, self.place).squeeze(0)
 
 
 def _clipped(slopes: tuple[Tensor, ...], largest: float) -> tuple[Tensor, ...]:
@@ -150,21 +249,35 @@ def _clipped(slopes: tuple[Tensor, ...], largest: float) -> tuple[Tensor, ...]:
     return tuple(slope * share.to(slope.dtype) for slope in slopes)
 
 
-def _closed(graph: GraphModule) -> list[Tensor]:
+def _closed(graph: GraphModule, moved: dict[int, Tensor]) -> list[Tensor]:
     """Makes what a graph reads, besides its inputs, inputs of it, the last ones; returns that."""
     first = next(node for node in graph.graph.nodes if node.op != "placeholder")
     read: dict[int, Tensor] = {}
     places: dict[int, Node] = {}
     for node in list(graph.graph.find_nodes(op="get_attr")):
         tensor = getattr(graph, str(node.target))
-        if id(tensor) not in read:
+        # A gradient within a loss holds transposed weights.
+        owner = moved.get(tensor.untyped_storage().data_ptr(), tensor)
+        owner = tensor if tensor.is_leaf and tensor.requires_grad else owner
+        if id(owner) not in read:
             with graph.graph.inserting_before(first):
-                places[id(tensor)] = graph.graph.placeholder(f"read_{len(read)}")
-            read[id(tensor)] = tensor
-        node.replace_all_uses_with(places[id(tensor)])
+                places[id(owner)] = graph.graph.placeholder(f"read_{len(read)}")
+            read[id(owner)] = owner
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(_view(graph, places[id(owner)], owner, tensor))
         graph.graph.erase_node(node)
     graph.recompile()
     return list(read.values())
+
+
+def _view(graph: GraphModule, place: Node, owner: Tensor, tensor: Tensor) -> Node:
+    """A view of a parameter, as one of what stands for it."""
+    kinds = [(x.shape, x.stride(), x.storage_offset()) for x in (owner, tensor)]
+    if kinds[0] == kinds[1]:
+        return place
+    if owner.ndim == 2 and (owner.t().shape, owner.t().stride(), kinds[0][2]) == kinds[1]:
+        return graph.graph.call_function(torch.ops.aten.t.default, (place,))
+    raise ValueError("it holds a part of a parameter")
 
 
 def _written(graph: GraphModule) -> list[int]:

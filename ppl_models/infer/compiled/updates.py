@@ -25,6 +25,7 @@ import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
+ALIGNED = 64  # numbers, a multiple of what a processor takes at once
 Slots = dict[str, Tensor]  # what an optimiser keeps of a parameter, by its name there
 Settings = dict[str, Any]  # those of a group of parameters
 
@@ -61,10 +62,19 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
+def _powers(base: float, counts: Tensor) -> Tensor:
+    """Powers, each the same to the last digit in whatever block it comes.
+
+    Torch reckons the last few of a tensor, or of a thread's part of it, another way.
+    """
+    whole = torch.nn.functional.pad(counts, (0, -len(counts) % ALIGNED))
+    return torch.cat([base**part for part in whole.split(2**14)])[: len(counts)]
+
+
 def _adam_numbers(rates: Tensor, counts: Tensor, settings: Settings) -> list[Tensor]:
     one, two = settings["betas"]
     decays = 1 - rates * settings["weight_decay"]
-    return [rates / (1 - one**counts), (1 - two**counts).rsqrt(), decays]
+    return [rates / (1 - _powers(one, counts)), (1 - _powers(two, counts)).rsqrt(), decays]
 
 
 def _adam(
@@ -85,7 +95,7 @@ def _adam(
 
 def _clipped_adam_numbers(rates: Tensor, counts: Tensor, settings: Settings) -> list[Tensor]:
     one, two = settings["betas"]
-    return [rates * (1 - two**counts).sqrt() / (1 - one**counts)]
+    return [rates * (1 - _powers(two, counts)).sqrt() / (1 - _powers(one, counts))]
 
 
 def _clipped_adam(

@@ -118,8 +118,10 @@ class Finder:
             self.watch.append((partial(_is_equal, os.environ, dict(os.environ)), True))
 
     def _find(self, objective: Any) -> None:
-        self._scalars(vars(objective))
-        self._scalars(getattr(objective, "numbers", {}))  # among the arguments
+        own = vars(objective)
+        self._scalars(own)
+        self._scalars(own.get("numbers", {}))  # among the arguments
+        self._all(own, [n for n, x in own.items() if isinstance(x, (Tensor, np.ndarray))])
         for root in objective.modules().values():
             self._visit(root)
         for part in vars(objective).values():

@@ -227,7 +227,7 @@ class _Loop:
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
         while self._goes_on(total):
             with _naming_epoch(self.progress, self.path):
-                taken = self.blocks is not None and self.blocks.open and self.blocks.take(total)
+                taken = self._take_block(total)
             if not taken:
                 self._go_through_batches(total, bar)
             if self.progress.batch == self.train.batches:
@@ -237,6 +237,17 @@ class _Loop:
                 self._after_block(total)
             bar.set_postfix(self.progress.latest(), refresh=False)
             bar.update(self.descent.step_number - bar.n)
+
+    def _take_block(self, total: int) -> bool:
+        """Takes a block of steps, where they come in blocks; returns whether it did."""
+        if self.blocks is None or not self.blocks.open:
+            return False
+        try:
+            return self.blocks.take(total)
+        except RuntimeError:  # of batches that are read, as in `_until_interrupted`
+            if not self.interrupt.asked:
+                raise
+            return True
 
     def _goes_on(self, total: int) -> bool:
         ended = self.progress.stopped or self.interrupt.asked
@@ -275,6 +286,8 @@ class _Loop:
 
     def _batches(self) -> Iterator[Batch | Chosen]:
         """The rest of an epoch, as rows where gathering them is recorded with the step."""
+        if self.blocks is not None:
+            return self.blocks.ahead.rest()
         seed, start = mix(self.progress.order_seed, self.progress.epoch), self.progress.batch
         gathers = self.descent.replay is not None
         if gathers and isinstance(self.train, InMemory) and self.train.recordable:

@@ -336,9 +336,9 @@ def taken(monkeypatch):
     """The blocks that runs take."""
     found, run = [], blocks.Blocks._run
 
-    def noted(self, kind, times):
-        found.append((self, times))
-        return run(self, kind, times)
+    def noted(self, planned):
+        found.append((self, sum(times for _, times in planned)))
+        return run(self, planned)
 
     monkeypatch.setattr(blocks.Blocks, "_run", noted)
     return found

@@ -36,7 +36,10 @@ def taken(monkeypatch):
     monkeypatch.setattr(
         blocks.Blocks,
         "_run",
-        lambda self, kind, times: (found.append((self, times)), run(self, kind, times))[1],
+        lambda self, plan: (
+            found.append((self, sum(times for _, times in plan))),
+            run(self, plan),
+        )[1],
     )
     return found
 
@@ -280,11 +283,11 @@ def test_code_that_goes_wrong_is_found_and_what_it_did_is_undone(monkeypatch):
     """From the third block on the code moves more than it should."""
     run, calls = loop.Loop.run, []
 
-    def tampered(self, kind, times, *rest):
-        losses = run(self, kind, times, *rest)
-        calls.append(times)
+    def tampered(self, plan, *rest):
+        losses = run(self, plan, *rest)
+        calls.append(plan)
         if len(calls) > 3:
-            for pack in kind.step.packs:
+            for pack in plan[0][0].step.packs:
                 for p in pack.parameters:
                     p.data.add_(0.01)
         return losses

@@ -62,7 +62,7 @@ class Traced:
 
     def opened(self, again: "Again", places: Iterable[Place]) -> "Traced":
         """What was traced again, with inputs where it differs, and where there are some here."""
-        graph = _copy(again.graph)
+        graph = copied(again.graph)
         inputs = open_up(graph, {*self.inputs, *places})
         new = Traced(graph, again.watch, again.anatomy, inputs)
         new.follow(again, self)
@@ -213,7 +213,7 @@ def _number(constant: Any) -> Any:
     return constant
 
 
-def _copy(graph: GraphModule) -> GraphModule:
+def copied(graph: GraphModule) -> GraphModule:
     """A graph with nodes of its own, on the same tensors."""
     copied = Graph()
     copied.output(copied.graph_copy(graph.graph, {}))

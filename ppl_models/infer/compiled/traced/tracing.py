@@ -94,7 +94,7 @@ def drawn(
         # way, would be taken for the same in the calls to come. One mode for the shapes of all
         # operations: one for each, with the lines of Python that led there, would take half of
         # the time.
-        with reads, _Outside(), tracing(TracingContext(FakeTensorMode())):
+        with reads, Outside(), tracing(TracingContext(FakeTensorMode())):
             return tracer(*(x.detach() for x in inputs))
 
 
@@ -113,7 +113,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Outside(TorchFunctionMode):
+class Outside(TorchFunctionMode):
     """Raises where a program takes numbers out of torch, of which a trace knows nothing."""
 
     def __torch_function__(
