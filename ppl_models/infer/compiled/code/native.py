@@ -34,6 +34,8 @@ OPTIONS = {
 }
 MOST = 4096  # tensors that the driver takes
 ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
+# Vectors with which Inductor multiplies small integers alone; trying them takes a second.
+UNUSED = ("vnni", "amx")
 # Which tell users of a CUDA that is not there, and of operations that are called another way.
 TALKATIVE = ("torch.utils.cpp_extension", "torch._inductor.ir")
 DRIVER = r"""
@@ -150,11 +152,48 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
 
     # The cache of graphs is asked only where it is known what sizes depend on.
     sizes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
-    options = OPTIONS | {"aot_inductor.custom_ops_to_c_shims": Shims()}
-    with torch.no_grad(), tracing(sizes), warnings.catch_warnings(), _silent(*TALKATIVE):
+    options = OPTIONS | {
+        "aot_inductor.custom_ops_to_c_shims": Shims(),
+        "cpp_cache_precompile_headers": _has_headers(),
+    }
+    with (
+        torch.no_grad(),
+        tracing(sizes),
+        warnings.catch_warnings(),
+        _silent(*TALKATIVE),
+        _vectors(),
+    ):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
         return call(graph, list(inputs), inner_compile=inner, config_patches=options)
+
+
+@contextmanager
+def _vectors() -> Iterator[None]:
+    """A context in which the compiler is taken to know the vectors that the processor has.
+
+    Inductor tries each kind first, which takes seven seconds where nothing is cached yet. A
+    compiler that does not know them raises an error.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    known = cpu_vec_isa.supported_vec_isa_list
+    used = [kind for kind in known if not any(name in str(kind) for name in UNUSED)]
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    cpu_vec_isa.supported_vec_isa_list = used
+    try:
+        with config.patch({"cpp.vec_isa_ok": True}):
+            yield
+    finally:
+        cpu_vec_isa.supported_vec_isa_list = known
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
+def _has_headers() -> bool:
+    """Whether headers were compiled before: twice as long as it takes to read them once."""
+    from torch._inductor.codecache import _HEADER_DIR
+
+    return any(Path(_HEADER_DIR).glob("*.gch"))
 
 
 @contextmanager
@@ -181,7 +220,8 @@ def _driver() -> tuple[Callable[..., int], Any]:
     """The loop in C++, and what gives another handle of a tensor."""
     from torch._inductor.codecache import CppCodeCache
 
-    built = CppCodeCache.load(DRIVER.replace("MOST", str(MOST)))
+    with _vectors():
+        built = CppCodeCache.load(DRIVER.replace("MOST", str(MOST)))
     repeat = ctypes.PyDLL(built._name).repeat
     repeat.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int64
