@@ -139,6 +139,7 @@ class Compiled:
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
+        self.quiet = False  # whether nobody asked for compiled code
         self.without_compiler = False
         self.draws_on_host = False  # whether a run moved the generators of Python or NumPy
         self.halved = False  # whether some of it runs in half precision
@@ -428,6 +429,8 @@ class Compiled:
         """Runs eagerly from now on, and says why."""
         self.reason = reason
         self.graphs.clear()
+        if self.quiet:
+            return
         warn(
             f"{self.objective.name}: it runs eagerly, not compiled: {reason}. The numbers are "
             f"right, only slower. Try compile=False, which says nothing."
