@@ -39,7 +39,7 @@ def key_of(graph: GraphModule, inputs: Sequence[Tensor], *settings: Any) -> str 
         inputs: Tensors as it will be run on.
         settings: What else the code depends on.
     """
-    constants = [
+    constants: list[Any] = [
         getattr(graph, str(node.target), None) for node in graph.graph.find_nodes(op="get_attr")
     ]
     if not all(isinstance(x, Tensor) and x.is_cpu for x in (*constants, *inputs)):
