@@ -278,6 +278,8 @@ class _Loop:
         for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress, self.path):
                 self.progress.record(self._step(batch, total))
+            if self.undecided and self.progress.compiled_since is not None:
+                self._compile()
             bar.update()
             if self.descent.step_number == total or self.interrupt.asked:
                 return
@@ -296,7 +298,6 @@ class _Loop:
         to_come = total - self.descent.step_number
         if pays(to_come, found.count, found.arithmetic):
             self.progress.compiled_since = self.descent.step_number
-            self._compile()
         else:
             counts = f"{to_come} steps to come of {found.count} operations"
             self._stay_eager(f"{counts} are not worth a compilation")
