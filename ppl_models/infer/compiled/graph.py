@@ -110,6 +110,7 @@ class Compiled(Evaluations):
         self.code: dict[int, Graph] = {}  # of what was traced, by its id
         self.traced = self.retraced = 0
         self.steps = 0  # that were taken in blocks
+        self.quiet = False  # whether nobody asked for compiled code
         self.without_compiler = False
         # Why it runs eagerly, if it does; an objective may say so of itself.
         self.reason: str | None = objective.eager_because
@@ -321,6 +322,8 @@ class Compiled(Evaluations):
         """Runs eagerly from now on, and says why."""
         self.reason = reason
         self.graphs.clear()
+        if self.quiet:
+            return
         warn(
             f"{self.objective.name}: it runs eagerly, not compiled: {reason}. The numbers are "
             f"right, only slower. Try compile=False, which says nothing."

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_models.infer.compiled.updates import Rule
 
 SMALL = 4096  # numbers of a parameter that is packed
+WHOLE = 64  # numbers in some whole vectors of a processor
 PARAMETER, AVERAGE = "parameter", "average"
 
 
@@ -91,9 +92,12 @@ class Pack:
 
     def numbers(self, rates: Tensor) -> Tensor:
         """What the rule reads in the next steps, from their learning rates, `(T,)`: `(T, N)`."""
-        start = self.count if self.rule.counts else None
+        steps, start = len(rates), self.count if self.rule.counts else None
+        # The last few of a tensor are reckoned one by one, and a power then rounds otherwise: a
+        # step has the same numbers wherever its block ends.
+        rates = torch.nn.functional.pad(rates.double(), (0, -len(rates) % WHOLE))
         counts = torch.arange(1, len(rates) + 1, dtype=torch.float64) + (start or 0.0)
-        return torch.stack(self.rule.numbers(rates.double(), counts, self.group), -1)
+        return torch.stack(self.rule.numbers(rates, counts, self.group), -1)[:steps]
 
     @property
     def count(self) -> float | None:

@@ -7,13 +7,15 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count
+from ppl_models.infer.compiled.worth import LEAST, Operations, pays
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
 from ppl_models.infer.programs.tables import as_data
@@ -47,11 +49,14 @@ class Run:
             they report beside it) and, where there was validation, `"validation"`.
         steps: The number of steps taken, those before a resume included.
         seconds: The wall-clock time of this call.
+        eager_because: Why the last steps were the program's own, where `compile="auto"` had the
+            choice; None where they were compiled.
     """
 
     history: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
+    eager_because: str | None = None
 
     def __repr__(self) -> str:
         # The history may have thousands of numbers, which a prompt would all print.
@@ -76,7 +81,7 @@ def fit(
     clip: float | None = None,
     schedule: LearningRateSchedule | None = None,
     ema: float | None = None,
-    compile: bool = False,
+    compile: bool | Literal["auto"] = "auto",
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 30.0,
     resume: bool = False,
@@ -118,16 +123,22 @@ def fit(
             taken). Validation, and with it `patience`, looks at the averages, and they are what
             the modules hold afterwards; the training itself stays the same. Buffers, such as the
             running means of batch normalisation, are not averaged. A checkpoint holds both.
-        compile: Whether to run steps as compiled code, some seconds after the start. On the CPU
-            many steps run in one call, from the gathering of rows to the optimiser, for rows in
-            memory and Adam, AdamW, SGD or Pyro's ClippedAdam; a small program then takes a
-            hundredth of the time. A step of the code is compared with one of
+        compile: Whether to run steps as compiled code, some seconds after the start; `"auto"` does
+            so on the CPU where steps come in blocks, see below, and there are so many to come that
+            it pays from a cold start, about 10,000 of a small program and never fewer than 1,200.
+            It counts the steps asked for (`patience` may end a run sooner) and the operations of
+            the second step, and asks no clock: a run with a `seed` is the same each time. Where it
+            does not compile, or the code turns out not to be the program, `Run.eager_because` says
+            why, without a warning.
+            With `True`, on the CPU many steps run in one call, from the gathering of rows to the
+            optimiser, for rows in memory and Adam, AdamW, SGD or Pyro's ClippedAdam; a small
+            program then takes a hundredth of the time. A step of the code is compared with one of
             the programs at first every tenth of a second or so, later every one or two, and at the
             end; where they differ, the run goes back to where they last agreed, and on from there
             by the programs, with a warning that says why. What happens once in
             thousands of steps, and leaves no trace in Python, a comparison may miss. Other steps
             have compiled losses alone, and on CUDA each step is replayed as one graph. A run is
-            resumed as it was written, compiled or not.
+            resumed as it was written, compiled or not, which `"auto"` finds in the checkpoint.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
@@ -161,6 +172,7 @@ def fit(
     total = steps or (epochs or 0) * train.batches  # one of them is given
     order_seed = _seeded(seed)
     written = files.read(path) if resume and path is not None and path.exists() else None
+    compile = _as_written(compile, written)
 
     start = partial(
         Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp, ema=ema
@@ -168,8 +180,10 @@ def fit(
     _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
-        descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compile)
+        rows = in_memory_rows(train)
+        descent = start(objectives, first, rows, steps=total, compile=compile is True)
         settings = _settings(descent, train, validated=held_out is not None, patience=patience)
+        settings["compile"] = compile
         reached = Progress(descent, order_seed, settings)
         if written is not None and path is not None:
             reached.restore(written, path, seed)
@@ -180,7 +194,8 @@ def fit(
             loop.run(total, progress)
     if interrupt.asked:
         warn(_interrupted(descent.step_number, total, path))
-    return Run(reached.history, descent.step_number, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Run(reached.history, descent.step_number, seconds, loop.eager_because)
 
 
 class _Loop:
@@ -211,10 +226,16 @@ class _Loop:
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
         self.blocks = blocks_of(progress, train, whole_epochs=held_out is not None)
+        # With `compile="auto"`: whether it may still come to compiled steps, and why it does not.
+        self.undecided = progress.settings["compile"] == "auto" and progress.eager_because is None
+        self.eager_because = progress.eager_because
+        if self.undecided and progress.compiled_since is not None:
+            self._compile()
 
     def run(self, total: int, shown: bool) -> None:
         """Goes on to so many steps in all, and leaves the modules in evaluation mode."""
         initial, hidden = self.descent.step_number, None if shown else True
+        self._decide_early(total)
         with (
             tqdm(total=total, initial=initial, disable=hidden) as bar,
             modes(self.descent.modules(), training=True),
@@ -228,6 +249,7 @@ class _Loop:
         while self._goes_on(total):
             with _naming_epoch(self.progress, self.path):
                 taken = self._take_block(total)
+            self._give_up_closed()
             if not taken:
                 self._go_through_batches(total, bar)
             if self.progress.batch == self.train.batches:
@@ -266,7 +288,9 @@ class _Loop:
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress, self.path):
-                self.progress.record(self.descent.step(batch))
+                self.progress.record(self._step(batch, total))
+            if self.undecided and self.progress.compiled_since is not None:
+                self._compile()
             bar.update()
             if self.descent.step_number == total or self.interrupt.asked:
                 return
@@ -275,6 +299,51 @@ class _Loop:
                 self.written_at = time.perf_counter()
             if self.blocks is not None and self.blocks.open:
                 return
+
+    def _step(self, batch: Batch | Chosen, total: int) -> dict[str, Tensor]:
+        """Takes a step, and decides by its counts whether those to come are compiled."""
+        if not self.undecided or self.descent.step_number == 0:  # which has checks of its own
+            return self.descent.step(batch)
+        with Operations() as found:
+            losses = self.descent.step(batch)
+        to_come = total - self.descent.step_number
+        if pays(to_come, found.count, found.arithmetic):
+            self.progress.compiled_since = self.descent.step_number
+        else:
+            counts = f"{to_come} steps to come of {found.count} operations"
+            self._stay_eager(f"{counts} are not worth a compilation")
+        return losses
+
+    def _decide_early(self, total: int) -> None:
+        """Leaves steps as they are that no count of operations could make worth it."""
+        to_come, device = total - self.descent.step_number, self.descent.device.type
+        if self.undecided and device != "cpu":
+            self._stay_eager(f"steps on the device {device} are compiled by compile=True alone")
+        elif self.undecided and to_come <= LEAST:
+            self._stay_eager(f"{to_come} steps to come are not worth a compilation")
+
+    def _stay_eager(self, reason: str) -> None:
+        self.undecided, self.eager_because = False, reason
+
+    def _compile(self) -> None:
+        """Goes on by blocks of compiled steps, as far as there are any, without a warning."""
+        self.undecided, self.descent.compile = False, True
+        for compiled in self.descent.compiled:
+            compiled.quiet = True
+        self.blocks = blocks_of(self.progress, self.train, self.held_out is not None)
+        if self.blocks is None:
+            self._give_up("steps on such data, or of such an objective, come one by one")
+
+    def _give_up_closed(self) -> None:
+        """Goes on without compiled code where it was found to be none of the program."""
+        if self.progress.compiled_since and self.blocks is not None and not self.blocks.open:
+            reasons = [compiled.reason for compiled in self.descent.compiled]
+            self._give_up(str(next(filter(None, reasons), self.blocks.loop.refused)))
+
+    def _give_up(self, reason: str) -> None:
+        self.descent.compile, self.blocks = False, None
+        self.progress.compiled_since, self.progress.eager_because = None, reason
+        self._stay_eager(reason)
 
     def _until_interrupted(self, batches: Iterator[Batch | Chosen]) -> Iterator[Batch | Chosen]:
         """Batches up to an interrupt, which the processes of a `DataLoader` do not survive."""
@@ -375,7 +444,6 @@ def _settings(
         "validated": validated,
         "patience": patience,
         "ema": descent.ema,
-        "compile": descent.compile,
         "frozen": descent.frozen(),
     }
 
@@ -418,8 +486,19 @@ def _check_options(
         raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to wait for, got validation=None.")
-    if not isinstance(compile, bool):
-        raise ValueError(f"compile: expected True or False, got {compile!r}. Try compile=False.")
+    if not (isinstance(compile, bool) or compile == "auto"):
+        raise ValueError(
+            f"compile: expected True, False or 'auto', got {compile!r}. Try compile='auto'."
+        )
+
+
+def _as_written(
+    compile: bool | Literal["auto"], written: dict[str, Any] | None
+) -> bool | Literal["auto"]:
+    """How a run is compiled: where that is left to it, as the run was that it goes on with."""
+    if compile == "auto" and written is not None:
+        return written.get("settings", {}).get("compile", False)
+    return compile
 
 
 def _check_counts(**counts: int | None) -> None:
