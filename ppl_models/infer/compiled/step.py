@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ppl_models.infer.compiled.code.flat import closed, make_ready, written
 from ppl_models.infer.compiled.code.native import Native
-from ppl_models.infer.compiled.code.products import multiply_by_wide_vectors
-from ppl_models.infer.compiled.code.small import make_small_once
-from ppl_models.infer.compiled.code.solves import solve_here
 from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
 
 
@@ -33,7 +31,7 @@ class Closed:
 
     def __init__(self, graph: GraphModule, moved: Iterable[Tensor] = ()) -> None:
         self.graph = graph
-        self.read = _closed(graph, {x.untyped_storage().data_ptr(): x for x in moved})
+        self.read = closed(graph, moved)
 
     def __call__(self, known: dict[int, Tensor], *inputs: Tensor) -> Any:
         """Runs it on tensors that stand for those that it reads, by their ids."""
@@ -124,17 +122,12 @@ class Step:
         flat, form = self._inputs()
         with torch.no_grad():
             graph = make_fx(lambda *given: self._take(given, form), tracing_mode="fake")(*flat)
-        written = [flat[n] for n in _written(graph)]
-        if any(x is own for x in written for own in feed.data):
+        changed = [flat[n] for n in written(graph)]
+        if any(x is own for x in changed for own in feed.data):
             raise ValueError("a program writes into its rows")
         # What programs hold and write into, besides parameters.
-        self.written = [x for x in written if id(x) in self.others]
-        make_small_once(graph)
-        multiply_by_wide_vectors(graph)
-        solve_here(graph)
-        _draw_as_torch_does(graph)
-        for node in graph.graph.nodes:
-            node.meta.clear()  # of another trace
+        self.written = [x for x in changed if id(x) in self.others]
+        make_ready(graph)
         self.native = Native(graph, flat)
 
     def _tables(self) -> dict[str, Any]:
@@ -247,71 +240,3 @@ def _clipped(slopes: tuple[Tensor, ...], largest: float) -> tuple[Tensor, ...]:
     norm = torch.stack([torch.linalg.vector_norm(slope) for slope in slopes]).norm()
     share = (largest / (norm + 1e-6)).clamp(max=1.0)
     return tuple(slope * share.to(slope.dtype) for slope in slopes)
-
-
-def _closed(graph: GraphModule, moved: dict[int, Tensor]) -> list[Tensor]:
-    """Makes what a graph reads, besides its inputs, inputs of it, the last ones; returns that."""
-    first = next(node for node in graph.graph.nodes if node.op != "placeholder")
-    read: dict[int, Tensor] = {}
-    places: dict[int, Node] = {}
-    for node in list(graph.graph.find_nodes(op="get_attr")):
-        tensor = getattr(graph, str(node.target))
-        # A gradient within a loss holds transposed weights.
-        owner = moved.get(tensor.untyped_storage().data_ptr(), tensor)
-        owner = tensor if tensor.is_leaf and tensor.requires_grad else owner
-        if id(owner) not in read:
-            with graph.graph.inserting_before(first):
-                places[id(owner)] = graph.graph.placeholder(f"read_{len(read)}")
-            read[id(owner)] = owner
-        with graph.graph.inserting_before(node):
-            node.replace_all_uses_with(_view(graph, places[id(owner)], owner, tensor))
-        graph.graph.erase_node(node)
-    graph.recompile()
-    return list(read.values())
-
-
-def _view(graph: GraphModule, place: Node, owner: Tensor, tensor: Tensor) -> Node:
-    """A view of a parameter, as one of what stands for it."""
-    kinds = [(x.shape, x.stride(), x.storage_offset()) for x in (owner, tensor)]
-    if kinds[0] == kinds[1]:
-        return place
-    if owner.ndim == 2 and (owner.t().shape, owner.t().stride(), kinds[0][2]) == kinds[1]:
-        return graph.graph.call_function(torch.ops.aten.t.default, (place,))
-    raise ValueError("it holds a part of a parameter")
-
-
-def _written(graph: GraphModule) -> list[int]:
-    """Which inputs a graph writes into, by their places: themselves, or a view of them."""
-    places = {node: n for n, node in enumerate(graph.graph.find_nodes(op="placeholder"))}
-    of: dict[Node, int] = dict(places)  # the input that a node is a view of
-    found: set[int] = set()
-    for node in (node for node in graph.graph.nodes if node.op == "call_function"):
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:  # a part of several results
-            arguments, is_view = [], True
-        else:
-            arguments = list(zip(schema.arguments, node.args, strict=False))
-            arguments += [(x, node.kwargs.get(x.name)) for x in schema.arguments]
-            is_view = any(x.alias_info is not None for x in schema.returns)
-        for argument, value in arguments:
-            writes = argument.alias_info is not None and argument.alias_info.is_write
-            if writes and isinstance(value, Node) and value in of:
-                found.add(of[value])
-        source = node.args[0] if node.args else None
-        if is_view and isinstance(source, Node) and source in of:
-            of[node] = of[source]
-    return sorted(found)
-
-
-def _draw_as_torch_does(graph: GraphModule) -> None:
-    """Makes draws into tensors of their own draws in place, which the compiler leaves to torch."""
-    aten = torch.ops.aten
-    for node in graph.graph.find_nodes(op="call_function", target=aten.bernoulli.default):
-        with graph.graph.inserting_before(node):
-            empty = graph.graph.call_function(aten.empty_like.default, node.args[:1])
-            drawn = graph.graph.call_function(
-                aten.bernoulli_.Tensor, (empty, node.args[0]), node.kwargs
-            )
-        node.replace_all_uses_with(drawn)
-        graph.graph.erase_node(node)
-    graph.recompile()
