@@ -28,14 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import Function
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.waits import tidy, varies_on_host, without_waits
-from ppl_models.infer.compiled.watch import Finder, Watch, holds
+from ppl_models.infer.compiled.watch import Finder, Watch, holds, of_library
 from ppl_models.scoped import (
     get_host_rng_state,
     get_rng_state,
@@ -46,7 +48,7 @@ from ppl_models.user_line import warn
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss, in the mean
 OFTEN = 200  # where anything may happen between two steps
-SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
+SMALL = 2**24  # numbers in a tensor that a program holds, and may change while it is looked at
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
 HALVES = (torch.bfloat16, torch.float16)  # what autocast runs in
@@ -54,10 +56,14 @@ HALF = 3e-2  # relative, where some of it runs in half precision
 NOISE = 30  # times what the last digits of the parameters make of a number
 UNSTEADY = (
     "two runs of the program with the same random numbers of torch differ in the {}: it draws or "
-    "counts outside of torch"
+    "counts outside of torch, and what it counts has gone on with these"
 )
+CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
+DRAWN = "state of torch's generator afterwards"
 HOST = "it draws random numbers from the generator of Python or NumPy, which code would hold fast"
-OUTSIDE = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
+OUTSIDE = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
+APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
+HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 # Folders whose lines are not the user's.
 OWN = (
     *(str(Path(str(library.__file__)).parent) for library in (torch, pyro)),
@@ -136,6 +142,7 @@ class Compiled:
         self, objective: Trainable, stored: Collection[str] = (), often: bool = False
     ) -> None:
         self.objective, self.stored, self.often = objective, stored, often
+        self.also: list[Any] = []  # what runs with it, such as a transform of its rows
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
         self.traced = 0
@@ -162,8 +169,12 @@ class Compiled:
 
     def key(self, inputs: tuple[Tensor, ...], *constants: Hashable) -> Hashable:
         """What one graph stands for."""
-        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
-        return (kinds, torch.is_grad_enabled(), *constants)
+        kinds = tuple(
+            (x.shape, x.stride(), x.dtype, x.device, x.requires_grad, type(x)) for x in inputs
+        )
+        ids = [id(x) for x in inputs]
+        same = len(set(ids)) == len(ids) or tuple(map(ids.index, ids))  # which are one tensor
+        return (kinds, same, torch.is_grad_enabled(), *constants)
 
     def current(self, key: Hashable) -> Graph | None:
         """The graph of a key, if there is one and all that it holds fast is as it was."""
@@ -215,9 +226,7 @@ class Compiled:
             except Exception as error:  # whatever a program does that a trace cannot hold
                 wrong = f"it cannot be traced{_line(error)} ({_first_line(error)})"
         if not wrong and not holds(watch):
-            wrong = (
-                "it changes numbers or tensors of its own while it runs, such as a count of calls"
-            )
+            wrong = CHANGES
         if self.draws_on_host:
             wrong = HOST
         if wrong:
@@ -308,7 +317,8 @@ class Compiled:
                 # another way, would be taken for the same in the calls to come.
                 # One mode for the shapes of all operations: one for each, with the lines of Python
                 # that led there, would take half of the time.
-                with reads, _Outside(), tracing(TracingContext(FakeTensorMode())):
+                own = replaced(Function, "apply", classmethod(_apply))
+                with reads, _Outside(), own, tracing(TracingContext(FakeTensorMode())):
                     graphs.append(tracer(*(x.detach() for x in inputs)))
         first, second = graphs
         if first.code != second.code:
@@ -322,8 +332,15 @@ class Compiled:
         tidy(first, device, self._found().tensors)
         return first, reads.tensors
 
+    def watch(self) -> Watch:
+        """What a run of the program must leave as it is; nothing where that cannot be found out."""
+        try:
+            return self._found().watch
+        except Exception:  # which a trace meets, too, and says
+            return []
+
     def _found(self) -> Finder:
-        return Finder(self.objective, self.stored)
+        return Finder(self.objective, self.stored, self.also)
 
     def _device(self) -> torch.device:
         return next(p.device for _, p in self.objective.named_parameters())
@@ -366,7 +383,8 @@ class Compiled:
         small = [x for x in found.tensors if x.numel() <= SMALL]
         named = [*(("buffers", b) for b in found.buffers())]
         named += [("tensor that it holds", x) for x in small]
-        return [(name, x.detach().clone()) for name, x in named]
+        drawn = [(DRAWN, torch.get_rng_state())]  # as many numbers are to be drawn
+        return [*((name, x.detach().clone()) for name, x in named), *drawn]
 
     def _rounding(
         self,
@@ -454,20 +472,34 @@ class _Reads(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.tensors.append(args[0])
+        if torch.Tag.data_dependent_output in func.tags:  # such as `item`, or `torch.equal`
+            self.tensors += [x for x in args if isinstance(x, Tensor)]
         return func(*args, **(kwargs or {}))
 
 
 class _Outside(TorchFunctionMode):
-    """Raises where a program takes numbers out of torch, of which a trace knows nothing."""
+    """Raises where a program does what a trace knows nothing of.
+
+    That is to take numbers out of torch, or to say itself what a gradient is.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in OUTSIDE:
             raise ValueError(f"Tensor.{func.__name__} reads the values of a tensor outside torch")
+        if func in HOOKS:
+            raise ValueError(
+                f"Tensor.{func.__name__} changes a gradient, of which a graph knows none"
+            )
         return func(*args, **(kwargs or {}))
+
+
+def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Function.apply` while a program is traced, which keeps the values of a function alone."""
+    if not of_library(kind):
+        raise ValueError(f"{kind.__name__} has a gradient of its own, of which a graph knows none")
+    return APPLY.__get__(None, kind)(*args, **kwargs)
 
 
 def _value(tensor: Tensor) -> Watch:
@@ -498,6 +530,8 @@ def _far(
 ) -> str | None:
     """What differs by more than rounding between a program and its graph."""
     pairs = [(name, a, b) for (name, a), (_, b) in zip(ours, others, strict=True)]
+    if not all(x is None or x.isfinite().all() for _, x in (ours[0], others[0])):
+        pairs = pairs[:1]  # the loss, which says so itself
     far = [n for n, (_, a, b) in enumerate(pairs) if not _close(a, b, tolerance)]
     moves = noise(ours) if far else []  # near an optimum a gradient is as small as its rounding
     for n in far:
@@ -513,9 +547,20 @@ def _far(
 def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
     if a is None or b is None:
         return a is b
-    if not a.isfinite().all():
-        return True  # the loss says so itself
-    return _distance(a, b) <= tolerance * (1e-3 + a.double().norm().item())
+    if not a.is_floating_point() and not a.is_complex():
+        return torch.equal(a, b)
+    if (found := finite(a, b)) is None:
+        return False
+    return _distance(*found) <= tolerance * (1e-3 + _double(found[0]).norm().item())
+
+
+def finite(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Two tensors without what is infinite or NaN in both; None where that differs."""
+    odd = ~a.isfinite()
+    if not odd.any():
+        return a, b
+    same = a.where(odd, 0).nan_to_num(7.0), b.where(~b.isfinite(), 0).nan_to_num(7.0)
+    return (a.where(~odd, 0), b.where(~odd, 0)) if torch.equal(*same) else None
 
 
 def _is_repeated(a: Tensor, b: Tensor) -> bool:
@@ -526,7 +571,11 @@ def _is_repeated(a: Tensor, b: Tensor) -> bool:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    return (a.double() - b.double()).norm().item()
+    return (_double(a) - _double(b)).norm().item()
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _where_they_part(first: GraphModule, second: GraphModule) -> str:

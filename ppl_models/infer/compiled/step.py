@@ -20,7 +20,7 @@ from ppl_models.infer.compiled.code.native import Native
 from ppl_models.infer.compiled.code.products import multiply_by_wide_vectors
 from ppl_models.infer.compiled.code.small import make_small_once
 from ppl_models.infer.compiled.code.solves import solve_here
-from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
+from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack, all_tensors, overlap
 
 
 @dataclass
@@ -72,6 +72,8 @@ class Step:
         self.packs = [pack for turn in turns for pack in turn.packs]
         own = {id(p) for pack in self.packs for p in pack.parameters}
         self.others = {id(x): x for turn in turns for x in turn.read if id(x) not in own}
+        if overlap(all_tensors(self.packs), [*self.others.values(), *data]):
+            raise ValueError("what an optimiser moves has two names, or a program reads its memory")
         table = torch.zeros(length, dtype=torch.float64)
         self.tables: dict[str, Any] = {
             "place": torch.zeros((), dtype=torch.int64),

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_models.infer.compiled.graph import CHANGES
 from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Snapshot
+from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.batches import Chosen, InMemory, Source
 from ppl_models.infer.training.optimizers import only_schedules
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix
+
+BETWEEN = "a validation, or what else came between its steps, changed numbers that it reads"
 
 
 class Mark(NamedTuple):
@@ -66,6 +70,10 @@ class Blocks:
         self.used: dict[int, Kind] = {}  # in these, by their numbers of rows
         self.even, self.uneven = divmod(train.size, train.batch_size)  # batches, and rows left
         self._order: tuple[int, Tensor] | None = None
+        for compiled in descent.compiled:
+            compiled.also = [train.transform]
+        self.before: Watch = []  # what programs keep, before the first steps
+        self.tries = 0
         descent.by_blocks = True
 
     @property
@@ -75,13 +83,17 @@ class Blocks:
             c.reason is not None for c in self.descent.compiled
         )
         self.descent.by_blocks = not closed
+        if self.descent.step_number == 0 and self.tries == 0:
+            self._watch()
         return not closed and self.descent.step_number > 0
 
     def take(self, total: int) -> bool:
         """Takes a block of steps, up to `total` in all; returns whether it did."""
         width = self._width()
+        if self._counts():
+            return False
         kind = self._kind(width)
-        if kind is None:
+        if kind is None or self._has_changed():
             return False
         new = self.used.get(width) is not kind
         self.used[width] = kind
@@ -99,6 +111,8 @@ class Blocks:
         Returns:
             Whether they agree.
         """
+        if self._has_changed():
+            return False
         for width, kind in self.used.items():
             # Other rows than those that were traced: what was read from these shows.
             rows = self._order_of(self.progress.epoch).flip(0)[:width]
@@ -113,6 +127,30 @@ class Blocks:
             self.patience = min(2 * self.patience, PATIENCE) if self.unchecked else 1
             self.mark, self.unchecked = self._mark(), 0.0
         return True
+
+    def _watch(self) -> None:
+        """Looks at what programs keep, before a step of theirs that may change it."""
+        self.before = [entry for compiled in self.descent.compiled for entry in compiled.watch()]
+        self.tries += 1
+
+    def _counts(self) -> bool:
+        """Whether the last steps changed what programs keep: then none is taken to try them.
+
+        The first may also have made what stays, so that a second one is asked.
+        """
+        changed, self.before = not holds(self.before), []
+        if changed and self.tries == 1:
+            self._watch()
+        elif changed:
+            self._end(CHANGES)
+        return changed
+
+    def _has_changed(self) -> bool:
+        """Whether something has changed between blocks, such as by a validation: no way back."""
+        changed = not all(holds(kind.watch) for kind in self.used.values())
+        if changed:
+            self._end(BETWEEN)
+        return changed
 
     def _kind(self, width: int) -> Kind | None:
         """The code for steps on so many rows."""
@@ -180,6 +218,10 @@ class Blocks:
     def _go_back(self, reason: str) -> None:
         if self.mark is not None:
             self._return_to(self.mark)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Goes on by the programs themselves."""
         self.used.clear()
         self.loop.refused = reason
         self.descent.compiled[0].give_up(reason)
