@@ -1,4 +1,5 @@
 """Kills runs in the middle of blocks of compiled steps, and resumes them: `--kills 20`.
+
 Each must end bit for bit where a run ends that nobody disturbed.
 """
 

@@ -285,9 +285,8 @@ class Compiled:
                 f"numbers are right, only slower. Try compile=False, which says nothing."
             )
         on_host = varies_on_host(traced, self._device(), self._found().tensors)
-        nodes = traced.graph.find_nodes(op="get_attr")
-        tensors = [x for n in nodes if isinstance(x := getattr(traced, str(n.target)), Tensor)]
-        graph = self.graphs[key] = Graph(run, watch, [0], Moments(self.often), tensors, on_host)
+        moments = Moments(self.often)
+        graph = self.graphs[key] = Graph(run, watch, [0], moments, _held(traced), on_host)
         return graph
 
     def _compile(
@@ -326,6 +325,8 @@ class Compiled:
                 "the graph is another with other draws: control flow, the number or the shapes of "
                 "sites, depend on values" + _where_they_part(first, second)
             )
+        if any(x.grad_fn is not None for x in _held(first)):
+            raise ValueError("a part of it was computed where a trace does not see it")
         if sized := next((n for n in first.graph.nodes if _is_sized_by_values(n)), None):
             raise ValueError(f"the shape of {sized.name!r} depends on values")
         self.halved = any(_dtype(node) in HALVES for node in first.graph.nodes)
@@ -508,6 +509,12 @@ def _value(tensor: Tensor) -> Watch:
     if tensor.is_cpu:  # which `tensor.data.fill_` changes unseen
         watch.append((partial(torch.equal, tensor, tensor.detach().clone()), True))
     return watch
+
+
+def _held(graph: GraphModule) -> list[Tensor]:
+    """The tensors that a graph reads besides its inputs."""
+    nodes = graph.graph.find_nodes(op="get_attr")
+    return [x for n in nodes if isinstance(x := getattr(graph, str(n.target)), Tensor)]
 
 
 def _is_sized_by_values(node: Node) -> bool:

@@ -249,6 +249,13 @@ def reading_memory():
     return program
 
 
+def by_functions():
+    """A gradient within, of torch.func, which works where a trace does not look."""
+    program = Program()
+    program.shift = lambda: 0.1 * torch.func.grad(lambda x: (x**3).sum())(program.loc)
+    return program
+
+
 def counting_transform():
     """The forty-first batch and all after it are turned over."""
     calls = []
@@ -362,6 +369,7 @@ PROGRAMS = {
     "a method of Python": lambda: rarely(random.Random(0).random),
     "torch.equal": asking_torch,
     "memory": reading_memory,
+    "torch.func": by_functions,
     "a transform that counts": counting_transform,
     "a validation": moved_by_a_validation,
     "a step of its own": step_of_its_own,
@@ -375,6 +383,7 @@ REASONS = {
     "a method of Python": "holds a Random",
     "torch.equal": COUNTS,
     "memory": "another exp_avg",
+    "torch.func": "a trace does not see",
     "a transform that counts": COUNTS,
     "a validation": "a validation",
     "clipped by a module": "a hook of its gradient",
