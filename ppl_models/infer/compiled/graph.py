@@ -31,6 +31,7 @@ from ppl_models.infer.compiled.traced.tracing import (
     first_line,
     held,
     line_of,
+    read_by,
     trace,
     trace_again,
     value_watch,
@@ -43,6 +44,7 @@ CHECK_EVERY = 1000  # steps between two comparisons with the eager loss, in the 
 OFTEN = 200  # where anything may happen between two steps
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
 WORTH = 128  # steps that pay for tracing a program again, about
+CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
 HOST = "it draws random numbers from the generator of Python or NumPy, which code would hold fast"
 
 
@@ -132,8 +134,12 @@ class Compiled(Evaluations):
 
     def key(self, inputs: tuple[Tensor, ...], *constants: Hashable) -> Hashable:
         """What one graph stands for."""
-        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
-        return (kinds, torch.is_grad_enabled(), *constants)
+        kinds = tuple(
+            (x.shape, x.stride(), x.dtype, x.device, x.requires_grad, type(x)) for x in inputs
+        )
+        ids = [id(x) for x in inputs]
+        same = len(set(ids)) == len(ids) or tuple(map(ids.index, ids))  # which are one tensor
+        return (kinds, same, torch.is_grad_enabled(), *constants)
 
     def current(self, key: Hashable) -> Graph | None:
         """The graph of a key, if there is one that stands for the program as it is now."""
@@ -198,9 +204,7 @@ class Compiled(Evaluations):
             except Exception as error:  # whatever a program does that a trace cannot hold
                 wrong = f"it cannot be traced{line_of(error)} ({first_line(error)})"
         if not wrong and not holds(watch):
-            wrong = (
-                "it changes numbers or tensors of its own while it runs, such as a count of calls"
-            )
+            wrong = CHANGES
         if self.draws_on_host:
             wrong = HOST
         if wrong:
@@ -288,9 +292,8 @@ class Compiled(Evaluations):
                 f"numbers are right, only slower. Try compile=False, which says nothing."
             )
         on_host = varies_on_host(traced, self.device(), self.found().tensors)
-        nodes = traced.graph.find_nodes(op="get_attr")
-        tensors = [x for n in nodes if isinstance(x := getattr(traced, str(n.target)), Tensor)]
-        graph = self.graphs[key] = Graph(run, found, [0], Moments(self.often), tensors, on_host)
+        moments = Moments(self.often)
+        graph = self.graphs[key] = Graph(run, found, [0], moments, read_by(traced), on_host)
         self.code[id(found)] = graph
         return graph
 

@@ -11,6 +11,7 @@ agreed, and the program runs by itself from there.
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from operator import is_
 from typing import NamedTuple
 
@@ -19,10 +20,17 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_models.infer.compiled.beside import traced
-from ppl_models.infer.compiled.graph import HOST, Compiled
+from ppl_models.infer.compiled.graph import CHANGES, HOST, Compiled
 from ppl_models.infer.compiled.packs import Pack, packed
 from ppl_models.infer.compiled.step import Closed, Feed, Step, Turn
-from ppl_models.infer.compiled.traced.evaluations import HALF, NOISE, TOLERANCE, UNSTEADY
+from ppl_models.infer.compiled.traced.evaluations import (
+    DRAWN,
+    HALF,
+    NOISE,
+    TOLERANCE,
+    UNSTEADY,
+    finite,
+)
 from ppl_models.infer.compiled.traced.traced import Traced, copied
 from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
@@ -32,10 +40,7 @@ WORK = 1e9  # in a block, about a tenth of a second: see `_length`
 ENTRIES = 2**20  # of a table of rows
 PATIENCE = 16  # blocks between two comparisons at most: twice as many after each
 
-# Adam moves a parameter as far for a gradient of nearly zero as for others, in a direction that
-# is rounding. Its moments follow from gradients alone, and are compared more closely.
-FOLLOWS, FOLLOWING = 100, ("parameter", "average")
-CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
+OTHERWISE = "a compiled step has another {} than the program itself"
 
 Evaluate = Callable[..., Tensor]  # the loss of rows, (B,), and of the values of a batch
 
@@ -102,7 +107,6 @@ class Loop:
         self.losses: dict[tuple[Hashable, int, int], Traced] = {}
         self.packs: dict[tuple[int, ...], list[Pack]] = {}  # by what they have of parameters
         self.buffers: list[Tensor] = []  # of the modules that run, and what they write into
-        self.adapts = False  # whether an optimiser divides by the size of a gradient
         # Why steps do not come in blocks, if so: those that are not known here run one by one.
         self.refused: str | None = None
 
@@ -145,7 +149,6 @@ class Loop:
         held = [x for x in step.written if id(x) not in rooms]
         held += [b for compiled in self.compiled for b in compiled.buffers()]
         self.buffers = list({id(x): x for x in (*self.buffers, *held)}.values())
-        self.adapts = any(pack.rule.counts for pack in step.packs)
         made = self.kinds[key] = self.made[of] = Kind(step, whole, watch)
         return made
 
@@ -295,20 +298,49 @@ class Loop:
         if not holds(kind.watch):
             return CHANGES
         ours, others = self._moves(eager), self._moves(compiled)
+        derived = self._derived(kind)
         if any(compiled.draws_on_host for compiled in self.compiled):
             return HOST
         if not holds(kind.watch):
             return CHANGES
-        far = [n for n, (a, b) in enumerate(zip(ours, others, strict=True)) if not a.is_near(b)]
-        if far and all(move.after.isfinite().all() for move in ours):
+        pairs = enumerate(zip(ours, others, strict=True))
+        far = [n for n, (a, b) in pairs if id(a.of) not in derived and not a.is_near(b)]
+        if far:
             again = self._moves(eager)
             for a, b in zip(ours, again, strict=True):
-                if not torch.equal(a.after, b.after):
+                if not torch.equal(a.after.nan_to_num(), b.after.nan_to_num()):
                     return UNSTEADY.format(a.name)
             noise = self._rounding(eager, ours)
             for n in far:
                 if not ours[n].distance(others[n]) <= NOISE * noise[n]:
-                    return f"a compiled step has another {ours[n].name} than the program itself"
+                    return OTHERWISE.format(ours[n].name)
+        return self._stray(derived, ours, others)
+
+    def _derived(self, kind: Kind) -> "Derived":
+        """What follows from the rest that a step moves, by the id of the tensor.
+
+        Adam moves a parameter as far for a gradient of nearly zero as for others, in a direction
+        that is rounding. Its moments follow from gradients alone, and are compared; where they say
+        a parameter goes is reckoned from them.
+        """
+        found: Derived = {}
+        for pack, table in zip(kind.step.packs, kind.step.tables["numbers"], strict=True):
+            if pack.rule.moved is not None:
+                for n, p in enumerate(pack.parameters):
+                    found[id(p)] = partial(_by_moments, pack, p, table[0].unbind())
+                    if pack.averages:
+                        weight = kind.step.tables["weights"][0].item()
+                        found[id(pack.averages[n])] = partial(_by_average, p, weight)
+        return found
+
+    def _stray(self, derived: "Derived", ours: list["Move"], others: list["Move"]) -> str | None:
+        """What goes elsewhere than the rest says, in one of two steps alone."""
+        steps = [{id(move.of): move for move in moves} for moves in (ours, others)]
+        for name, reckon in derived.items():
+            first, second = (step[name] for step in steps)
+            strays = [step[name].after - reckon(step[name], step) for step in steps]
+            if not first.allows(strays[0] - strays[1], second):
+                return OTHERWISE.format(first.name)
         return None
 
     def _moves(self, take: Callable[[], Sequence[Tensor]]) -> list["Move"]:
@@ -318,8 +350,9 @@ class Loop:
             losses = take()
             moves = [Move("loss", x.detach(), torch.zeros_like(x), tolerance) for x in losses]
             for name, tensor, was in before:
-                follows = self.adapts and name.startswith(FOLLOWING)
-                moves.append(Move(name, tensor.detach().clone(), was, tolerance, follows))
+                moves.append(Move(name, tensor.detach().clone(), was, tolerance, tensor))
+            drawn = torch.get_rng_state()
+            moves.append(Move(DRAWN, drawn, drawn, tolerance))
         return moves
 
     def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list["Move"]) -> list[float]:
@@ -370,31 +403,50 @@ class Move(NamedTuple):
     after: Tensor
     before: Tensor
     tolerance: float
-    follows: bool = False  # from moments, by Adam
+    of: Tensor | None = None  # the live tensor
 
     def is_near(self, other: "Move") -> bool:
-        if self.follows:
-            return self._mostly_near(other)
         if not self.after.is_floating_point():
             return torch.equal(self.after, other.after)
-        size = _norm(self.after - self.before)
-        rounding = 8 * torch.finfo(self.after.dtype).eps * (1 + _norm(self.after))
-        return self.distance(other) <= self.tolerance * size + rounding
+        found = finite(self.after, other.after)
+        if found is None:
+            return False
+        after, before = found[0], self.before.where(self.before.isfinite(), 0)
+        size, rounding = _norm(after - before), 8 * torch.finfo(after.dtype).eps
+        allowed = self.tolerance * size + rounding * (_norm(after) + _norm(before))
+        return _norm(after - found[1]) <= allowed
 
-    def _mostly_near(self, other: "Move") -> bool:
-        """Whether half of the numbers or more are near: a wrong rule is wrong for all."""
-        allowed = (self.after - self.before).abs_().mul_(FOLLOWS * self.tolerance)
-        allowed.add_(self.after.abs().add_(1), alpha=8 * torch.finfo(self.after.dtype).eps)
-        near = (self.after - other.after).abs_() <= allowed
-        return int(near.count_nonzero()) >= near.numel() / 2
+    def allows(self, strays: Tensor, other: "Move") -> bool:
+        """Whether so much may be the rounding of two steps, for each number by itself."""
+        size = torch.maximum((self.after - self.before).abs(), (other.after - self.before).abs())
+        rounding = 8 * torch.finfo(self.after.dtype).eps
+        allowed = self.tolerance * size + rounding * (self.after.abs() + self.before.abs())
+        return bool((strays.nan_to_num().abs() <= allowed.nan_to_num()).all())
 
     def distance(self, other: "Move") -> float:
-        return _norm(self.after - other.after)
+        found = finite(self.after, other.after)
+        return math.inf if found is None else _norm(found[0] - found[1])
 
     def change(self, other: "Move") -> float:
         """How far a step from other parameters changes it otherwise."""
         first, second = (x.after - x.before for x in (self, other))
         return _norm(first - second)
+
+
+Derived = dict[int, Callable[[Move, dict[int, Move]], Tensor]]  # of a move, and of all by their id
+
+
+def _by_moments(
+    pack: Pack, p: Tensor, numbers: Sequence[Tensor], move: Move, step: dict[int, Move]
+) -> Tensor:
+    """Where the rule of an optimiser says that a parameter goes."""
+    state = pack.optimizer.state[p]
+    kept = {name: step[id(state[name])].after for name in pack.rule.slots}
+    return pack.rule.moved(move.before, kept, numbers, pack.group)  # type: ignore[misc]
+
+
+def _by_average(p: Tensor, weight: float, move: Move, step: dict[int, Move]) -> Tensor:
+    return move.before.lerp(step[id(p)].after.to(move.before.dtype), weight)
 
 
 def _norm(x: Tensor) -> float:
@@ -447,6 +499,8 @@ def _known(
 ) -> list[Rule]:
     """The rules, where all are known, and the optimiser keeps what they need, as after a step."""
     ids, found = {id(p) for p in used}, [rule for rule in rules if rule is not None]
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in used):
+        raise ValueError("a parameter has a hook of its gradient")
     if not used or len(found) < len(rules):
         raise ValueError("an optimiser is of another kind, or has other settings")
     for group, rule in zip(optimizer.param_groups, found, strict=True):

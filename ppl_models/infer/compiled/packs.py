@@ -5,8 +5,9 @@ mathematics. Small ones of a kind are therefore copied into one vector for a blo
 back at its end; large ones are moved where they are.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -142,5 +143,31 @@ def packed(
 
 
 def all_tensors(packs: Sequence[Pack]) -> list[Tensor]:
-    """All the live tensors of packs."""
-    return list(chain.from_iterable(pack.live(name) for pack in packs for name in pack.names))
+    """All the live tensors of packs, and the counts of steps, which are moved at its end."""
+    live = chain.from_iterable(pack.live(name) for pack in packs for name in pack.names)
+    states = [pack.optimizer.state[p] for pack in packs for p in pack.parameters]
+    counts = [s["step"] for s in states if isinstance(s.get("step"), Tensor)]
+    return [*live, *counts]
+
+
+def overlap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors share memory with one another, or with others.
+
+    Example:
+        >>> x = torch.zeros(4)
+        >>> overlap([x[:2]], [x[1:]]), overlap([x[:2], x[2:]], [torch.zeros(1)])
+        (True, False)
+    """
+    owned = sorted(_span(x) for x in tensors if x.numel())
+    starts = [start for start, _ in owned]
+    last = [(bisect_left(starts, end) - 1, start) for start, end in map(_span, others)]
+    return any(first[1] > second[0] for first, second in pairwise(owned)) or any(
+        n >= 0 and owned[n][1] > start for n, start in last
+    )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where it begins and ends in memory."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    size = 1 + sum((length - 1) * stride for length, stride in pairs) if tensor.numel() else 0
+    return tensor.data_ptr(), tensor.data_ptr() + size * tensor.element_size()

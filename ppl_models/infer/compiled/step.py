@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ppl_models.infer.compiled.code.flat import closed, make_ready, written
 from ppl_models.infer.compiled.code.native import Native
-from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack
+from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack, all_tensors, overlap
 
 
 class Closed:
@@ -118,6 +118,8 @@ class Step:
         own = {id(p) for pack in self.packs for p in pack.parameters}
         read = [x for turn in turns for x in turn.read] + (transform.read if transform else [])
         self.others = {id(x): x for x in read if id(x) not in own}
+        if overlap(all_tensors(self.packs), [*self.others.values(), *feed.data]):
+            raise ValueError("what an optimiser moves has two names, or a program reads its memory")
         self.tables = self._tables()
         flat, form = self._inputs()
         with torch.no_grad():

@@ -10,12 +10,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled, Graph
+from ppl_models.infer.compiled.graph import CHANGES, MOST_GRAPHS, Compiled, Graph
 from ppl_models.infer.compiled.replay import Replay, recorder_for
+from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import stored
 
 # Arguments that a graph can hold as constants.
+TENSORS = {Tensor, nn.Parameter}  # of strides alone
 PLAIN = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
 
 
@@ -86,6 +88,8 @@ class Loss:
         self.known: dict[int, tuple[dict[str, Tensor], set[str]]] = {}  # and by graphs
         self.numbers: dict[int, float] = {}  # floats among the arguments, by their places
         self.given: dict[Any, dict[int, float]] = {}  # these, by kinds of calls
+        self.once: set[Any] = set()  # kinds of calls of which there was one
+        self.steady: set[Any] = set()  # kinds of calls that change nothing that is kept
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
         self.compiled = Compiled(self, self.stored, often)
         self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
@@ -118,15 +122,37 @@ class Loss:
             self.parameters, self.supported = self.known[id(graph)]
         return graph
 
-    def note(self, call: "Call", values: dict[str, Tensor | None], supported: set[str]) -> None:
-        """Takes note of what a step of Pyro's used, for a kind of calls."""
+    def note(
+        self,
+        call: "Call",
+        values: dict[str, Tensor | None],
+        supported: set[str],
+        before: Watch | None,
+    ) -> None:
+        """Takes note of what a step of Pyro's used, for a kind of calls.
+
+        Nothing is tried with a program that counts: a second step has shown that it does not.
+
+        Arguments:
+            call: The call.
+            values: The parameters by their names.
+            supported: The observed sites whose values are what they may be.
+            before: What the program kept before that step; None at the first one of a kind.
+        """
         if self.compiled.reason is not None:
             return
         self.take(values)
         self.supported = supported
         self.kinds[call.key] = self.parameters, supported
-        self.ready.add(call.key)
-        if len(self.ready) > MOST_GRAPHS:
+        if before is None and call.key not in self.steady:
+            self.once.add(call.key)
+        elif before is not None and not holds(before):
+            self.compiled.give_up(CHANGES)
+        else:
+            self.once.discard(call.key)
+            self.steady.add(call.key)
+            self.ready.add(call.key)
+        if len(self.once | self.ready) > MOST_GRAPHS:
             self.compiled.give_up("shapes or numbers among the arguments are ever new")
 
     def __call__(self, call: "Call", graph: Graph) -> Tensor:
@@ -157,6 +183,9 @@ class Loss:
         places = [n for n, value in enumerate(given) if isinstance(value, Tensor)]
         tensors = tuple(given[n] for n in places)
         rest = [None if n in places else value for n, value in enumerate(given)]
+        if any(type(x) not in TENSORS or x.layout is not torch.strided for x in tensors):
+            self.compiled.give_up("an argument is sparse, or a tensor of a class of its own")
+            return None
         for value in rest:
             if type(value) not in PLAIN:
                 kind = type(value).__name__

@@ -17,7 +17,8 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_models.checks import check_count
-from ppl_models.infer.compiled.graph import Graph
+from ppl_models.infer.compiled.graph import CHANGES, Graph
+from ppl_models.infer.compiled.watch import holds
 from ppl_models.infer.compiled.worth import LEAST, Operations, pays
 from ppl_models.infer.drop_in.loss import Call, Loss, Supports
 from ppl_models.infer.drop_in.optimizers import FusedOptimizer, TorchOptimizer
@@ -134,10 +135,13 @@ class SVI(pyro.infer.SVI):
 
     def _pyros(self, loss: "Loss", call: "Call | None", args: tuple, kwargs: dict[str, Any]) -> Any:
         """Takes a step of Pyro's, in which it shows what parameters there are."""
+        again = call is not None and call.key in loss.once
+        before = loss.compiled.watch() if again else None
         with poutine.trace(param_only=True) as used, Supports() as checked:
             value = super().step(*args, **kwargs)
         if call is not None:
-            loss.note(call, {n: s["value"] for n, s in used.trace.nodes.items()}, checked.valid)
+            values = {n: s["value"] for n, s in used.trace.nodes.items()}
+            loss.note(call, values, checked.valid, before)
         return value
 
     def _checked(
@@ -237,12 +241,16 @@ class SVI(pyro.infer.SVI):
             given = () if num_steps is None else (num_steps,)
             return super().run(*given, *args, **kwargs)
         check_count(num_steps=num_steps)
-        step = partial(super().step, *args, **kwargs)
+        own = (
+            getattr(self.step, "__func__", None) is not SVI.step
+        )  # of a class or object that has one
+        step = partial(self.step if own else super().step, *args, **kwargs)
         with poutine.trace(param_only=True) as used, Supports() as checked:
             losses = [torch.tensor([step()], dtype=torch.float64)]
         values = {name: site["value"] for name, site in used.trace.nodes.items()}
-        pay = self._compile and num_steps > 1
-        if self._decides and num_steps - 2 >= LEAST:
+        free = not own and not _is_surrounded()
+        pay = free and self._compile and num_steps > 1
+        if free and self._decides and num_steps - 2 >= LEAST:
             with Operations() as found:
                 losses.append(torch.tensor([step()], dtype=torch.float64))
             pay = pays(num_steps - 2, found.count, found.arithmetic)
@@ -291,9 +299,15 @@ class SVI(pyro.infer.SVI):
         if parts is None or not moved or any(p not in own or not p.is_cpu for p in moved):
             return []
         evaluate, tensors, *_ = parts
+        before = loss.compiled.watch()
+        second = torch.tensor([step()], dtype=torch.float64)
+        if not holds(before):  # nothing is tried with a program that counts
+            loss.compiled.give_up(CHANGES)
+        if num_steps == 1 or loss.compiled.reason is not None:
+            return [second]
         blocks = SVIBlocks(loss.compiled, evaluate, tensors, self.optim, moved, step)
-        blocks.take(num_steps)
-        return [x.double() for x in blocks.losses]
+        blocks.take(num_steps - 1)
+        return [second, *(x.double() for x in blocks.losses)]
 
 
 def _is_surrounded() -> bool:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_models.infer.compiled.graph import CHANGES
 from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Plan, Snapshot, Use
-from ppl_models.infer.compiled.watch import as_it_was, holds
+from ppl_models.infer.compiled.watch import Watch, as_it_was, holds
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.ahead.in_memory import RowsAhead
 from ppl_models.infer.training.ahead.protocol import Ahead
@@ -48,6 +49,8 @@ def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks 
     ahead: Ahead
     if isinstance(train, InMemory):
         ahead = RowsAhead(progress, train, whole_epochs)
+        for compiled in descent.compiled:
+            compiled.also = [train.transform]
     else:
         ahead = BatchesAhead(progress, train, whole_epochs)
     return Blocks(progress, ahead, train.batches)
@@ -79,6 +82,8 @@ class Blocks:
         self.unchecked = 0.0  # blocks since the code was last compared
         self.patience = 1  # blocks until it is compared again: twice as many each time
         self.used: dict[Hashable, Kind] = {}  # in these
+        self.before: Watch = []  # what programs keep, before the first steps
+        self.tries = 0
         descent.by_blocks = True
 
     @property
@@ -88,10 +93,14 @@ class Blocks:
             c.reason is not None for c in self.descent.compiled
         )
         self.descent.by_blocks = not closed
+        if self.descent.step_number == 0 and self.tries == 0:
+            self._watch()
         return not closed and self.descent.step_number > 0
 
     def take(self, total: int) -> bool:
         """Takes a block of steps, up to `total` in all; returns whether it did."""
+        if self._counts():
+            return False
         key = self.ahead.kind
         stale = any(not holds(kind.watch) for kind in self.used.values())
         if stale and not ((self.unchecked == 0.0 or self.settle()) and self._renew()):
@@ -139,6 +148,23 @@ class Blocks:
         found = {key: self._kind(key) for key in self.used}
         self.used = {key: kind for key, kind in found.items() if kind is not None}
         return len(self.used) == len(found) and self.settle()
+
+    def _watch(self) -> None:
+        """Looks at what programs keep, before a step of theirs that may change it."""
+        self.before = [entry for compiled in self.descent.compiled for entry in compiled.watch()]
+        self.tries += 1
+
+    def _counts(self) -> bool:
+        """Whether the last steps changed what programs keep: then none is taken to try them.
+
+        The first may also have made what stays, so that a second one is asked.
+        """
+        changed, self.before = not holds(self.before), []
+        if changed and self.tries == 1:
+            self._watch()
+        elif changed:
+            self._end(CHANGES)
+        return changed
 
     def _kind(self, key: Hashable) -> Kind | None:
         """The code for steps of a kind."""
@@ -227,6 +253,10 @@ class Blocks:
     def _go_back(self, reason: str) -> None:
         if self.mark is not None:
             self._return_to(self.mark)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Goes on by the programs themselves."""
         self.used.clear()
         self.loop.refused = reason
         self.descent.compiled[0].give_up(reason)

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count
+from ppl_models.infer.compiled.graph import CHANGES
+from ppl_models.infer.compiled.watch import holds
 from ppl_models.infer.compiled.worth import LEAST, Operations, pays
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
@@ -304,10 +306,13 @@ class _Loop:
         """Takes a step, and decides by its counts whether those to come are compiled."""
         if not self.undecided or self.descent.step_number == 0:  # which has checks of its own
             return self.descent.step(batch)
+        kept = [entry for compiled in self.descent.compiled for entry in compiled.watch()]
         with Operations() as found:
             losses = self.descent.step(batch)
         to_come = total - self.descent.step_number
-        if pays(to_come, found.count, found.arithmetic):
+        if not holds(kept):  # nothing is tried with a program that counts
+            self._stay_eager(CHANGES)
+        elif pays(to_come, found.count, found.arithmetic):
             self.progress.compiled_since = self.descent.step_number
         else:
             counts = f"{to_come} steps to come of {found.count} operations"

@@ -2,7 +2,10 @@
 
 import math
 import random
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -350,6 +353,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(stops, tmp_path, taken):
     for first, second in zip(whole, again, strict=True):
         for name, tensor in first.state_dict().items():
             assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_runs_killed_in_mid_block_go_on_bit_for_bit():
+    """Two of them; `python -m tests.support.kills` takes twenty."""
+    command = [sys.executable, "-m", "tests.support.kills", "--kills", "2"]
+    root = Path(__file__).parents[3]
+    found = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.count("the same bit for bit") == 2
 
 
 def test_without_the_loop_in_cpp_the_code_runs_call_by_call(monkeypatch, taken):

@@ -11,18 +11,22 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import Function
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.traced.constants import Anatomy
 from ppl_models.infer.compiled.traced.evaluations import HALVES, Evaluations
 from ppl_models.infer.compiled.traced.traced import Again, standing_in
 from ppl_models.infer.compiled.waits import tidy, without_waits
-from ppl_models.infer.compiled.watch import Spot, Watch
+from ppl_models.infer.compiled.watch import Spot, Watch, of_library
 
-OUTSIDE = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
+OUTSIDE = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
+APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
+HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 # Folders whose lines are not the user's.
 OWN = (
     *(str(Path(str(library.__file__)).parent) for library in (torch, pyro)),
@@ -41,6 +45,8 @@ def trace(
             "the graph is another with other draws: control flow, the number or the shapes of "
             "sites, depend on values" + _where_they_part(first, second)
         )
+    if any(x.grad_fn is not None for x in read_by(first)):
+        raise ValueError("a part of it was computed where a trace does not see it")
     if sized := next((n for n in first.graph.nodes if _is_sized_by_values(n)), None):
         raise ValueError(f"the shape of {sized.name!r} depends on values")
     evaluations.halved = any(_dtype(node) in HALVES for node in first.graph.nodes)
@@ -94,7 +100,8 @@ def drawn(
         # way, would be taken for the same in the calls to come. One mode for the shapes of all
         # operations: one for each, with the lines of Python that led there, would take half of
         # the time.
-        with reads, Outside(), tracing(TracingContext(FakeTensorMode())):
+        own = replaced(Function, "apply", classmethod(_apply))
+        with reads, Outside(), own, tracing(TracingContext(FakeTensorMode())):
             return tracer(*(x.detach() for x in inputs))
 
 
@@ -108,20 +115,34 @@ class Reads(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.tensors.append(args[0])
+        if torch.Tag.data_dependent_output in func.tags:  # such as `item`, or `torch.equal`
+            self.tensors += [x for x in args if isinstance(x, Tensor)]
         return func(*args, **(kwargs or {}))
 
 
 class Outside(TorchFunctionMode):
-    """Raises where a program takes numbers out of torch, of which a trace knows nothing."""
+    """Raises where a program does what a trace knows nothing of.
+
+    That is to take numbers out of torch, or to say itself what a gradient is.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in OUTSIDE:
             raise ValueError(f"Tensor.{func.__name__} reads the values of a tensor outside torch")
+        if func in HOOKS:
+            raise ValueError(
+                f"Tensor.{func.__name__} changes a gradient, of which a graph knows none"
+            )
         return func(*args, **(kwargs or {}))
+
+
+def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """`Function.apply` while a program is traced, which keeps the values of a function alone."""
+    if not of_library(kind):
+        raise ValueError(f"{kind.__name__} has a gradient of its own, of which a graph knows none")
+    return APPLY.__get__(None, kind)(*args, **kwargs)
 
 
 def value_watch(tensor: Tensor) -> Watch:
@@ -130,6 +151,12 @@ def value_watch(tensor: Tensor) -> Watch:
     if tensor.is_cpu:  # which `tensor.data.fill_` changes unseen
         watch.append((partial(torch.equal, tensor, tensor.detach().clone()), True))
     return watch
+
+
+def read_by(graph: GraphModule) -> list[Tensor]:
+    """The tensors that a graph reads besides its inputs."""
+    nodes = graph.graph.find_nodes(op="get_attr")
+    return [x for n in nodes if isinstance(x := getattr(graph, str(n.target)), Tensor)]
 
 
 def _is_sized_by_values(node: Node) -> bool:
