@@ -90,7 +90,7 @@ def two_kinds(kind):
 
 def batch_on_an_object(kind):
     kernel = gp.kernels.RBF(3)
-    process = gp.models.GPRegression(X, X[:, 0], kernel, noise=torch.tensor(0.5))
+    process = gp.models.GPRegression(X, X[:, 0], kernel, noise=torch.tensor(0.5), jitter=0.01)
     data = [(X, X[:, 0]), (OTHER, OTHER[:, 1]), (X + 1, X[:, 2])]
     return steps(
         kind,
