@@ -154,9 +154,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
     with torch.no_grad(), tracing(sizes), warnings.catch_warnings(), _silent(*TALKATIVE):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
-        return call(
-            graph, list(inputs), inner_compile=inner, config_patches=options, ignore_shape_env=True
-        )
+        return call(graph, list(inputs), inner_compile=inner, config_patches=options)
 
 
 @contextmanager
