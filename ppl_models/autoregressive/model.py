@@ -109,7 +109,7 @@ class Autoregressive(dist.TorchDistribution):
             sample_shape: How many, as torch's distributions take it.
             compile: Whether the steps run as compiled code, on the CPU, for the same rows but
                 where rounding decides. The first draw of a number of rows takes seconds longer,
-                the others 0.1 to 0.4 of the time.
+                the others 0.1 to 0.7 of the time.
         """
         shape = self._extended_shape(torch.Size(sample_shape))  # (*, D)
         num_rows = shape[:-1].numel()

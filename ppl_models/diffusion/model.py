@@ -307,7 +307,7 @@ class Diffusion(nn.Module):
                 rows follow the network given their labels; above 1 they exaggerate them.
             compile: Whether the steps run as compiled code, on the CPU, for the same rows to
                 rounding. The first draw of a number of rows takes seconds longer; of small
-                networks, the others take 0.15 to 0.6 of the time.
+                networks, the others take 0.2 to 0.6 of the time.
 
         Raises:
             TypeError: If the sampler cannot be called, or it is none whose steps are compiled.

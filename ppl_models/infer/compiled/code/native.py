@@ -183,9 +183,7 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
     ):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
-        return call(
-            graph, list(inputs), inner_compile=inner, config_patches=options, ignore_shape_env=True
-        )
+        return call(graph, list(inputs), inner_compile=inner, config_patches=options)
 
 
 @contextmanager
