@@ -6,11 +6,13 @@ the graph is compiled. Parameters stay live: it reads the tensors that the optim
 
 What a trace holds fast, and would go wrong in silence, is watched. A new graph is traced where the
 shapes, dtypes or mode of a batch are new, or where one of the numbers that the program keeps in its
-attributes, in its closure or among its globals has changed, or a parameter was replaced. Programs
-whose graph is another with other draws (an `if` on a value, a random number of sites) run eagerly,
-and so does all that cannot be traced. Where there is no compiler, the graph runs as it was traced,
-with the same numbers bit for bit. Loss and gradient of a graph are compared with the eager ones
-under the same random numbers before it is first used, and again at random moments.
+attributes, in its closure or among its globals has changed, or a parameter was replaced. Where it
+is the graph that is known but for constants, these become inputs (`traced.traced`), and no further
+value needs a compilation. Programs whose graph is another with other draws (an `if` on a value, a
+random number of sites) run eagerly, and so does all that cannot be traced. Where there is no
+compiler, the graph runs as it was traced, with the same numbers bit for bit. Loss and gradient of
+a graph are compared with the eager ones under the same random numbers before it is first used, and
+again at random moments.
 """
 
 import random
