@@ -480,9 +480,9 @@ def test_slopes_of_the_drop_in(name, recorder, monkeypatch):
     monkeypatch.setattr(dropping, "recorder_for", lambda device: recorder)
     losses, values, svi, _ = run(CompiledSVI, *PROGRAMS[name])
     launches = recorder.launches  # those that are compared with the program run by themselves
-    assert launches["run"] + launches["replay"] == 11
+    assert launches["run"] + launches["replay"] == 10  # the first two are Pyro's
     assert launches["record"] == 1
-    assert launches["replay"] >= 4
+    assert launches["replay"] >= 3
     assert svi._loss.replay.reason is None
     assert losses == pytest.approx(expected, rel=1e-5)
     for key, value in values.items():
