@@ -321,13 +321,13 @@ class Loop:
 
         Adam moves a parameter as far for a gradient of nearly zero as for others, in a direction
         that is rounding. Its moments follow from gradients alone, and are compared; where they say
-        a parameter goes is reckoned from them.
+        a parameter goes is reckoned from them, where it goes there at once.
         """
         found: Derived = {}
         for pack, table in zip(kind.step.packs, kind.step.tables["numbers"], strict=True):
-            if pack.rule.moved is not None:
+            if pack.rule.moved is not None and table.shape[1] == 1:  # one update in a step
                 for n, p in enumerate(pack.parameters):
-                    found[id(p)] = partial(_by_moments, pack, p, table[0].unbind())
+                    found[id(p)] = partial(_by_moments, pack, p, table[0, 0].unbind())
                     if pack.averages:
                         weight = kind.step.tables["weights"][0].item()
                         found[id(pack.averages[n])] = partial(_by_average, p, weight)
