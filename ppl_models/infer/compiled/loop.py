@@ -345,17 +345,21 @@ class Move(NamedTuple):
         return int(near.count_nonzero()) >= near.numel() / 2
 
     def distance(self, other: "Move") -> float:
-        return _norm(self.after - other.after)
+        return _norm(_number(self.after) - _number(other.after))
 
     def change(self, other: "Move") -> float:
         """How far a step from other parameters changes it otherwise."""
-        first, second = (x.after - x.before for x in (self, other))
+        first, second = (_number(x.after) - _number(x.before) for x in (self, other))
         return _norm(first - second)
+
+
+def _number(x: Tensor) -> Tensor:
+    """Counts, and what is true or false, as numbers that can be subtracted."""
+    return x if x.is_floating_point() else x.double()
 
 
 def _norm(x: Tensor) -> float:
     """Its norm, summed in double precision."""
-    x = x if x.is_floating_point() else x.double()
     return torch.linalg.vector_norm(x, dtype=torch.float64).item()
 
 

@@ -366,3 +366,12 @@ def test_without_a_compiler_steps_go_as_before(monkeypatch, taken):
 def test_the_compiler_says_nothing(capfd):
     fit(elbo(*vae()), rows(), steps=3, seed=0, compile=True, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_true_or_false_is_compared_as_a_number():
+    one, other = (
+        loop.Move("buffer", torch.tensor(x), torch.tensor(True), 0.0) for x in (True, False)
+    )
+    assert (one.distance(other), one.change(other)) == (1.0, 1.0)
+    assert one.is_near(one)
+    assert not one.is_near(other)
