@@ -424,12 +424,12 @@ class Move(NamedTuple):
         return bool((strays.nan_to_num().abs() <= allowed.nan_to_num()).all())
 
     def distance(self, other: "Move") -> float:
-        found = finite(self.after, other.after)
+        found = finite(_number(self.after), _number(other.after))
         return math.inf if found is None else _norm(found[0] - found[1])
 
     def change(self, other: "Move") -> float:
         """How far a step from other parameters changes it otherwise."""
-        first, second = (x.after - x.before for x in (self, other))
+        first, second = (_number(x.after) - _number(x.before) for x in (self, other))
         return _norm(first - second)
 
 
@@ -449,9 +449,13 @@ def _by_average(p: Tensor, weight: float, move: Move, step: dict[int, Move]) -> 
     return move.before.lerp(step[id(p)].after.to(move.before.dtype), weight)
 
 
+def _number(x: Tensor) -> Tensor:
+    """Counts, and what is true or false, as numbers that can be subtracted."""
+    return x if x.is_floating_point() else x.double()
+
+
 def _norm(x: Tensor) -> float:
     """Its norm, summed in double precision."""
-    x = x if x.is_floating_point() else x.double()
     return torch.linalg.vector_norm(x, dtype=torch.float64).item()
 
 

@@ -132,15 +132,18 @@ def fit(
             the second step, and asks no clock: a run with a `seed` is the same each time. Where it
             does not compile, or the code turns out not to be the program, `Run.eager_because` says
             why, without a warning.
-            With `True`, on the CPU many steps run in one call, from the gathering of rows to the
-            optimiser, for rows in memory and Adam, AdamW, SGD or Pyro's ClippedAdam; a small
-            program then takes a hundredth of the time. A step of the code is compared with one of
-            the programs at first every tenth of a second or so, later every one or two, and at the
-            end; where they differ, the run goes back to where they last agreed, and on from there
-            by the programs, with a warning that says why. What happens once in
-            thousands of steps, and leaves no trace in Python, a comparison may miss. Other steps
-            have compiled losses alone, and on CUDA each step is replayed as one graph. A run is
-            resumed as it was written, compiled or not, which `"auto"` finds in the checkpoint.
+            With `True`, on the CPU many steps run in one call, from the gathering of rows and their
+            transform to the optimiser and what an objective does after a step, for Adam, AdamW, SGD
+            or Pyro's ClippedAdam; a small program then takes a hundredth of the time. Batches of a
+            `Dataset` or a `DataLoader` are read ahead of such a block, each once and in their order
+            (where reading them draws from torch's generator a block is one step). A step of the
+            code is compared with one of the programs at first every tenth of a second or so, later
+            every one or two, and at the end; where they differ, the run goes back to where they
+            last agreed, and on from there by the programs, with a warning that says why. What
+            happens once in thousands of steps, and leaves no trace in Python, a comparison may
+            miss. Other steps have compiled losses alone, and on CUDA each step is replayed as one
+            graph. A run is resumed as it was written, compiled or not, which `"auto"` finds in the
+            checkpoint.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must

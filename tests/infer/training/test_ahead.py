@@ -21,17 +21,11 @@ from ppl_models import (
 )
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.training.ahead import streamed
-from tests.infer.training.test_blocks import (  # noqa: F401
-    assert_same,
-    both,
-    rows,
-    taken,
-    vae,
-)
+from tests.support.blocks import assert_same, both, rows, vae
 
 
 @pytest.fixture(autouse=True)
-def graphs_as_traced(monkeypatch):
+def single_steps_as_traced(monkeypatch):
     """Single steps, which are another matter, run as they are traced."""
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
 
@@ -66,8 +60,13 @@ OBJECTIVES = {
 }
 
 
+COMPILED = ("game, three turns", "remedies")  # the others as they are traced, in less time
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_that_do_more_than_have_a_loss(name, taken):  # noqa: F811
+def test_objectives_that_do_more_than_have_a_loss(name, taken, request):
+    if name not in COMPILED:
+        request.getfixturevalue("graphs_as_traced")
     make, data, options = OBJECTIVES[name]
     options = {"epochs": 6, "batch_size": 8, "lr": 0.01, **options}
     assert_same(*both(make, data, **options))
@@ -148,7 +147,7 @@ class Renaming(Own):
         return loss
 
 
-def test_reports_whose_names_change_are_taken_one_by_one(taken, monkeypatch):  # noqa: F811
+def test_reports_whose_names_change_are_taken_one_by_one(taken, monkeypatch):
     from ppl_models.infer.compiled import loop
 
     monkeypatch.setattr(loop, "LONGEST", 2)
@@ -169,7 +168,7 @@ def own_runs(kind):
     return found
 
 
-def test_a_step_that_writes_tensors_is_a_part_of_blocks(taken):  # noqa: F811
+def test_a_step_that_writes_tensors_is_a_part_of_blocks(taken):
     (history, first), (other, second) = own_runs(InTensors)
     for name, values in history.items():
         assert values == pytest.approx(other[name], rel=1e-9)
@@ -179,7 +178,7 @@ def test_a_step_that_writes_tensors_is_a_part_of_blocks(taken):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", [InPython, InAList, ByValue, Replacing])
-def test_a_step_that_moves_python_is_taken_one_by_one(kind, taken):  # noqa: F811
+def test_a_step_that_moves_python_is_taken_one_by_one(kind, taken):
     (history, first), (other, second) = own_runs(kind)
     for name, values in history.items():
         assert values == pytest.approx(other[name], rel=1e-9)
@@ -225,7 +224,7 @@ class Binarised:
     ],
     ids=["counts", "generator", "value"],
 )
-def test_transforms_that_no_graph_can_hold_run_by_themselves(draw, taken):  # noqa: F811
+def test_transforms_that_no_graph_can_hold_run_by_themselves(draw, taken):
     found = []
     for compiled in (True, False):
         OWN.manual_seed(0)
@@ -268,7 +267,7 @@ LOADERS = {
 
 @pytest.mark.parametrize("draws", [False, True])
 @pytest.mark.parametrize("name", LOADERS)
-def test_streamed_batches_are_read_ahead(name, draws, taken):  # noqa: F811
+def test_streamed_batches_are_read_ahead(name, draws, taken):
     found, read = [], []
     for compiled in (True, False):
         data = Counting(draws)
@@ -291,7 +290,7 @@ def test_streamed_batches_are_read_ahead(name, draws, taken):  # noqa: F811
     assert (max(times for _, times in taken) == 1) == (draws and name != "one batch")
 
 
-def test_code_that_goes_wrong_reads_no_batch_twice(monkeypatch, taken):  # noqa: F811
+def test_code_that_goes_wrong_reads_no_batch_twice(monkeypatch, taken):
     from ppl_models.infer.compiled import loop
 
     run, calls = loop.Loop.run, []
@@ -336,7 +335,7 @@ def test_an_error_of_the_data_comes_after_the_steps_before_it():
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 
 
-def test_batches_of_many_shapes_go_step_by_step(taken):  # noqa: F811
+def test_batches_of_many_shapes_go_step_by_step(taken):
     groups = [[0, 1, 2], [3, 4], [5, 6, 7, 8], [9, 10, 11, 12, 13]]
     data = DataLoader(TensorDataset(rows()), batch_sampler=groups)
     with warnings.catch_warnings():
@@ -363,7 +362,7 @@ def test_a_resumed_run_on_a_stream_goes_on_bit_for_bit(stops, tmp_path):
         assert torch.equal(first, second)
 
 
-def test_batches_that_are_too_large_are_not_read_ahead(monkeypatch, taken):  # noqa: F811
+def test_batches_that_are_too_large_are_not_read_ahead(monkeypatch, taken):
     monkeypatch.setattr(streamed, "ROOM", 100)
     data = DataLoader(TensorDataset(rows()), batch_size=10)
     ours, others = both(lambda: elbo(*vae()), data, epochs=2)

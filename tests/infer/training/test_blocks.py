@@ -21,76 +21,14 @@ from ppl_models import VAE, Transformed, data_plate, elbo, fit
 from ppl_models.infer.compiled import loop
 from ppl_models.infer.compiled import updates as rules
 from ppl_models.infer.compiled.code import native
-from ppl_models.infer.training import blocks
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
+from tests.support.blocks import assert_same, both, rows, vae
 
 ADAM = partial(torch.optim.Adam, weight_decay=0.1)
 ADAMW = partial(torch.optim.AdamW, betas=(0.8, 0.99), weight_decay=0.2)
 NESTEROV = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.1)
 CLIPPED = partial(ClippedAdam, clip_norm=0.5, lrd=0.99, weight_decay=0.1)
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """The blocks that runs take, and what they are made of."""
-    found = []
-    run = blocks.Blocks._run
-    monkeypatch.setattr(
-        blocks.Blocks,
-        "_run",
-        lambda self, plan: (
-            found.append((self, sum(times for _, times in plan))),
-            run(self, plan),
-        )[1],
-    )
-    return found
-
-
-def vae(dropout=0.0):
-    torch.manual_seed(0)
-    encoder = nn.Sequential(
-        nn.Linear(4, 6, bias=False),
-        nn.BatchNorm1d(6),
-        nn.Dropout(dropout),
-        nn.Tanh(),
-        nn.Linear(6, 4),
-    )
-    model = VAE(4, 2, Normal(), MLP(2, 4, (6,)))
-    return model.double(), AmortizedNormal(4, 2, encoder).double()
-
-
-def rows(count=20):
-    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def both(make, data, **options):
-    """The histories and the tensors of a run by blocks and of one by programs alone."""
-    found = []
-    for compiled in (True, False):
-        pyro.clear_param_store()
-        objectives = make()
-        run = fit(objectives, data, seed=3, progress=False, compile=compiled, **options)
-        many = objectives if isinstance(objectives, list) else [objectives]
-        tensors = {}
-        for n, objective in enumerate(many):
-            tensors |= {f"{n}.{name}": p.detach() for name, p in objective.named_parameters()}
-            for root, module in objective.modules().items():
-                tensors |= {f"{n}.{root}.{name}": x for name, x in module.state_dict().items()}
-        found.append((run.history, tensors, torch.get_rng_state()))
-    return found
-
-
-def assert_same(first, second, rtol=1e-9):
-    history, tensors, rng = first
-    other, others, other_rng = second
-    assert history.keys() == other.keys()
-    for name, values in history.items():
-        np.testing.assert_allclose(values, other[name], rtol=rtol)
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, others[name], rtol=rtol, atol=1e-9, msg=name)
-    assert torch.equal(rng, other_rng)  # as many random numbers were drawn
 
 
 @pytest.mark.parametrize(
@@ -443,3 +381,12 @@ def test_without_a_compiler_steps_go_as_before(monkeypatch, taken):
 def test_the_compiler_says_nothing(capfd):
     fit(elbo(*vae()), rows(), steps=3, seed=0, compile=True, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_true_or_false_is_compared_as_a_number():
+    one, other = (
+        loop.Move("buffer", torch.tensor(x), torch.tensor(True), 0.0) for x in (True, False)
+    )
+    assert (one.distance(other), one.change(other)) == (1.0, 1.0)
+    assert one.is_near(one)
+    assert not one.is_near(other)
