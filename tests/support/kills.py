@@ -30,10 +30,10 @@ RUN = loop.Loop.run
 def train(path: Path, pipe: int) -> None:
     """Goes on from a checkpoint to the end; tells of each block that begins."""
 
-    def told(self, kind, times, *rest):
-        if times > 1:
+    def told(self, plan, *rest):
+        if sum(times for _, times in plan) > 1:
             os.write(pipe, b".")
-        return RUN(self, kind, times, *rest)
+        return RUN(self, plan, *rest)
 
     loop.Loop.run, loop.LONGEST = told, BLOCK
     pair = dropout_vae()

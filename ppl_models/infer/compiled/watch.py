@@ -106,12 +106,9 @@ class Finder:
         objective: What is traced, with programs among its attributes.
         stored: The names of parameters in Pyro's store that it reads, besides those that its
             programs have found there.
-        also: What else runs with it, such as a transform of its rows.
     """
 
-    def __init__(
-        self, objective: Any, stored: Collection[str] = (), also: Collection[Any] = ()
-    ) -> None:
+    def __init__(self, objective: Any, stored: Collection[str] = ()) -> None:
         self._names: set[str] = set()  # that the functions found so far look up
         self._by_name = False  # whether one reaches attributes by other ways than their names
         known = -1
@@ -124,8 +121,6 @@ class Finder:
             self.moving: str | None = None  # what moves on when it is read, if so
             self._seen: dict[int, Any] = {}  # kept, so that no other object gets the same id
             self._find(objective)
-            for value in also:
-                self._visit(value)
             self._stored(stored)
         if self._names & ENVIRONMENT:
             self.watch.append((partial(_is_equal, os.environ, dict(os.environ)), True))

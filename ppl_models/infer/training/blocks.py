@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ppl_models.infer.compiled.beside import Held
 from ppl_models.infer.compiled.graph import CHANGES
 from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Plan, Snapshot, Use
 from ppl_models.infer.compiled.watch import Watch, as_it_was, holds
@@ -49,8 +50,6 @@ def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks 
     ahead: Ahead
     if isinstance(train, InMemory):
         ahead = RowsAhead(progress, train, whole_epochs)
-        for compiled in descent.compiled:
-            compiled.also = [train.transform]
     else:
         ahead = BatchesAhead(progress, train, whole_epochs)
     return Blocks(progress, ahead, train.batches)
@@ -83,6 +82,7 @@ class Blocks:
         self.patience = 1  # blocks until it is compared again: twice as many each time
         self.used: dict[Hashable, Kind] = {}  # in these
         self.before: Watch = []  # what programs keep, before the first steps
+        self.beside: Watch = []  # and what is done with a batch
         self.tries = 0
         descent.by_blocks = True
 
@@ -150,27 +150,35 @@ class Blocks:
         return len(self.used) == len(found) and self.settle()
 
     def _watch(self) -> None:
-        """Looks at what programs keep, before a step of theirs that may change it."""
+        """Looks at what programs and transforms keep, before a step that may change it."""
         self.before = [entry for compiled in self.descent.compiled for entry in compiled.watch()]
+        self.beside = Held(self.ahead.transform).watch
         self.tries += 1
 
     def _counts(self) -> bool:
-        """Whether the last steps changed what programs keep: then none is taken to try them.
+        """Whether the last steps changed what is kept: then none is taken to try them.
 
         The first may also have made what stays, so that a second one is asked.
         """
-        changed, self.before = not holds(self.before), []
-        if changed and self.tries == 1:
+        changed, beside = not holds(self.before), not holds(self.beside)
+        self.before, self.beside = [], []
+        if (changed or beside) and self.tries == 1:
             self._watch()
         elif changed:
             self._end(CHANGES)
-        return changed
+        elif beside:  # the losses may still be compiled
+            self.loop.refused = CHANGES
+        return changed or beside
 
     def _kind(self, key: Hashable) -> Kind | None:
         """The code for steps of a kind."""
         feed = self.ahead.feed(key)
         if self.ahead.refused is not None:
             self.loop.refused = self.ahead.refused
+            return None
+        moving = [compiled.found().moving for compiled in self.descent.compiled]
+        if any(moving):  # before anything is tried, which would move it
+            self._end(next(filter(None, moving)))
             return None
         return self.loop.kind((key, *map(id, feed.data)), self._look, feed)
 

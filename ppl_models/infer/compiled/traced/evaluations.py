@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,6 @@ class Evaluations:
 
     def __init__(self, objective: Trainable, stored: Collection[str] = ()) -> None:
         self.objective, self.stored = objective, stored
-        self.also: list[Any] = []  # what runs with it, such as a transform of its rows
         self.draws_on_host = False  # whether a run moved the generators of Python or NumPy
         self.halved = False  # whether some of it runs in half precision
 
@@ -178,7 +177,7 @@ class Evaluations:
             return []
 
     def found(self) -> Finder:
-        return Finder(self.objective, self.stored, self.also)
+        return Finder(self.objective, self.stored)
 
     def device(self) -> torch.device:
         return next(p.device for _, p in self.objective.named_parameters())

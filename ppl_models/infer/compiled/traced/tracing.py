@@ -45,7 +45,9 @@ def trace(
             "the graph is another with other draws: control flow, the number or the shapes of "
             "sites, depend on values" + _where_they_part(first, second)
         )
-    if any(x.grad_fn is not None for x in read_by(first)):
+    own = {p.untyped_storage().data_ptr() for p in evaluations.parameters()}
+    unseen = [x for x in read_by(first) if x.grad_fn is not None]
+    if any(x.untyped_storage().data_ptr() not in own for x in unseen):  # nor is it a view of one
         raise ValueError("a part of it was computed where a trace does not see it")
     if sized := next((n for n in first.graph.nodes if _is_sized_by_values(n)), None):
         raise ValueError(f"the shape of {sized.name!r} depends on values")

@@ -23,6 +23,7 @@ class RowsAhead:
     def __init__(self, progress: Progress, train: InMemory, whole_epochs: bool) -> None:
         self.progress, self.train, self.whole_epochs = progress, train, whole_epochs
         self.refused: str | None = None
+        self.transform = train.transform
         self.even, self.uneven = divmod(train.size, train.batch_size)  # batches, and rows left
         self._order: tuple[int, Tensor] | None = None
 

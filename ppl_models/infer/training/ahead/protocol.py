@@ -1,6 +1,6 @@
 """What blocks of steps ask of the batches to come."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,6 +13,7 @@ class Ahead(Protocol):
     """The batches of the next steps, which are of a kind where their shapes are the same."""
 
     refused: str | None  # why steps cannot come in blocks, if so
+    transform: Callable[..., Any] | None  # what steps do with a batch before, if anything
 
     @property
     def kind(self) -> Any:

@@ -5,7 +5,7 @@ run cannot go back to it. A data set that draws from torch's generator draws bet
 a block is one step. That shows when its first batches are read, in blocks that become longer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class BatchesAhead:
     def __init__(self, progress: Progress, train: ByIndex | Loaded, whole_epochs: bool) -> None:
         self.progress, self.train, self.whole_epochs = progress, train, whole_epochs
         self.refused: str | None = None
+        self.transform: Callable[..., Any] | None = None  # reading has done it
         self.draws = False  # whether reading moves the random numbers of torch
         self.most = 1  # batches that are read at once: twice as many each time
         self._read: dict[tuple[int, int], Batch] = {}  # by epoch and number
