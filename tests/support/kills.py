@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import ExponentialLR
 
 from ppl_models import elbo, fit
-from ppl_models.infer.compiled import loop
+from ppl_models.infer.compiled.steps import loop
 from ppl_models.infer.training import files
 from tests.support.oracles import same, state
 from tests.support.runs import dropout_vae

@@ -6,7 +6,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppl_models.infer.compiled.updates import is_as_its_class
+from ppl_models.infer.compiled.steps.updates import is_as_its_class
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
 

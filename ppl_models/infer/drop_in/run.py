@@ -14,8 +14,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppl_models.infer.compiled.graph import Compiled
-from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Use
-from ppl_models.infer.compiled.step import Feed
+from ppl_models.infer.compiled.steps.loop import PATIENCE, Kind, Loop, Use
+from ppl_models.infer.compiled.steps.step import Feed
 
 NONE = torch.arange(0)  # no rows
 

@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_models.infer.compiled.beside import Held
 from ppl_models.infer.compiled.graph import CHANGES
-from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Plan, Snapshot, Use
+from ppl_models.infer.compiled.steps.loop import PATIENCE, Kind, Loop, Plan, Use
+from ppl_models.infer.compiled.steps.snapshot import Snapshot
 from ppl_models.infer.compiled.watch import Watch, as_it_was, holds
 from ppl_models.infer.objectives.objective import Objective, nothing
 from ppl_models.infer.training.ahead.in_memory import RowsAhead

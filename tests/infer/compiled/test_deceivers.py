@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ppl_models import SVI, Transformed, data_plate, elbo, fit
-from ppl_models.infer.compiled import loop
+from ppl_models.infer.compiled.steps import loop
 from tests.support.tutorials import CompiledSVI
 
 pytestmark = pytest.mark.usefixtures("graphs_as_traced")

@@ -14,7 +14,8 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from ppl_models import SVI, data_plate, elbo, fit
-from ppl_models.infer.compiled import graph, loop
+from ppl_models.infer.compiled import graph
+from ppl_models.infer.compiled.steps import loop
 from ppl_models.infer.compiled.traced.following import Record, value_of
 from ppl_models.infer.training import blocks
 from ppl_models.infer.training.batches import Batch

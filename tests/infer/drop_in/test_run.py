@@ -279,7 +279,7 @@ def test_rates_go_on_from_where_code_went_wrong(monkeypatch, refused):
         return losses
 
     monkeypatch.setattr(svi_run.SVIBlocks, "_run", tampered)
-    monkeypatch.setattr("ppl_models.infer.compiled.loop.LONGEST", 8)
+    monkeypatch.setattr("ppl_models.infer.compiled.steps.loop.LONGEST", 8)
     with pytest.warns(UserWarning, match="a compiled step has another"):
         found = both(of_regression, (X, Y), OPTIMIZERS["ClippedAdam"])
     assert_same(*found)

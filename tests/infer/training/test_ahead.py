@@ -148,7 +148,7 @@ class Renaming(Own):
 
 
 def test_reports_whose_names_change_are_taken_one_by_one(taken, monkeypatch):
-    from ppl_models.infer.compiled import loop
+    from ppl_models.infer.compiled.steps import loop
 
     monkeypatch.setattr(loop, "LONGEST", 2)
     (history, _), (other, _) = own_runs(Renaming)
@@ -291,7 +291,7 @@ def test_streamed_batches_are_read_ahead(name, draws, taken):
 
 
 def test_code_that_goes_wrong_reads_no_batch_twice(monkeypatch, taken):
-    from ppl_models.infer.compiled import loop
+    from ppl_models.infer.compiled.steps import loop
 
     run, calls = loop.Loop.run, []
 

@@ -101,7 +101,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(pays, taken, stops, tmp_path, monkeyp
             "_goes_on",
             lambda self, total: check(self, total) and self.descent.step_number < stops,
         )
-        patched.setattr("ppl_models.infer.compiled.loop.LONGEST", max(stops - 2, 1))
+        patched.setattr("ppl_models.infer.compiled.steps.loop.LONGEST", max(stops - 2, 1))
         run(checkpoint=path)
     resumed, others = run(checkpoint=path, resume=True)
     assert resumed.steps == 40

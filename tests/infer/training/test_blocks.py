@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, data_plate, elbo, fit
-from ppl_models.infer.compiled import loop
-from ppl_models.infer.compiled import updates as rules
 from ppl_models.infer.compiled.code import native
+from ppl_models.infer.compiled.steps import loop
+from ppl_models.infer.compiled.steps import updates as rules
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
 from tests.support.blocks import assert_same, both, rows, vae

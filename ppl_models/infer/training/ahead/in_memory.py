@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ppl_models.infer.compiled.step import Feed
+from ppl_models.infer.compiled.steps.step import Feed
 from ppl_models.infer.training.batches import Batch, Chosen, InMemory
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix

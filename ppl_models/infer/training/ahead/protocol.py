@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ppl_models.infer.compiled.step import Feed
+from ppl_models.infer.compiled.steps.step import Feed
 from ppl_models.infer.training.batches import Batch, Chosen
 
 

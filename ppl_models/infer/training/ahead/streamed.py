@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.infer.compiled.step import Feed
+from ppl_models.infer.compiled.steps.step import Feed
 from ppl_models.infer.training.batches import Batch, ByIndex, Loaded
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix

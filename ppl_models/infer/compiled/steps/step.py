@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ppl_models.infer.compiled.code.flat import closed, make_ready, written
 from ppl_models.infer.compiled.code.native import Native
-from ppl_models.infer.compiled.packs import AVERAGE, PARAMETER, Pack, all_tensors, overlap
+from ppl_models.infer.compiled.steps.packs import AVERAGE, PARAMETER, Pack, all_tensors, overlap
 
 
 class Closed:

@@ -21,18 +21,19 @@ from torch.fx import GraphModule
 
 from ppl_models.infer.compiled.beside import traced
 from ppl_models.infer.compiled.graph import CHANGES, HOST, Compiled
-from ppl_models.infer.compiled.packs import Pack, packed
-from ppl_models.infer.compiled.step import Closed, Feed, Step, Turn
+from ppl_models.infer.compiled.steps.moves import Derived, Move, by_average, by_moments
+from ppl_models.infer.compiled.steps.packs import Pack, packed
+from ppl_models.infer.compiled.steps.snapshot import Snapshot
+from ppl_models.infer.compiled.steps.step import Closed, Feed, Step, Turn
+from ppl_models.infer.compiled.steps.updates import Rule, rule_of
 from ppl_models.infer.compiled.traced.evaluations import (
     DRAWN,
     HALF,
     NOISE,
     TOLERANCE,
     UNSTEADY,
-    finite,
 )
 from ppl_models.infer.compiled.traced.traced import Traced, copied
-from ppl_models.infer.compiled.updates import Rule, rule_of
 from ppl_models.infer.compiled.watch import Watch, holds
 
 LONGEST = 2**14  # steps of a block
@@ -316,7 +317,7 @@ class Loop:
                     return OTHERWISE.format(ours[n].name)
         return self._stray(derived, ours, others)
 
-    def _derived(self, kind: Kind) -> "Derived":
+    def _derived(self, kind: Kind) -> Derived:
         """What follows from the rest that a step moves, by the id of the tensor.
 
         Adam moves a parameter as far for a gradient of nearly zero as for others, in a direction
@@ -327,13 +328,13 @@ class Loop:
         for pack, table in zip(kind.step.packs, kind.step.tables["numbers"], strict=True):
             if pack.rule.moved is not None and table.shape[1] == 1:  # one update in a step
                 for n, p in enumerate(pack.parameters):
-                    found[id(p)] = partial(_by_moments, pack, p, table[0, 0].unbind())
+                    found[id(p)] = partial(by_moments, pack, p, table[0, 0].unbind())
                     if pack.averages:
                         weight = kind.step.tables["weights"][0].item()
-                        found[id(pack.averages[n])] = partial(_by_average, p, weight)
+                        found[id(pack.averages[n])] = partial(by_average, p, weight)
         return found
 
-    def _stray(self, derived: "Derived", ours: list["Move"], others: list["Move"]) -> str | None:
+    def _stray(self, derived: Derived, ours: list[Move], others: list[Move]) -> str | None:
         """What goes elsewhere than the rest says, in one of two steps alone."""
         steps = [{id(move.of): move for move in moves} for moves in (ours, others)]
         for name, reckon in derived.items():
@@ -343,7 +344,7 @@ class Loop:
                 return OTHERWISE.format(first.name)
         return None
 
-    def _moves(self, take: Callable[[], Sequence[Tensor]]) -> list["Move"]:
+    def _moves(self, take: Callable[[], Sequence[Tensor]]) -> list[Move]:
         """The losses of a step and all that it moves, after which all is as before."""
         tolerance = self._tolerance()
         with self.untouched() as before:
@@ -355,7 +356,7 @@ class Loop:
             moves.append(Move(DRAWN, drawn, drawn, tolerance))
         return moves
 
-    def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list["Move"]) -> list[float]:
+    def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list[Move]) -> list[float]:
         """How far each number moves where the last digits of the parameters do."""
         found = [0.0] * len(ours)
         moved = self._moved()
@@ -386,7 +387,7 @@ class Loop:
             finally:
                 kept.restore()
 
-    def snapshot(self) -> "Snapshot":
+    def snapshot(self) -> Snapshot:
         """All that steps move."""
         named = [
             (("parameter " + name), p)
@@ -394,108 +395,6 @@ class Loop:
             for name, p in compiled.objective.named_parameters()
         ]
         return Snapshot(named, self.optimizers, list(self.averages.values()), self.buffers)
-
-
-class Move(NamedTuple):
-    """A number that a step has changed."""
-
-    name: str
-    after: Tensor
-    before: Tensor
-    tolerance: float
-    of: Tensor | None = None  # the live tensor
-
-    def is_near(self, other: "Move") -> bool:
-        if not self.after.is_floating_point():
-            return torch.equal(self.after, other.after)
-        found = finite(self.after, other.after)
-        if found is None:
-            return False
-        after, before = found[0], self.before.where(self.before.isfinite(), 0)
-        size, rounding = _norm(after - before), 8 * torch.finfo(after.dtype).eps
-        allowed = self.tolerance * size + rounding * (_norm(after) + _norm(before))
-        return _norm(after - found[1]) <= allowed
-
-    def allows(self, strays: Tensor, other: "Move") -> bool:
-        """Whether so much may be the rounding of two steps, for each number by itself."""
-        size = torch.maximum((self.after - self.before).abs(), (other.after - self.before).abs())
-        rounding = 8 * torch.finfo(self.after.dtype).eps
-        allowed = self.tolerance * size + rounding * (self.after.abs() + self.before.abs())
-        return bool((strays.nan_to_num().abs() <= allowed.nan_to_num()).all())
-
-    def distance(self, other: "Move") -> float:
-        found = finite(_number(self.after), _number(other.after))
-        return math.inf if found is None else _norm(found[0] - found[1])
-
-    def change(self, other: "Move") -> float:
-        """How far a step from other parameters changes it otherwise."""
-        first, second = (_number(x.after) - _number(x.before) for x in (self, other))
-        return _norm(first - second)
-
-
-Derived = dict[int, Callable[[Move, dict[int, Move]], Tensor]]  # of a move, and of all by their id
-
-
-def _by_moments(
-    pack: Pack, p: Tensor, numbers: Sequence[Tensor], move: Move, step: dict[int, Move]
-) -> Tensor:
-    """Where the rule of an optimiser says that a parameter goes."""
-    state = pack.optimizer.state[p]
-    kept = {name: step[id(state[name])].after for name in pack.rule.slots}
-    return pack.rule.moved(move.before, kept, numbers, pack.group)  # type: ignore[misc]
-
-
-def _by_average(p: Tensor, weight: float, move: Move, step: dict[int, Move]) -> Tensor:
-    return move.before.lerp(step[id(p)].after.to(move.before.dtype), weight)
-
-
-def _number(x: Tensor) -> Tensor:
-    """Counts, and what is true or false, as numbers that can be subtracted."""
-    return x if x.is_floating_point() else x.double()
-
-
-def _norm(x: Tensor) -> float:
-    """Its norm, summed in double precision."""
-    return torch.linalg.vector_norm(x, dtype=torch.float64).item()
-
-
-class Snapshot:
-    """What steps move, as it was at a time.
-
-    Arguments:
-        named: The parameters.
-        optimizers: What moves them, with all that they keep.
-        averages: Averages of parameters.
-        buffers: Those of the modules that run.
-    """
-
-    def __init__(
-        self,
-        named: Sequence[tuple[str, Tensor]],
-        optimizers: Sequence[torch.optim.Optimizer],
-        averages: Sequence[Tensor],
-        buffers: Sequence[Tensor],
-    ) -> None:
-        live = [*named, *(("average", x) for x in averages), *(("buffer", x) for x in buffers)]
-        states = [state for o in optimizers for state in o.state.values()]
-        live += [(n, x) for s in states for n, x in s.items() if isinstance(x, Tensor)]
-        self.tensors = [(name, x, x.detach().clone()) for name, x in live]
-        plain = (bool, int, float)
-        self.numbers = [(s, n, x) for s in states for n, x in s.items() if isinstance(x, plain)]
-        groups = [group for o in optimizers for group in o.param_groups]
-        self.settings = [(g, {n: x for n, x in g.items() if n != "params"}) for g in groups]
-        self.rng = torch.get_rng_state()
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Makes all what it was."""
-        for _, tensor, before in self.tensors:
-            tensor.copy_(before)
-        for state, name, number in self.numbers:
-            state[name] = number
-        for group, settings in self.settings:
-            group.update(settings)
-        torch.set_rng_state(self.rng)
 
 
 def _known(

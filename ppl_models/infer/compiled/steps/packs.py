@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_models.infer.compiled.updates import Rule
+from ppl_models.infer.compiled.steps.updates import Rule
 
 SMALL = 4096  # numbers of a parameter that is packed
 WHOLE = 64  # numbers in some whole vectors of a processor
