@@ -44,7 +44,7 @@ p.sum().backward()
 torch.optim.Adam([p], fused=True).step()
 note("a step of torch's own")
 ppl_models.fit(objective, x, steps=3, progress=False)
-importlib.import_module("ppl_models.infer.training.fit").LEAST = 0
+importlib.import_module("ppl_models.infer.training.choice").LEAST = 0
 ppl_models.fit(objective, x, steps=3, progress=False)  # whose operations are counted
 importlib.import_module("ppl_models.infer.drop_in.svi").LEAST = 0
 optim = pyro.optim.Adam({"lr": 0.01})

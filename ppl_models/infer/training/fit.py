@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count
-from ppl_models.infer.compiled.graph import CHANGES
-from ppl_models.infer.compiled.watch import holds
-from ppl_models.infer.compiled.worth import LEAST, Operations, pays
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
 from ppl_models.infer.programs.tables import as_data
@@ -31,7 +27,8 @@ from ppl_models.infer.training.batches import (
     in_memory_rows,
     source,
 )
-from ppl_models.infer.training.blocks import blocks_of
+from ppl_models.infer.training.blocks import Blocks
+from ppl_models.infer.training.choice import Choice
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.interrupt import Interrupt, unwound
@@ -200,7 +197,7 @@ def fit(
     if interrupt.asked:
         warn(_interrupted(descent.step_number, total, path))
     seconds = time.perf_counter() - began
-    return Run(reached.history, descent.step_number, seconds, loop.eager_because)
+    return Run(reached.history, descent.step_number, seconds, loop.choice.eager_because)
 
 
 class _Loop:
@@ -230,17 +227,17 @@ class _Loop:
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
-        self.blocks = blocks_of(progress, train, whole_epochs=held_out is not None)
-        # With `compile="auto"`: whether it may still come to compiled steps, and why it does not.
-        self.undecided = progress.settings["compile"] == "auto" and progress.eager_because is None
-        self.eager_because = progress.eager_because
-        if self.undecided and progress.compiled_since is not None:
-            self._compile()
+        self.choice = Choice(progress, train, whole_epochs=held_out is not None)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """What takes the steps in blocks, if anything does."""
+        return self.choice.blocks
 
     def run(self, total: int, shown: bool) -> None:
         """Goes on to so many steps in all, and leaves the modules in evaluation mode."""
         initial, hidden = self.descent.step_number, None if shown else True
-        self._decide_early(total)
+        self.choice.look_ahead(total)
         with (
             tqdm(total=total, initial=initial, disable=hidden) as bar,
             modes(self.descent.modules(), training=True),
@@ -254,7 +251,7 @@ class _Loop:
         while self._goes_on(total):
             with _naming_epoch(self.progress, self.path):
                 taken = self._take_block(total)
-            self._give_up_closed()
+            self.choice.give_up_closed()
             if not taken:
                 self._go_through_batches(total, bar)
             if self.progress.batch == self.train.batches:
@@ -293,9 +290,8 @@ class _Loop:
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress, self.path):
-                self.progress.record(self._step(batch, total))
-            if self.undecided and self.progress.compiled_since is not None:
-                self._compile()
+                self.progress.record(self.choice.step(batch, total))
+            self.choice.act()
             bar.update()
             if self.descent.step_number == total or self.interrupt.asked:
                 return
@@ -304,54 +300,6 @@ class _Loop:
                 self.written_at = time.perf_counter()
             if self.blocks is not None and self.blocks.open:
                 return
-
-    def _step(self, batch: Batch | Chosen, total: int) -> dict[str, Tensor]:
-        """Takes a step, and decides by its counts whether those to come are compiled."""
-        if not self.undecided or self.descent.step_number == 0:  # which has checks of its own
-            return self.descent.step(batch)
-        kept = [entry for compiled in self.descent.compiled for entry in compiled.watch()]
-        with Operations() as found:
-            losses = self.descent.step(batch)
-        to_come = total - self.descent.step_number
-        if not holds(kept):  # nothing is tried with a program that counts
-            self._stay_eager(CHANGES)
-        elif pays(to_come, found.count, found.arithmetic):
-            self.progress.compiled_since = self.descent.step_number
-        else:
-            counts = f"{to_come} steps to come of {found.count} operations"
-            self._stay_eager(f"{counts} are not worth a compilation")
-        return losses
-
-    def _decide_early(self, total: int) -> None:
-        """Leaves steps as they are that no count of operations could make worth it."""
-        to_come, device = total - self.descent.step_number, self.descent.device.type
-        if self.undecided and device != "cpu":
-            self._stay_eager(f"steps on the device {device} are compiled by compile=True alone")
-        elif self.undecided and to_come <= LEAST:
-            self._stay_eager(f"{to_come} steps to come are not worth a compilation")
-
-    def _stay_eager(self, reason: str) -> None:
-        self.undecided, self.eager_because = False, reason
-
-    def _compile(self) -> None:
-        """Goes on by blocks of compiled steps, as far as there are any, without a warning."""
-        self.undecided, self.descent.compile = False, True
-        for compiled in self.descent.compiled:
-            compiled.quiet = True
-        self.blocks = blocks_of(self.progress, self.train, self.held_out is not None)
-        if self.blocks is None:
-            self._give_up("steps on such data, or of such an objective, come one by one")
-
-    def _give_up_closed(self) -> None:
-        """Goes on without compiled code where it was found to be none of the program."""
-        if self.progress.compiled_since and self.blocks is not None and not self.blocks.open:
-            reasons = [compiled.reason for compiled in self.descent.compiled]
-            self._give_up(str(next(filter(None, reasons), self.blocks.loop.refused)))
-
-    def _give_up(self, reason: str) -> None:
-        self.descent.compile, self.blocks = False, None
-        self.progress.compiled_since, self.progress.eager_because = None, reason
-        self._stay_eager(reason)
 
     def _until_interrupted(self, batches: Iterator[Batch | Chosen]) -> Iterator[Batch | Chosen]:
         """Batches up to an interrupt, which the processes of a `DataLoader` do not survive."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from guides import AmortizedNormal
 from ppl_models import VAE, data_plate, elbo
 from ppl_models import fit as fit_by_default
-from ppl_models.infer.training import blocks
+from ppl_models.infer.training import blocks, choice
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 @pytest.fixture
 def pays(monkeypatch):
     """Compiling pays from 25 steps on."""
-    monkeypatch.setattr(module, "LEAST", 20)
-    monkeypatch.setattr(module, "pays", lambda steps, *counts: steps >= 25)
+    monkeypatch.setattr(choice, "LEAST", 20)
+    monkeypatch.setattr(choice, "pays", lambda steps, *counts: steps >= 25)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_code_that_goes_wrong_is_left_in_silence(pays, monkeypatch):
 
 
 def test_rows_that_come_one_by_one_stay_so(pays, monkeypatch):
-    monkeypatch.setattr(module, "blocks_of", lambda *args, **options: None)
+    monkeypatch.setattr(choice, "blocks_of", lambda *args, **options: None)
     found, _ = run()
     assert "one by one" in found.eager_because
 
