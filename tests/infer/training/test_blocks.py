@@ -390,3 +390,23 @@ def test_what_is_true_or_false_is_compared_as_a_number():
     assert (one.distance(other), one.change(other)) == (1.0, 1.0)
     assert one.is_near(one)
     assert not one.is_near(other)
+
+
+class Saturated(nn.Module):
+    """What is left of the gradient of a unit near one is the rounding of `tanh`."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = nn.Linear(4, 64)
+        nn.init.constant_(self.unit.bias, 8.0)
+
+    def forward(self, x=None, size=None):
+        with data_plate(x, size):
+            loc = torch.tanh(self.unit(x))[:, :4]
+            return pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def test_units_that_are_saturated_are_no_difference():
+    torch.manual_seed(0)
+    x = torch.randn(40, 4)
+    fit(elbo(Saturated()), x, steps=400, lr=1e-3, progress=False, compile=True)  # no warning

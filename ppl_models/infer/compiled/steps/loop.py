@@ -33,6 +33,7 @@ from ppl_models.infer.compiled.traced.evaluations import (
     TOLERANCE,
     UNSTEADY,
 )
+from ppl_models.infer.compiled.traced.rounding import OtherwiseRounded
 from ppl_models.infer.compiled.traced.traced import Traced, copied
 from ppl_models.infer.compiled.watch import Watch, holds
 
@@ -357,17 +358,30 @@ class Loop:
         return moves
 
     def _rounding(self, eager: Callable[[], Sequence[Tensor]], ours: list[Move]) -> list[float]:
-        """How far each number moves where the last digits of the parameters do."""
+        """How far each number moves where the last digits of others do."""
         found = [0.0] * len(ours)
-        moved = self._moved()
-        for sign in (1, -1):
-            with self.untouched():
-                for p in moved:
-                    p.data.add_(sign * torch.finfo(p.dtype).eps * (1 + p.data.abs()))
-                near = self._moves(eager)
-            for n, (a, b) in enumerate(zip(ours, near, strict=True)):
+        for moved in (*self._beside(eager), *self._otherwise(eager)):
+            for n, (a, b) in enumerate(zip(ours, moved, strict=True)):
                 found[n] = max(found[n], a.change(b))
         return found
+
+    def _beside(self, eager: Callable[[], Sequence[Tensor]]) -> Iterator[list[Move]]:
+        """Steps from parameters of other last digits."""
+        for sign in (1, -1):
+            with self.untouched():
+                for p in self._moved():
+                    p.data.add_(sign * torch.finfo(p.dtype).eps * (1 + p.data.abs()))
+                yield self._moves(eager)
+
+    def _otherwise(self, eager: Callable[[], Sequence[Tensor]]) -> Iterator[list[Move]]:
+        """Steps whose operations give other last digits."""
+
+        def rounded(seed: int) -> Sequence[Tensor]:
+            with OtherwiseRounded(seed):
+                return eager()
+
+        for seed in range(2):
+            yield self._moves(partial(rounded, seed))
 
     def _tolerance(self) -> float:
         if any(compiled.halved for compiled in self.compiled):
