@@ -65,5 +65,5 @@ $(READY): pyproject.toml
 
 .venv-peers/.ready: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-peers
-	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --editable '.[peers]' pytest
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-peers/bin/python --editable '.[peers]' pytest
 	touch $@

@@ -32,6 +32,7 @@ OWN_INFERENCE = {
     *("autoencoders/aggregate.py", "autoencoders/reconstruction.py", "gan/game.py"),
     *("adaptation/adversarial.py", "embeddings/procrustes.py", "mixtures/relabel.py"),
     *("diffusion/denoising.py", "diffusion/bound.py", "diffusion/flow.py"),
+    *("diffusion/repeated.py", "autoregressive/repeated.py"),
 }
 BUILT_ON = {
     "diffusion/latent.py": {"autoencoders"},

@@ -13,7 +13,7 @@ import pytest
 COMPILER = ["torch._dynamo", "torch._inductor"]
 SLOW = ["pandas", "xarray", "arviz", "sklearn", "matplotlib", "scipy", "torchvision", *COMPILER]
 STEPS = """
-import json, sys
+import importlib, json, sys
 import torch, pyro, pyro.infer, pyro.infer.autoguide, pyro.optim
 import pyro.distributions as dist
 brought = {}
@@ -44,6 +44,12 @@ p.sum().backward()
 torch.optim.Adam([p], fused=True).step()
 note("a step of torch's own")
 ppl_models.fit(objective, x, steps=3, progress=False)
+importlib.import_module("ppl_models.infer.training.choice").LEAST = 0
+ppl_models.fit(objective, x, steps=3, progress=False)  # whose operations are counted
+importlib.import_module("ppl_models.infer.drop_in.svi").LEAST = 0
+optim = pyro.optim.Adam({"lr": 0.01})
+svi = ppl_models.SVI(shared, normal, optim, pyro.infer.Trace_ELBO())
+svi.run(4, torch.ones(10))
 note("fit")
 print(json.dumps(brought))
 """

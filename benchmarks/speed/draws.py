@@ -1,12 +1,13 @@
 """The time of draws: of latents of rows, by bounds and evidences, of images, and of diffusion.
 
-python -m benchmarks.speed.draws                 # about a minute and a half on one core
+python -m benchmarks.speed.draws                 # some minutes on one core
 python -m benchmarks.speed.draws --only iwae
 
 First deciles of CPU time over rounds, the ways in turns, after a warm-up; times of the first way.
 "By hand" is PyTorch without Pyro, for the same numbers: it encodes each row once, too. "All rows"
-has networks run on all tiled rows, "a pass" each pixel by a pass over the image. Weights are not
-trained: draws take as long from any.
+has networks run on all tiled rows, "a pass" each pixel by a pass over the image, "compiled" the
+steps as compiled code, after a first draw that makes it. Weights are not trained: draws take as
+long from any.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from ppl_models import (
 from ppl_models.autoregressive.model import AutoregressiveModel
 from ppl_models.diffusion.samplers import ancestral, heun
 from ppl_models.infer.programs.once import Once
+from ppl_models.nn import TimeMLP, UNet
 
 Works = dict[str, Callable[[], Any]]
 
@@ -121,24 +123,54 @@ def of_shared_latents(draws: int) -> Iterator[tuple[str, Works]]:
         yield f"{function.__name__}, regression, {draws} draws", {"as it comes": work}
 
 
-def images(model: AutoregressiveModel, passes: bool) -> Works:
-    works = {"as it comes": lambda: model.evidence().sample((64,))}
+def images(model: AutoregressiveModel, passes: bool, rows: int) -> Works:
+    works = {
+        "as it comes": lambda: model.evidence().sample((rows,)),
+        "compiled": lambda: model.evidence().sample((rows,), compile=True),
+    }
     if passes:
         plain = AutoregressiveModel(Passes(model.network), model.likelihood, model.num_features)
         works["a pass"] = lambda: plain.evidence().sample((64,))
     return works
 
 
-def diffusion(sampler: Any) -> Works:
-    model = Diffusion(64, num_steps=100)
-    calls, z, log_snr = 199 if sampler is heun else 100, torch.randn(64, 64), torch.zeros(64)
+def diffusion(sampler: Any, network: nn.Module, features: int, rows: int) -> Works:
+    model = Diffusion(features, network, num_steps=100)
+    calls = 199 if sampler is heun else 100
+    z, log_snr = torch.randn(rows, features), torch.zeros(rows)
 
     @torch.no_grad()
-    def network() -> None:
+    def alone() -> None:
         for _ in range(calls):
             model.network(z, log_snr)
 
-    return {"as it comes": lambda: model.sample(64, sampler), "its network alone": network}
+    return {
+        "as it comes": lambda: model.sample(rows, sampler),
+        "compiled": lambda: model.sample(rows, sampler, compile=True),
+        "its network alone": alone,
+    }
+
+
+def samplers() -> Iterator[tuple[str, Works]]:
+    for rows in (1, 64):
+        for size, model in ((64, MADE(64)), (784, MADE(784))):
+            yield f"MADE, {rows} x {size}", images(model, rows == 64, rows)
+        for kind in (PixelCNN, PixelRNN):
+            for side in (8, 28):
+                model = kind(side, side)
+                passes = rows == 64 and side == 8
+                yield f"{kind.__name__}, {rows} of {side} x {side}", images(model, passes, rows)
+        by_rows = PixelRNN(28, 28, order="row")
+        yield f"PixelRNN by rows, {rows} of 28 x 28", images(by_rows, False, rows)
+        for size in (64, 784):
+            for sampler in (ancestral, heun):
+                network = TimeMLP(size, size)
+                name = f"diffusion, TimeMLP, {rows} x {size}, 100 steps, {sampler.__name__}"
+                yield name, diffusion(sampler, network, size, rows)
+        for side in (8, 28):
+            network = UNet((side, side), channels=(16, 32))
+            name = f"diffusion, UNet (16, 32), {rows} of {side} x {side}, 100 steps, ancestral"
+            yield name, diffusion(ancestral, network, side**2, rows)
 
 
 def cases() -> Iterator[tuple[str, Works]]:
@@ -149,13 +181,7 @@ def cases() -> Iterator[tuple[str, Works]]:
     for draws in (100, 1000):
         yield f"log_evidence, VAE, 1,000 x 64, {draws} draws", evidences(draws)
         yield from of_shared_latents(draws)
-    yield "MADE, 64 rows of 64", images(MADE(64), True)
-    yield "MADE, 64 rows of 784", images(MADE(784), True)
-    yield "PixelCNN, 64 images of 8 x 8", images(PixelCNN(8, 8), True)
-    yield "PixelCNN, 64 images of 28 x 28", images(PixelCNN(28, 28), False)
-    yield "PixelRNN, 64 images of 8 x 8", images(PixelRNN(8, 8), True)
-    yield "diffusion, 64 rows of 64, 100 steps, ancestral", diffusion(ancestral)
-    yield "diffusion, 64 rows of 64, 100 steps, heun", diffusion(heun)
+    yield from samplers()
 
 
 def timed(works: Works, rounds: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 python -m benchmarks.speed.steps                    # programs of Pyro's kind, some minutes
 python -m benchmarks.speed.steps --models           # every kind of objective of the library
+python -m benchmarks.speed.steps --streams          # rows from a DataLoader
 python -m benchmarks.speed.steps --device cuda --json steps.json
 
 Medians over rounds of many steps each, the ways in turns, after a warm-up in which all is compiled
@@ -12,6 +13,7 @@ on a GPU: as one writes it, and with the whole step in a CUDA graph, to which th
 
 import argparse
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +28,7 @@ from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, Trace_ELBO, TraceEnum_E
 from pyro.infer.autoguide import AutoGuide, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import measure
 from guides import AmortizedNormal, ExactPosterior
@@ -38,6 +41,7 @@ from ppl_models import (
     BayesianFactorAnalysis,
     BayesianGaussianMixture,
     Diffusion,
+    DomainAdversarial,
     FactorAnalysis,
     GaussianMixture,
     LogisticRegression,
@@ -45,12 +49,15 @@ from ppl_models import (
     adversarial,
     data_plate,
     denoising,
+    domain_adversarial,
     elbo,
     iwae,
     reconstruction,
 )
-from ppl_models.infer.training.batches import Batch
+from ppl_models.infer.training.batches import Batch, Source, source
+from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.progress import Progress
 from ppl_models.likelihoods import Bernoulli, Likelihood, Normal
 from ppl_models.nn import MLP
 
@@ -163,6 +170,61 @@ def descent_of(objective: Any, data: tuple[Tensor, ...], compile: bool) -> Calla
     step = partial(descent.step, batch)
     step.descent, step.batch = descent, batch  # type: ignore[attr-defined]
     return step
+
+
+class BySource:
+    """Steps of a run as `fit` takes them, in blocks or one by one.
+
+    Arguments:
+        objective: What is descended.
+        rows: Where batches come from.
+        compile: Whether steps are compiled.
+        in_blocks: Whether they come in blocks.
+    """
+
+    def __init__(self, objective: Any, rows: Source, compile: bool, in_blocks: bool) -> None:
+        self.descent = Descent(objective, next(rows.epoch(0)), compile=compile)
+        for module in self.descent.modules():
+            module.train()
+        self.progress, self.rows = Progress(self.descent, 0, {}), rows
+        self.blocks = blocks_of(self.progress, rows, False) if in_blocks else None
+        self.batches: Iterator[Batch] = iter(())
+
+    def take(self, most: int) -> int:
+        """Takes steps, many at once in blocks; returns how many."""
+        before = self.descent.step_number
+        if self.progress.batch >= self.rows.batches:
+            self.progress.end_epoch(None, None)
+        if self.blocks is None or not self.blocks.open or not self.blocks.take(before + most):
+            self.progress.record(self.descent.step(self._next()))
+        return self.descent.step_number - before
+
+    def _next(self) -> Batch:
+        if self.blocks is not None:
+            return next(self.blocks.ahead.rest())
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = self.rows.epoch(self.progress.epoch)
+            batch = next(self.batches)
+        return batch
+
+    def seconds(self, least: float) -> float:
+        """The mean time of a step over so many seconds or more."""
+        began, taken = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < least:
+            taken += self.take(2**14)
+        return spent / taken
+
+
+def by_source(found: dict[str, BySource], rounds: int) -> dict[str, float]:
+    """The median seconds of a step of each way, after all is compiled and settled."""
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for way in found.values():
+        way.seconds(1.0)
+    for _ in range(rounds):
+        for name, way in found.items():
+            times[name].append(way.seconds(0.2))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def ways(case: Case, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -282,12 +344,18 @@ def objectives(device: str) -> Iterator[tuple[str, Callable[[], Any], tuple[Tens
     yield "PixelCNN", lambda: elbo(*on(PixelCNN(8, 8, Bernoulli(), 8, 2))), (images,)
     yield "autoencoder", lambda: reconstruction(*on(AutoEncoder(8, 3))), (x,)
     yield "diffusion", lambda: denoising(*on(Diffusion(8))), (x,)
+    yield "VAE, warm-up", lambda: elbo(*pair(Bernoulli()), warm_up=1000), (binary,)
     yield "GAN", lambda: adversarial(*on(GAN(8, 3))), (x,)
+    yield (
+        "domain adversarial",
+        lambda: domain_adversarial(*on(DomainAdversarial(8, 2))),
+        (x, labels, (torch.arange(128) % 2).to(device)),
+    )
 
 
 def models(args: argparse.Namespace) -> None:
     found: list[dict[str, Any]] = []
-    print(f"{'':26}{'eager':>10}{'compiled':>10}{'':>8}  loss and gradient within")
+    print(f"{'':26}{'eager':>10}{'compiled':>10}{'':>8}{'in blocks':>12}  loss, gradient within")
     for name, make, data in objectives(args.device):
         if not name.startswith(tuple(args.only)):
             continue
@@ -304,18 +372,64 @@ def models(args: argparse.Namespace) -> None:
             continue
         descent = steps["compiled"].descent  # type: ignore[attr-defined]
         reason = descent.compiled[0].reason
+        times["in blocks"], refused = in_blocks(make, data, args)
         line = f"{name:26}{1e3 * times['eager']:7.3f} ms{1e3 * times['compiled']:7.3f} ms"
-        line += f"{times['eager'] / times['compiled']:6.2f} x"
-        if reason is None:
+        line += f"{times['eager'] / times['compiled']:6.2f} x{1e3 * times['in blocks']:9.4f} ms"
+        line += f"{times['compiled'] / times['in blocks']:6.1f} x"
+        line += f"  not in blocks: {refused}" if refused else ""
+        if reason is None and len(descent.objectives) == 1:
             line += "  {:.0e}, {:.0e}".format(*difference(steps["compiled"]))
         print(line + (f"  eager: {reason}" if reason else ""), flush=True)
         found.append({"name": name, "seconds": times, "eager because": reason})
         measure.write(args.json, args.device, rows=found)
 
 
+def in_blocks(
+    make: Callable[[], Any], data: tuple[Tensor, ...], args: argparse.Namespace
+) -> tuple[float, str | None]:
+    """The median seconds of a step of `fit`, and why steps do not come in blocks, if so."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        way = BySource(make(), source(data, None, None), True, True)
+        found = by_source({"in blocks": way}, args.rounds)["in blocks"]
+    assert way.blocks is not None or args.device != "cpu"
+    return found, way.blocks.loop.refused if way.blocks is not None else "on a GPU"
+
+
+def streams(args: argparse.Namespace) -> None:
+    """A small VAE on rows that a `DataLoader` gives, and on the same ones in memory."""
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.rand(2000, 64))
+    for name, width in (("even batches, 50 of 2000", 50), ("an uneven one, 64 of 2000", 64)):
+        print(f"\n{name}")
+        for kind in ("DataLoader", "in memory"):
+            found = {}
+            for way, compile, blocks in (
+                ("eager", False, False),
+                ("compiled", True, False),
+                ("in blocks", True, True),
+            ):
+                pyro.clear_param_store()
+                torch.manual_seed(0)
+                loader = DataLoader(TensorDataset(x), batch_size=width, shuffle=True)
+                rows = source(
+                    loader if kind == "DataLoader" else x,
+                    None if kind == "DataLoader" else width,
+                    None,
+                )
+                objective = elbo(VAE(64, 4, Bernoulli()), AmortizedNormal(64, 4))
+                found[way] = BySource(objective, rows, compile, blocks)
+            times = by_source(found, args.rounds)
+            line = "".join(f"{way}{1e6 * seconds:8.0f} us  " for way, seconds in times.items())
+            print(f"  {kind:12}{line}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", action="store_true", help="the library's objectives instead")
+    parser.add_argument("--streams", action="store_true", help="rows from a DataLoader instead")
     parser.add_argument("--only", nargs="*", default=[""], help="beginnings of names")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100, help="in each round")
@@ -326,7 +440,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
 
     print(measure.heading(args.device))
-    if args.models:
+    if args.streams:
+        streams(args)
+    elif args.models:
         models(args)
     else:
         programs(args)

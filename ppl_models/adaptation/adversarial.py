@@ -19,7 +19,7 @@ References:
 """
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -94,17 +94,9 @@ class DomainAdversarial(Classifier):
         )
 
 
-class Reverse(torch.autograd.Function):
-    """The identity, whose gradient is reversed, and times a weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradients[0], None
+def reverse(x: Tensor, weight: float) -> Tensor:
+    """The identity, whose gradient is reversed, and times a weight; of what a trace can hold."""
+    return x.detach() - weight * (x - x.detach())
 
 
 def domain_adversarial(model: DomainAdversarial, weight: float = 1.0) -> "Confusion":
@@ -137,7 +129,6 @@ class Confusion(Objective):
     """The objective that `domain_adversarial` returns."""
 
     name = "domain_adversarial"
-    eager_because = "it reports a number beside the loss"
 
     def __init__(self, model: DomainAdversarial, weight: float) -> None:
         if not isinstance(model, DomainAdversarial):
@@ -156,7 +147,7 @@ class Confusion(Objective):
         known = y != UNKNOWN
         nats = cross_entropy(logits, y.clamp(min=0).long(), reduction="none")
         labels = (nats * known).sum() / known.sum().clamp(min=1)
-        domains = self.classifier.critic(Reverse.apply(features, self.weight))
+        domains = self.classifier.critic(reverse(features, self.weight))
         critic = cross_entropy(domains, d.long())
         self.reports = {"critic": critic.detach()}
         return labels + critic

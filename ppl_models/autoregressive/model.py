@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_models.autoregressive.repeated import repeated
 from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Likelihood, check_likelihood
 from ppl_models.plates import data_plate
@@ -99,18 +100,35 @@ class Autoregressive(dist.TorchDistribution):
         return conditionals.log_prob(x.reshape(-1, 1)).reshape(value.shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draws rows, feature by feature, with the network in evaluation mode (no dropout)."""
+    def sample(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), compile: bool = False
+    ) -> Tensor:
+        """Draws rows, feature by feature, with the network in evaluation mode (no dropout).
+
+        Arguments:
+            sample_shape: How many, as torch's distributions take it.
+            compile: Whether the steps run as compiled code, on the CPU, for the same rows but
+                where rounding decides. The first draw of a number of rows takes seconds longer,
+                the others 0.1 to 0.7 of the time.
+        """
         shape = self._extended_shape(torch.Size(sample_shape))  # (*, D)
         num_rows = shape[:-1].numel()
-        walk: Any = getattr(self.network, "walk", self._walk)
-        columns: list[Tensor] = []
         with modes([self.network], training=False):
-            steps = walk(num_rows)
-            for _ in range(shape[-1]):
-                outputs = steps.send(columns[-1][:, 0]) if columns else next(steps)  # (B, P)
-                columns.append(self.likelihood(outputs).sample())  # (B, 1)
-        return torch.cat(columns, 1).reshape(shape)
+            rows = None
+            if compile and num_rows and shape[-1] > 1:
+                rows = repeated(self.network, self.likelihood, num_rows, shape[-1])
+            rows = self._step_by_step(num_rows) if rows is None else rows
+        return rows.reshape(shape)
+
+    def _step_by_step(self, num_rows: int) -> Tensor:
+        """Rows by a walk, (B, D)."""
+        walk: Any = getattr(self.network, "walk", self._walk)
+        steps = walk(num_rows)
+        columns: list[Tensor] = []
+        for _ in range(self.event_shape[0]):
+            outputs = steps.send(columns[-1][:, 0]) if columns else next(steps)  # (B, P)
+            columns.append(self.likelihood(outputs).sample())  # (B, 1)
+        return torch.cat(columns, 1)
 
     def _walk(self, rows: int) -> Generator[Tensor, Tensor, None]:
         """The walk of any causal network: a pass for each feature."""

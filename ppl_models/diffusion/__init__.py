@@ -5,6 +5,7 @@ Files:
     schedules: how fast a row turns into noise
     preconditioning: what the network predicts, and the row that follows
     denoising: one step of each row, as an objective
+    repeated: samplers whose steps run as compiled code
     samplers: ways back from noise, and guidance
     bound: all steps, as a lower bound of the evidence
     flow: the differential equation without chance, as an estimate of the evidence

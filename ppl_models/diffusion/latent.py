@@ -91,13 +91,17 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, size: int, sampler: Callable[..., Tensor], num_steps: int | None = None
+        self,
+        size: int,
+        sampler: Callable[..., Tensor],
+        num_steps: int | None = None,
+        compile: bool = False,
     ) -> Tensor:
         r"""Returns the means :math:`\mathbb{E}[x \mid z]` of fresh latent vectors, `(size, D)`.
 
         The arguments are those of `Diffusion.sample`.
         """
-        return self.vae.mean(self.diffusion.sample(size, sampler, num_steps))
+        return self.vae.mean(self.diffusion.sample(size, sampler, num_steps, compile=compile))
 
 
 class LatentNoising(nn.Module):

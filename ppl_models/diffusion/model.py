@@ -42,7 +42,8 @@ from ppl_models.checks import (
     check_rows,
 )
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
-from ppl_models.diffusion.samplers import guided
+from ppl_models.diffusion.repeated import compiled
+from ppl_models.diffusion.samplers import Denoiser, guided
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import TimeMLP
@@ -293,6 +294,7 @@ class Diffusion(nn.Module):
         num_steps: int | None = None,
         y: Tensor | None = None,
         guidance: float | None = None,
+        compile: bool = False,
     ) -> Tensor:
         """Returns fresh rows in the units of the data, with shape `(size, D)`.
 
@@ -303,9 +305,12 @@ class Diffusion(nn.Module):
             y: The labels of the rows, with shape `(size,)`, for a network that takes them.
             guidance: The strength of classifier-free guidance, see `guided`: at 1, the default,
                 rows follow the network given their labels; above 1 they exaggerate them.
+            compile: Whether the steps run as compiled code, on the CPU, for the same rows to
+                rounding. The first draw of a number of rows takes seconds longer; of small
+                networks, the others take 0.2 to 0.6 of the time.
 
         Raises:
-            TypeError: If the sampler cannot be called.
+            TypeError: If the sampler cannot be called, or it is none whose steps are compiled.
             ValueError: If there are labels or guidance that the network knows nothing of.
             FloatingPointError: If what comes out is not finite.
 
@@ -327,13 +332,18 @@ class Diffusion(nn.Module):
             )
         steps = self.num_steps if num_steps is None else num_steps
         noise = torch.randn(size, self.num_features, dtype=self.zero.dtype, device=self.zero.device)
+        denoiser = self.denoiser(y, guidance)
+        way = compiled(sampler, self, y, guidance) if compile else sampler
+        with modes([self], training=False):  # nothing dropped, no label left out
+            return self._in_units(way(denoiser, noise, self.schedule, steps))
+
+    def denoiser(self, y: Tensor | None = None, guidance: float | Tensor | None = None) -> Denoiser:
+        """Returns `denoise` given labels, as `samplers` take it, with guidance or without."""
 
         def given(z: Tensor, log_snr: Tensor) -> Tensor:
             return self.denoise(z, log_snr, y)
 
-        denoiser = given if guidance is None else guided(given, self.denoise, guidance)
-        with modes([self], training=False):  # nothing dropped, no label left out
-            return self._in_units(sampler(denoiser, noise, self.schedule, steps))
+        return given if guidance is None else guided(given, self.denoise, guidance)
 
     def _in_units(self, inside: Tensor) -> Tensor:
         """Rows inside as rows of data: of the nearest levels, where there are levels."""

@@ -75,10 +75,9 @@ def ancestral(
         >>> ancestral(denoiser, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    log_snr = _stops(denoiser, z, schedule, num_steps)  # (N,), rising
+    log_snr = stops(denoiser, z, schedule, num_steps)  # (N,), rising
     for now, after in pairwise(log_snr):
-        mean, scale = step_back(z, denoiser(z, now), now, after)
-        z = mean + scale * noise(z)
+        z = ancestral_step(denoiser, z, now, after, noise)
     return denoiser(z, log_snr[-1])
 
 
@@ -95,9 +94,9 @@ def ddim(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
         >>> ddim(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    log_snr = _stops(denoiser, z, schedule, num_steps)
+    log_snr = stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
-        z = _along_flow(z, denoiser(z, now), now, after)
+        z = ddim_step(denoiser, z, now, after)
     return denoiser(z, log_snr[-1])
 
 
@@ -123,12 +122,9 @@ def heun(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> T
         >>> heun(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    log_snr = _stops(denoiser, z, schedule, num_steps)
+    log_snr = stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
-        first = denoiser(z, now)
-        second = denoiser(_along_flow(z, first, now, after), after)
-        share = torch.minimum(((after - now) / 2).exp() / 2, 1 + (now / 2).exp() / 2)  # w
-        z = _along_flow(z, first + share * (second - first), now, after)
+        z = heun_step(denoiser, z, now, after)
     return denoiser(z, log_snr[-1])
 
 
@@ -163,18 +159,56 @@ def langevin(
         >>> langevin(lambda z, log_snr: 0 * z, torch.randn(5, 3), Cosine(), num_steps=10).shape
         torch.Size([5, 3])
     """
-    if not 0 < step_size < 1:
-        raise ValueError(f"step_size: expected a number between 0 and 1, got {step_size!r}.")
-    log_snr = _stops(denoiser, z, schedule, num_steps)
+    check_step_size(step_size)
+    log_snr = stops(denoiser, z, schedule, num_steps)
     for now, after in pairwise(log_snr):
-        z = _along_flow(z, denoiser(z, now), now, after)
-        alpha, sigma = alpha_sigma(after)
-        pull = alpha * denoiser(z, after) - z  # sigma^2 s(z)
-        z = z + step_size * pull + (2 * step_size) ** 0.5 * sigma * noise(z)
+        z = langevin_step(denoiser, z, now, after, noise, step_size)
     return denoiser(z, log_snr[-1])
 
 
-def guided(conditional: Denoiser, unconditional: Denoiser, strength: float) -> Denoiser:
+def check_step_size(step_size: float = 0.1) -> None:
+    """Raises a ValueError unless the step of `langevin` is between 0 and 1."""
+    if not 0 < step_size < 1:
+        raise ValueError(f"step_size: expected a number between 0 and 1, got {step_size!r}.")
+
+
+def ancestral_step(
+    denoiser: Denoiser, z: Tensor, now: Tensor, after: Tensor, noise: Noise = torch.randn_like
+) -> Tensor:
+    """A step of `ancestral` from one log-SNR to the next, higher one."""
+    mean, scale = step_back(z, denoiser(z, now), now, after)
+    return mean + scale * noise(z)
+
+
+def ddim_step(denoiser: Denoiser, z: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    """A step of `ddim`."""
+    return _along_flow(z, denoiser(z, now), now, after)
+
+
+def heun_step(denoiser: Denoiser, z: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    """A step of `heun`."""
+    first = denoiser(z, now)
+    second = denoiser(_along_flow(z, first, now, after), after)
+    share = torch.minimum(((after - now) / 2).exp() / 2, 1 + (now / 2).exp() / 2)  # w
+    return _along_flow(z, first + share * (second - first), now, after)
+
+
+def langevin_step(
+    denoiser: Denoiser,
+    z: Tensor,
+    now: Tensor,
+    after: Tensor,
+    noise: Noise = torch.randn_like,
+    step_size: float = 0.1,
+) -> Tensor:
+    """A step of `langevin`."""
+    z = ddim_step(denoiser, z, now, after)
+    alpha, sigma = alpha_sigma(after)
+    pull = alpha * denoiser(z, after) - z  # sigma^2 s(z)
+    return z + step_size * pull + (2 * step_size) ** 0.5 * sigma * noise(z)
+
+
+def guided(conditional: Denoiser, unconditional: Denoiser, strength: float | Tensor) -> Denoiser:
     r"""Classifier-free guidance: the denoiser :math:`\hat{x}_u + w (\hat{x}_c - \hat{x}_u)`.
 
     Two network calls for each of a sampler's.
@@ -182,7 +216,8 @@ def guided(conditional: Denoiser, unconditional: Denoiser, strength: float) -> D
     Arguments:
         conditional: The denoiser given what is asked for, such as a label.
         unconditional: The denoiser without it.
-        strength: The weight `w`: 0 ignores the condition, 1 follows it, more exaggerates it.
+        strength: The weight `w`, a number, or a tensor `()`: 0 ignores the condition, 1 follows it,
+            more exaggerates it.
 
     Raises:
         TypeError: If one of the denoisers cannot be called, as where there is no conditional one.
@@ -200,7 +235,8 @@ def guided(conditional: Denoiser, unconditional: Denoiser, strength: float) -> D
                 f"Guidance needs a network that was trained with and without its condition."
             )
 
-    if isinstance(strength, str) or not math.isfinite(strength):
+    is_tensor = isinstance(strength, Tensor)  # whose value is not looked at
+    if isinstance(strength, str) or not (is_tensor or math.isfinite(strength)):
         raise ValueError(f"guidance: expected a finite strength, got {strength!r}. Try 2.0.")
 
     def denoise(z: Tensor, log_snr: Tensor) -> Tensor:
@@ -210,8 +246,8 @@ def guided(conditional: Denoiser, unconditional: Denoiser, strength: float) -> D
     return denoise
 
 
-def _stops(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> Tensor:
-    """The log-SNRs at which a sampler stops, rising, (N,)."""
+def stops(denoiser: Denoiser, z: Tensor, schedule: Schedule, num_steps: int) -> Tensor:
+    """Returns the log-SNRs at which a sampler stops, rising, `(N,)`."""
     if not callable(denoiser):
         raise TypeError(f"denoiser: expected a callable denoiser(z, log_snr), got {denoiser!r}.")
     if num_steps == 1:  # from noise to a row at once

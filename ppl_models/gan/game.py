@@ -135,8 +135,6 @@ def adversarial(
 class Player(Objective):
     """What the objectives of both players have in common."""
 
-    eager_because = "the players share their noise, and report numbers beside the loss"
-
     def __init__(self, gan: Game, value: Value, noise: "Noise") -> None:
         self.gan, self.value, self.noise = gan, value, noise
         self.program = Program(gan, "gan")  # type: ignore[arg-type]
@@ -188,6 +186,10 @@ class Critic(Player):
         self.penalty, self.turns = penalty, turns
         self.reports: dict[str, Tensor] = {}
 
+    def prepare(self, *batch: Tensor, size: int, data: tuple[Tensor, ...] | None = None) -> None:
+        super().prepare(*batch, size=size, data=data)
+        self.reports = {"value": self.loss(*batch, size=size).detach()}  # a first one, for its name
+
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         with torch.no_grad():
             drawn = self.noise(self.draw(len(batch[0])))
@@ -225,8 +227,10 @@ class Generator(Player):
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         with frozen(self.gan.discriminator):
             scores = self.gan.discriminate(self.noise(self.draw(len(batch[0]))))
-        self.noise.advance()
         return self.value.generator(scores).mean()
+
+    def stepped(self) -> None:
+        self.noise.steps_taken.add_(1)
 
     def modules(self) -> dict[str, nn.Module]:
         return {}  # those of the critic, which has the whole model
@@ -260,11 +264,6 @@ class Noise(nn.Module):
         if self.schedule is None:
             return x
         return x + self.scale().to(x.dtype) * torch.randn_like(x)
-
-    def advance(self) -> None:
-        """Counts a step of training."""
-        if torch.is_grad_enabled():
-            self.steps_taken += 1
 
 
 def in_packs(x: Tensor, packing: int) -> Tensor:

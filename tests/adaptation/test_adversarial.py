@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ppl_models import Classifier, DomainAdversarial, domain_adversarial, fit, log_evidence
-from ppl_models.adaptation.adversarial import Reverse
+from ppl_models.adaptation.adversarial import reverse
 
 KNOWN = torch.tensor([1, 0, 2, -1, -1, -1])
 DOMAIN = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -24,7 +24,7 @@ def rows(count=6):
 
 def test_the_gradient_of_a_reversal_is_reversed_and_scaled():
     x = rows().requires_grad_()
-    y = Reverse.apply(x, 0.3)
+    y = reverse(x, 0.3)
     assert torch.equal(y, x)
     (y * torch.arange(4)).sum().backward()
     torch.testing.assert_close(x.grad, -0.3 * torch.arange(4.0).double().expand(6, 4))

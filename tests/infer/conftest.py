@@ -5,6 +5,7 @@ import torch
 
 from ppl_models.infer.compiled import side_by_side
 from ppl_models.infer.compiled.code import native
+from ppl_models.infer.training import blocks
 
 
 @pytest.fixture
@@ -12,6 +13,7 @@ def graphs_as_traced(monkeypatch):
     """Graphs are traced and compared, but run as they are: a compiler takes seconds for each."""
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     monkeypatch.setattr(native, "_compile", lambda graph, *_: graph)
+    monkeypatch.setattr(native.kept, "find", lambda key: None)
 
 
 @pytest.fixture
@@ -34,3 +36,19 @@ def batches(monkeypatch):
 
     monkeypatch.setattr(side_by_side, "_together", together)
     return kept
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The blocks that runs take, and what they are made of."""
+    found = []
+    run = blocks.Blocks._run
+    monkeypatch.setattr(
+        blocks.Blocks,
+        "_run",
+        lambda self, plan: (
+            found.append((self, sum(times for _, times in plan))),
+            run(self, plan),
+        )[1],
+    )
+    return found

@@ -436,9 +436,13 @@ COMPILED: dict[str, Row] = {
     "four particles": Row(
         lambda: regression(AutoNormal, Trace_ELBO(num_particles=4)), (X, X.sum(1)), "lower bound"
     ),
+    "DomainAdversarial": Row(
+        lambda: domain_adversarial(DomainAdversarial(4, 3)), (X, HALVES, DOMAINS), None
+    ),
 }
 
 EAGER: dict[str, Row] = {
+    # Compiled as players of a game: alone they warn of what they do not train.
     "GAN, discriminator": Row(lambda: player(0), (X,), None),
     "GAN, discriminator with noise": Row(
         lambda: player(0, loss="hinge", instance_noise=(0.3, 0.1, 10)), (X,), None
@@ -449,9 +453,6 @@ EAGER: dict[str, Row] = {
         lambda: elbo(DomainVAE(4, 3, 2), DomainNormal(4, 3, 2)),
         (BINARY, HALVES, DOMAINS),
         "lower bound",
-    ),
-    "DomainAdversarial": Row(
-        lambda: domain_adversarial(DomainAdversarial(4, 3)), (X, HALVES, DOMAINS), None
     ),
     "SemiSupervisedVAE, weighted": Row(lambda: with_classifier(), (BINARY, SOME), "lower bound"),
     "StochasticBlockModel": Row(lambda: blocks(), (NODES, EDGES), "lower bound"),

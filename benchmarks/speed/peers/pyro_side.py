@@ -103,4 +103,5 @@ pyro_svi = partial(Stochastic, pyro.infer.SVI)
 svi = partial(Stochastic, partial(SVI, compile=True))
 svi_run = partial(Run, SVI) if "run" in vars(SVI) else None  # Pyro's own is another thing
 fit_default = Fit
+fit_eager = partial(Fit, compile=False)
 fit_compiled = partial(Fit, compile=True)

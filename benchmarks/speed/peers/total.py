@@ -17,7 +17,7 @@ from benchmarks import measure
 from benchmarks.speed.peers import ways
 from benchmarks.speed.peers.steps import data_of
 
-EAGER = ("by hand", "pyro.infer.SVI")  # for which caches are nothing
+EAGER = ("by hand", "pyro.infer.SVI", "fit, eager")  # for which caches are nothing
 
 
 class Total(NamedTuple):

@@ -16,13 +16,14 @@ WAYS = {
     "ppl_models.SVI, compiled": "pyro_side.svi",
     "ppl_models.SVI.run": "pyro_side.svi_run",
     "fit": "pyro_side.fit_default",
+    "fit, eager": "pyro_side.fit_eager",
     "fit, compiled": "pyro_side.fit_compiled",
     "NumPyro, update": "numpyro_side.update",
     "NumPyro, scanned": "numpyro_side.scanned",
     "NumPyro, run": "numpyro_side.run",
 }
 # `run` compiles its loop anew each time; the default of `fit` is one of the other ways.
-STEPS = [way for way in WAYS if way not in ("fit", "NumPyro, run")]
+STEPS = [way for way in WAYS if way not in ("fit", "fit, eager", "NumPyro, run")]
 TOTAL = [way for way in WAYS if way != "NumPyro, scanned"]
 
 

@@ -6,11 +6,13 @@ the graph is compiled. Parameters stay live: it reads the tensors that the optim
 
 What a trace holds fast, and would go wrong in silence, is watched. A new graph is traced where the
 shapes, dtypes or mode of a batch are new, or where one of the numbers that the program keeps in its
-attributes, in its closure or among its globals has changed, or a parameter was replaced. Programs
-whose graph is another with other draws (an `if` on a value, a random number of sites) run eagerly,
-and so does all that cannot be traced. Where there is no compiler, the graph runs as it was traced,
-with the same numbers bit for bit. Loss and gradient of a graph are compared with the eager ones
-under the same random numbers before it is first used, and again at random moments.
+attributes, in its closure or among its globals has changed, or a parameter was replaced. Where it
+is the graph that is known but for constants, these become inputs (`traced.traced`), and no further
+value needs a compilation. Programs whose graph is another with other draws (an `if` on a value, a
+random number of sites) run eagerly, and so does all that cannot be traced. Where there is no
+compiler, the graph runs as it was traced, with the same numbers bit for bit. Loss and gradient of
+a graph are compared with the eager ones under the same random numbers before it is first used, and
+again at random moments.
 """
 
 import random
@@ -24,15 +26,27 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 
+from ppl_models.infer.compiled.traced.constants import Anatomy
 from ppl_models.infer.compiled.traced.evaluations import Evaluations, Trainable
-from ppl_models.infer.compiled.traced.tracing import first_line, line_of, trace, value_watch
+from ppl_models.infer.compiled.traced.traced import Traced
+from ppl_models.infer.compiled.traced.tracing import (
+    first_line,
+    held,
+    line_of,
+    read_by,
+    trace,
+    trace_again,
+    value_watch,
+)
 from ppl_models.infer.compiled.waits import varies_on_host
-from ppl_models.infer.compiled.watch import Watch, holds
+from ppl_models.infer.compiled.watch import holds
 from ppl_models.user_line import warn
 
 CHECK_EVERY = 1000  # steps between two comparisons with the eager loss, in the mean
 OFTEN = 200  # where anything may happen between two steps
 MOST_GRAPHS = 8  # of one objective; more mean that something changes at every step
+WORTH = 128  # steps that pay for tracing a program again, about
+CHANGES = "it changes numbers or tensors of its own while it runs, such as a count of calls"
 HOST = "it draws random numbers from the generator of Python or NumPy, which code would hold fast"
 
 
@@ -40,19 +54,19 @@ class Graph(NamedTuple):
     """A compiled loss, and what must still be as it was."""
 
     run: Callable[..., Tensor]
-    watch: Watch
+    traced: Traced
     calls: list[int]  # one number: how often it ran
     moments: "Moments"  # of comparisons
     tensors: list[Tensor] = []  # which it reads besides its inputs
     on_host: bool = False  # whether something on the host differs from call to call
 
     def holds(self) -> bool:
-        """Whether all that was traced as a constant is still what it was."""
-        return holds(self.watch)
+        """Whether it stands for the program as it is now; takes numbers that changed."""
+        return self.traced.holds()
 
     def due(self) -> bool:
         """Whether it is time to compare it with the eager loss."""
-        return self.calls[0] >= self.moments.next
+        return self.traced.untried or self.calls[0] >= self.moments.next
 
 
 class Moments:
@@ -96,7 +110,11 @@ class Compiled(Evaluations):
         self.often = often
         self.graphs: dict[Any, Graph] = {}
         self.used: dict[int, Graph] = {}  # since it was last cleared
-        self.traced = 0
+        self.known: dict[Any, list[Traced]] = {}  # what was traced, the last used last
+        self.code: dict[int, Graph] = {}  # of what was traced, by its id
+        self.traced = self.retraced = 0
+        self.steps = 0  # that were taken in blocks
+        self.quiet = False  # whether nobody asked for compiled code
         self.without_compiler = False
         # Why it runs eagerly, if it does; an objective may say so of itself.
         self.reason: str | None = objective.eager_because
@@ -118,13 +136,24 @@ class Compiled(Evaluations):
 
     def key(self, inputs: tuple[Tensor, ...], *constants: Hashable) -> Hashable:
         """What one graph stands for."""
-        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
-        return (kinds, torch.is_grad_enabled(), *constants)
+        kinds = tuple(
+            (x.shape, x.stride(), x.dtype, x.device, x.requires_grad, type(x)) for x in inputs
+        )
+        ids = [id(x) for x in inputs]
+        same = len(set(ids)) == len(ids) or tuple(map(ids.index, ids))  # which are one tensor
+        return (kinds, same, torch.is_grad_enabled(), *constants)
 
     def current(self, key: Hashable) -> Graph | None:
-        """The graph of a key, if there is one and all that it holds fast is as it was."""
+        """The graph of a key, if there is one that stands for the program as it is now."""
         graph = self.graphs.get(key)
-        return graph if graph is not None and graph.holds() else None
+        if graph is None or graph.holds():
+            return graph
+        for traced in reversed(self.known[key]):
+            other = self.code.get(id(traced))
+            if other is not None and other is not graph and other.holds():
+                self.graphs[key] = other
+                return other
+        return None
 
     def run(
         self,
@@ -146,8 +175,13 @@ class Compiled(Evaluations):
 
     def trace(
         self, key: Any, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> tuple[GraphModule, Watch] | None:
-        """Returns the loss as a graph, and what must stay as it is; None where there is none."""
+    ) -> Traced | None:
+        """Returns the loss as a graph, one that is there already if it can; None without one."""
+        known = self.known.setdefault(key, [])
+        if self.reason is None and known:
+            found = self._trace_again(known, evaluate, inputs)
+            if found is not None:
+                return found
         if self.reason is not None:
             return None
         self.traced += 1
@@ -164,22 +198,58 @@ class Compiled(Evaluations):
                 watch = finder.watch
                 if refused := finder.moving or (finder.too_long if self.often else None):
                     raise ValueError(refused)
-                traced, read = trace(self, evaluate, inputs)
+                graph, read = trace(self, evaluate, inputs)
                 watch += [entry for x in read for entry in value_watch(x)]
+                traced = Traced(graph, watch, Anatomy(graph, held(self)))
                 wrong = self.unsteady(evaluate, inputs)
-                wrong = wrong or self.difference(evaluate, traced, inputs)
+                wrong = wrong or self.difference(evaluate, graph, inputs)
             except Exception as error:  # whatever a program does that a trace cannot hold
                 wrong = f"it cannot be traced{line_of(error)} ({first_line(error)})"
         if not wrong and not holds(watch):
-            wrong = (
-                "it changes numbers or tensors of its own while it runs, such as a count of calls"
-            )
+            wrong = CHANGES
         if self.draws_on_host:
             wrong = HOST
         if wrong:
             self.give_up(wrong)
             return None
-        return traced, watch
+        known.append(traced)
+        return traced
+
+    def _trace_again(
+        self, known: list[Traced], evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> Traced | None:
+        """Returns what was traced with the constants of now; None where the graph is another."""
+        self.retraced += 1
+        steps = self.steps + sum(graph.calls[0] for graph in self.code.values())
+        if self.retraced > MOST_GRAPHS and steps < WORTH * self.retraced:
+            self.give_up(
+                f"a number that the program keeps changes more often than once in {WORTH} steps, "
+                f"and is not one of floating point that is computed with alone"
+            )
+            return None
+        with warnings.catch_warnings(), _validation_kept():
+            warnings.simplefilter("ignore")
+            try:
+                again = trace_again(known[-1].changed(), self, evaluate, inputs)
+                if not holds(again.watch):
+                    return None
+                for traced in reversed(known):
+                    places = traced.anatomy.differing(again.anatomy)
+                    if places is not None and places <= traced.inputs.keys():
+                        traced.renew(again)
+                        known.remove(traced)
+                    elif places is None or self.traced == MOST_GRAPHS:
+                        continue
+                    else:
+                        traced = traced.opened(again, places)
+                        if self.difference(evaluate, traced.graph, inputs):
+                            continue
+                        self.traced += 1
+                    known.append(traced)
+                    return traced
+            except Exception:  # which is said where it is traced as a new one
+                return None
+        return None
 
     def used_by(
         self, graph: GraphModule, inputs: tuple[Tensor, ...], parameters: Sequence[Tensor]
@@ -191,6 +261,7 @@ class Compiled(Evaluations):
 
     def judge(self, graph: Graph, wrong: str | None) -> None:
         """Goes on with a graph that was compared, or gives up."""
+        graph.traced.untried = False
         if not wrong:
             graph.moments.passed(graph.calls[0])
             return
@@ -210,7 +281,9 @@ class Compiled(Evaluations):
         found = self.trace(key, evaluate, inputs)
         if found is None:
             return None
-        traced, watch = found
+        if id(found) in self.code:
+            return self._known_graph(key, self.code[id(found)], evaluate, inputs)
+        traced = found.graph
         with warnings.catch_warnings(), _validation_kept():
             warnings.simplefilter("ignore")
             run, why = self._compile(traced, evaluate, inputs)
@@ -221,9 +294,20 @@ class Compiled(Evaluations):
                 f"numbers are right, only slower. Try compile=False, which says nothing."
             )
         on_host = varies_on_host(traced, self.device(), self.found().tensors)
-        nodes = traced.graph.find_nodes(op="get_attr")
-        tensors = [x for n in nodes if isinstance(x := getattr(traced, str(n.target)), Tensor)]
-        graph = self.graphs[key] = Graph(run, watch, [0], Moments(self.often), tensors, on_host)
+        moments = Moments(self.often)
+        graph = self.graphs[key] = Graph(run, found, [0], moments, read_by(traced), on_host)
+        self.code[id(found)] = graph
+        return graph
+
+    def _known_graph(
+        self, key: Any, graph: Graph, evaluate: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+    ) -> Graph | None:
+        """A graph with other constants, which is compared before it is used."""
+        wrong = self.difference(evaluate, graph.run, inputs)
+        if wrong:
+            self.give_up(f"with other constants {wrong}")
+            return None
+        self.graphs[key] = graph
         return graph
 
     def _compile(
@@ -243,6 +327,8 @@ class Compiled(Evaluations):
         """Runs eagerly from now on, and says why."""
         self.reason = reason
         self.graphs.clear()
+        if self.quiet:
+            return
         warn(
             f"{self.objective.name}: it runs eagerly, not compiled: {reason}. The numbers are "
             f"right, only slower. Try compile=False, which says nothing."

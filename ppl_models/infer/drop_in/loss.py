@@ -1,5 +1,6 @@
 """The loss of an estimator of Pyro as compiled code, for each kind of calls."""
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,13 +10,20 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ppl_models.infer.compiled.graph import MOST_GRAPHS, Compiled, Graph
+from ppl_models.infer.compiled.graph import CHANGES, MOST_GRAPHS, Compiled, Graph
 from ppl_models.infer.compiled.replay import Replay, recorder_for
+from ppl_models.infer.compiled.watch import Watch, holds
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import stored
 
 # Arguments that a graph can hold as constants.
+TENSORS = {Tensor, nn.Parameter}  # of strides alone
 PLAIN = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
+
+
+def _may_vary(value: Any) -> bool:
+    """Whether an argument is a number that can be an input of a graph."""
+    return type(value) is float and math.isfinite(value)
 
 
 class Call(NamedTuple):
@@ -77,6 +85,11 @@ class Loss:
         self.stored: set[str] = set()  # the names of those that are in Pyro's store
         self.supported: set[str] = set()  # observed sites whose values are what they may be
         self.kinds: dict[Any, tuple[dict[str, Tensor], set[str]]] = {}  # these, by kinds of calls
+        self.known: dict[int, tuple[dict[str, Tensor], set[str]]] = {}  # and by graphs
+        self.numbers: dict[int, float] = {}  # floats among the arguments, by their places
+        self.given: dict[Any, dict[int, float]] = {}  # these, by kinds of calls
+        self.once: set[Any] = set()  # kinds of calls of which there was one
+        self.steady: set[Any] = set()  # kinds of calls that change nothing that is kept
         self.ready: set[Any] = set()  # kinds of calls of which the next may be traced
         self.compiled = Compiled(self, self.stored, often)
         self.replay: Replay | None = None  # on a GPU: the loss and its slopes, recorded
@@ -88,29 +101,58 @@ class Loss:
         if parts is None:
             return None
         evaluate, tensors, rest, shape = parts
-        constants = ((type(value), repr(value)) for value in rest)
+        constants = (float if _may_vary(value) else (type(value), repr(value)) for value in rest)
         key = self.compiled.key(tensors, *constants, *shape, *_settings())
         if key in self.kinds:
             self.parameters, self.supported = self.kinds[key]
+        numbers = {n: value for n, value in enumerate(rest) if _may_vary(value)}
+        self.numbers = self.given.setdefault(key, {})
+        self.numbers.update(numbers)
         return Call(key, evaluate, tensors)
 
     def graph(self, call: "Call") -> Graph | None:
         """The code for a call: None where the next step must be one of Pyro's."""
         graph = self.compiled.current(call.key)
-        if graph is not None or call.key not in self.ready:
-            return graph
-        self.ready.discard(call.key)
-        return self.compiled.new_graph(call.key, call.evaluate, call.tensors)
+        if graph is None and call.key in self.ready:
+            self.ready.discard(call.key)
+            graph = self.compiled.new_graph(call.key, call.evaluate, call.tensors)
+            if graph is not None:
+                self.known[id(graph)] = self.parameters, self.supported
+        elif graph is not None:
+            self.parameters, self.supported = self.known[id(graph)]
+        return graph
 
-    def note(self, call: "Call", values: dict[str, Tensor | None], supported: set[str]) -> None:
-        """Takes note of what a step of Pyro's used, for a kind of calls."""
+    def note(
+        self,
+        call: "Call",
+        values: dict[str, Tensor | None],
+        supported: set[str],
+        before: Watch | None,
+    ) -> None:
+        """Takes note of what a step of Pyro's used, for a kind of calls.
+
+        Nothing is tried with a program that counts: a second step has shown that it does not.
+
+        Arguments:
+            call: The call.
+            values: The parameters by their names.
+            supported: The observed sites whose values are what they may be.
+            before: What the program kept before that step; None at the first one of a kind.
+        """
         if self.compiled.reason is not None:
             return
         self.take(values)
         self.supported = supported
         self.kinds[call.key] = self.parameters, supported
-        self.ready.add(call.key)
-        if len(self.ready) > MOST_GRAPHS:
+        if before is None and call.key not in self.steady:
+            self.once.add(call.key)
+        elif before is not None and not holds(before):
+            self.compiled.give_up(CHANGES)
+        else:
+            self.once.discard(call.key)
+            self.steady.add(call.key)
+            self.ready.add(call.key)
+        if len(self.once | self.ready) > MOST_GRAPHS:
             self.compiled.give_up("shapes or numbers among the arguments are ever new")
 
     def __call__(self, call: "Call", graph: Graph) -> Tensor:
@@ -141,6 +183,9 @@ class Loss:
         places = [n for n, value in enumerate(given) if isinstance(value, Tensor)]
         tensors = tuple(given[n] for n in places)
         rest = [None if n in places else value for n, value in enumerate(given)]
+        if any(type(x) not in TENSORS or x.layout is not torch.strided for x in tensors):
+            self.compiled.give_up("an argument is sparse, or a tensor of a class of its own")
+            return None
         for value in rest:
             if type(value) not in PLAIN:
                 kind = type(value).__name__
@@ -148,7 +193,7 @@ class Loss:
                 return None
 
         def evaluate(*tensors: Tensor) -> Tensor:
-            values = list(rest)
+            values = [self.numbers.get(n, value) for n, value in enumerate(rest)]
             for n, tensor in zip(places, tensors, strict=True):
                 values[n] = tensor
             positional, named = tree_unflatten(values, form)

@@ -6,6 +6,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from ppl_models.infer.compiled.steps.updates import is_as_its_class
+
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # of these there is a fused step
 
 
@@ -30,7 +32,7 @@ class FusedOptimizer:
         self.optim, self.parameters = optim, parameters
         self.each = [optim.optim_objs.get(p) for p in parameters]
         plain = type(optim) is PyroOptim and not optim.pt_clip_args
-        known = plain and all(type(o) in FUSED for o in self.each)
+        known = plain and all(type(o) in FUSED and is_as_its_class(o) for o in self.each)
         # With all settings and states, so that one changed by hand is seen.
         self.groups = [dict(o.param_groups[0]) for o in self.each] if known else []
         self.settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
@@ -68,6 +70,7 @@ class FusedOptimizer:
         return all(
             self.optim.optim_objs.get(p) is own
             and own.param_groups[0] == group
+            and is_as_its_class(own)
             and own.state.get(p) is state[p]
             for p, own, group in zip(self.parameters, self.each, self.groups, strict=True)
         )

@@ -14,7 +14,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppl_models.infer.compiled.graph import Compiled
-from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop
+from ppl_models.infer.compiled.steps.loop import PATIENCE, Kind, Loop, Use
+from ppl_models.infer.compiled.steps.step import Feed
 
 NONE = torch.arange(0)  # no rows
 
@@ -63,7 +64,7 @@ class SVIBlocks:
 
     def take(self, num_steps: int) -> None:
         """Takes steps, as many of them in blocks as are right, and no others."""
-        found = self.loop.kind("run", [self._loss], NONE, self.tensors, chooses=False)
+        found = self.loop.kind("run", lambda _: [Use(self._loss)], Feed(NONE, self.tensors))
         # Twice, as the first call of code is another one.
         if found is not None and self._agrees(found) and self._agrees(found):
             self._take(found, num_steps)
@@ -139,7 +140,7 @@ class SVIBlocks:
             for name in ("lr", "lrd")
         )
         table = rates * decays ** torch.arange(1, times + 1, dtype=torch.float64)[:, None]
-        (losses,) = self.loop.run(kind, times, NONE, [table], None)
+        (losses,) = self.loop.run([(kind, times)], [], [table], None)
         for group, rate in zip(groups, table[-1].tolist(), strict=True):
             group["lr"] = rate
         return losses

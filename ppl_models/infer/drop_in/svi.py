@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from operator import is_not
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.infer
@@ -17,14 +17,14 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_models.checks import check_count
-from ppl_models.infer.compiled.graph import Graph
+from ppl_models.infer.compiled.graph import CHANGES, Graph
+from ppl_models.infer.compiled.watch import holds
+from ppl_models.infer.compiled.worth import LEAST, Operations, pays
 from ppl_models.infer.drop_in.loss import Call, Loss, Supports
 from ppl_models.infer.drop_in.optimizers import FusedOptimizer, TorchOptimizer
 from ppl_models.infer.drop_in.run import SVIBlocks, SVIRun
 from ppl_models.infer.objectives.estimators import direct
 from ppl_models.scoped import get_rng_state, kept_rng, set_rng_state
-
-WORTH = 2000  # steps of a run, from which on they are compiled
 
 
 class SVI(pyro.infer.SVI):
@@ -46,13 +46,16 @@ class SVI(pyro.infer.SVI):
     For steps that cannot be wrong leave `compile=False`, or use `run`, which goes back to where
     the code was right.
 
+    `run` compiles its steps by itself where that pays, by counts alone: see there.
+
     Arguments:
         model: The model.
         guide: The guide.
         optim: An optimiser of `pyro.optim`, or one of torch, made with the parameters.
         loss: An ELBO of Pyro.
         loss_and_grads: What takes its place and differentiates, too; such steps are Pyro's.
-        compile: Whether steps may run as compiled code.
+        compile: Whether steps may run as compiled code; with `"auto"` those of `step` do not, and
+            those of `run` do where there are enough of them.
         kwargs: What else `pyro.infer.SVI` takes.
 
     Example:
@@ -76,13 +79,17 @@ class SVI(pyro.infer.SVI):
         loss: Any,
         loss_and_grads: Callable[..., Any] | None = None,
         *,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         **kwargs: Any,
     ) -> None:
         if isinstance(optim, torch.optim.Optimizer):
             optim = TorchOptimizer(optim)
         super().__init__(model, guide, optim, loss, loss_and_grads, **kwargs)
-        self._compile = compile
+        if not (isinstance(compile, bool) or compile == "auto"):
+            raise ValueError(
+                f"compile: expected True, False or 'auto', got {compile!r}. Try compile='auto'."
+            )
+        self._compile, self._decides = compile is True, compile == "auto"
         self._forget()
 
     def _now(self) -> tuple[Any, ...]:
@@ -128,10 +135,13 @@ class SVI(pyro.infer.SVI):
 
     def _pyros(self, loss: "Loss", call: "Call | None", args: tuple, kwargs: dict[str, Any]) -> Any:
         """Takes a step of Pyro's, in which it shows what parameters there are."""
+        again = call is not None and call.key in loss.once
+        before = loss.compiled.watch() if again else None
         with poutine.trace(param_only=True) as used, Supports() as checked:
             value = super().step(*args, **kwargs)
         if call is not None:
-            loss.note(call, {n: s["value"] for n, s in used.trace.nodes.items()}, checked.valid)
+            values = {n: s["value"] for n, s in used.trace.nodes.items()}
+            loss.note(call, values, checked.valid, before)
         return value
 
     def _checked(
@@ -196,11 +206,14 @@ class SVI(pyro.infer.SVI):
     def run(self, num_steps: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Takes steps with the same arguments, and returns what they leave behind.
 
-        Steps and parameters are those of `step`, with the same random numbers, up to rounding. From
-        2,000 steps on, or with `compile=True`, they come in blocks of compiled code on the CPU
-        where that is known to be right: a step of it is compared with one of Pyro's before the
-        first block, at first after each, later more rarely, and after the last; where they differ,
-        the run goes back to where they agreed, and on from there by Pyro's, with a warning.
+        Steps and parameters are those of `step`, with the same random numbers, up to rounding. They
+        come in blocks of compiled code on the CPU where that is known to be right: a step of it is
+        compared with one of Pyro's before the first block, at first after each, later more rarely,
+        and after the last; where they differ, the run goes back to where they agreed, and on from
+        there by Pyro's. An `SVI(..., compile=True)` always tries that, and warns where it cannot
+        be; by default it is tried, without a word, where it pays from a cold start: from about
+        10,000 steps of a small program on, by the number of steps and of the operations in the
+        second one, whatever the time is that they take; never below 1,200.
 
         Arguments:
             num_steps: How many steps.
@@ -228,12 +241,22 @@ class SVI(pyro.infer.SVI):
             given = () if num_steps is None else (num_steps,)
             return super().run(*given, *args, **kwargs)
         check_count(num_steps=num_steps)
-        step = partial(super().step, *args, **kwargs)
+        own = (
+            getattr(self.step, "__func__", None) is not SVI.step
+        )  # of a class or object that has one
+        step = partial(self.step if own else super().step, *args, **kwargs)
         with poutine.trace(param_only=True) as used, Supports() as checked:
             losses = [torch.tensor([step()], dtype=torch.float64)]
         values = {name: site["value"] for name, site in used.trace.nodes.items()}
-        if num_steps >= WORTH or (self._loss is not None and num_steps > 1):
-            losses += self._in_blocks(num_steps - 1, step, values, checked.valid, args, kwargs)
+        free = not own and not _is_surrounded()
+        pay = free and self._compile and num_steps > 1
+        if free and self._decides and num_steps - 2 >= LEAST:
+            with Operations() as found:
+                losses.append(torch.tensor([step()], dtype=torch.float64))
+            pay = pays(num_steps - 2, found.count, found.arithmetic)
+        if pay:
+            more = num_steps - len(losses)
+            losses += self._in_blocks(more, step, values, checked.valid, args, kwargs)
         rest = [step() for _ in range(num_steps - sum(map(len, losses)))]
         losses.append(torch.tensor(rest, dtype=torch.float64))
         params = self._parameters(list(values), args, kwargs)
@@ -267,6 +290,7 @@ class SVI(pyro.infer.SVI):
         if self._estimator is None or not plain:
             return []
         loss = Loss(self.model, self.guide, self._estimator, often=False)
+        loss.compiled.quiet = self._decides
         loss.take(values)
         loss.supported = supported
         moved = list({id(p): p for p in loss.parameters.values()}.values())
@@ -275,9 +299,15 @@ class SVI(pyro.infer.SVI):
         if parts is None or not moved or any(p not in own or not p.is_cpu for p in moved):
             return []
         evaluate, tensors, *_ = parts
+        before = loss.compiled.watch()
+        second = torch.tensor([step()], dtype=torch.float64)
+        if not holds(before):  # nothing is tried with a program that counts
+            loss.compiled.give_up(CHANGES)
+        if num_steps == 1 or loss.compiled.reason is not None:
+            return [second]
         blocks = SVIBlocks(loss.compiled, evaluate, tensors, self.optim, moved, step)
-        blocks.take(num_steps)
-        return [x.double() for x in blocks.losses]
+        blocks.take(num_steps - 1)
+        return [second, *(x.double() for x in blocks.losses)]
 
 
 def _is_surrounded() -> bool:

@@ -48,7 +48,11 @@ class Objective(Protocol):
         """Says what made the loss of this batch infinite or undefined."""
 
     def stepped(self) -> None:
-        """Takes note of a step that was taken along it."""
+        """Takes note of a step that was taken along it.
+
+        In compiled blocks of steps this is a part of the code: what it changes must be tensors, in
+        place. Where it changes anything else, steps are taken one by one.
+        """
         return None
 
     def caveat(self, history: dict[str, list[float]]) -> str | None:

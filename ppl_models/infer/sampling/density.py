@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_models.infer.compiled.code.density import NativeDensity
+from ppl_models.infer.compiled.code.flat import closed, make_ready
 from ppl_models.infer.compiled.graph import Compiled
-from ppl_models.infer.compiled.step import closed
 from ppl_models.infer.programs.checks import first_not_finite
 from ppl_models.infer.sampling.unconstrained import Unconstrained
 from ppl_models.user_line import warn
@@ -110,7 +110,7 @@ class Density:
             found = Compiled(self.unconstrained).trace("nuts", loss, (NONE,))
         if found is None:
             return None
-        graph = found[0]
+        graph = found.graph
         read = closed(graph)
         others = [x for x in read if x is not position]
 
@@ -131,6 +131,7 @@ class Density:
         try:
             with tracing(TracingContext(FakeTensorMode())):  # one for all operations: half the time
                 whole = make_fx(step, _allow_non_fake_inputs=True)(*rooms, *others)
+            make_ready(whole)
             native = NativeDensity(whole, [*rooms, *others], chains)
         except Exception as error:
             warn(

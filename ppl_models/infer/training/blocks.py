@@ -6,6 +6,7 @@ to where they last agreed, and on from there by the programs themselves.
 """
 
 import copy
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,12 +14,19 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_models.infer.compiled.loop import PATIENCE, Kind, Loop, Snapshot
+from ppl_models.infer.compiled.beside import Held
+from ppl_models.infer.compiled.graph import CHANGES
+from ppl_models.infer.compiled.steps.loop import PATIENCE, Kind, Loop, Plan, Use
+from ppl_models.infer.compiled.steps.snapshot import Snapshot
+from ppl_models.infer.compiled.watch import Watch, as_it_was, holds
 from ppl_models.infer.objectives.objective import Objective, nothing
-from ppl_models.infer.training.batches import Chosen, InMemory, Source
+from ppl_models.infer.training.ahead.in_memory import RowsAhead
+from ppl_models.infer.training.ahead.protocol import Ahead
+from ppl_models.infer.training.ahead.streamed import BatchesAhead
+from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source
+from ppl_models.infer.training.descent import parts_of
 from ppl_models.infer.training.optimizers import only_schedules
 from ppl_models.infer.training.progress import Progress
-from ppl_models.scoped import mix
 
 
 class Mark(NamedTuple):
@@ -30,13 +38,22 @@ class Mark(NamedTuple):
     step_number: int
 
 
+class RenamedError(Exception):
+    """What is reported has other names than before."""
+
+
 def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks | None":
-    """What takes the steps in blocks: compiled ones on the CPU, of rows in memory, else nothing."""
+    """What takes the steps in blocks: compiled ones on the CPU, else nothing."""
     descent = progress.descent
     on_cpu = descent.compile and descent.device.type == "cpu" and descent.replay is None
-    if on_cpu and isinstance(train, InMemory) and all(map(_is_plain, descent.objectives)):
-        return Blocks(progress, train, whole_epochs)
-    return None
+    if not on_cpu:
+        return None
+    ahead: Ahead
+    if isinstance(train, InMemory):
+        ahead = RowsAhead(progress, train, whole_epochs)
+    else:
+        ahead = BatchesAhead(progress, train, whole_epochs)
+    return Blocks(progress, ahead, train.batches)
 
 
 class Blocks:
@@ -44,13 +61,13 @@ class Blocks:
 
     Arguments:
         progress: Where the run is.
-        train: Its rows, in memory.
-        whole_epochs: Whether a block must end with an epoch, as there is something to do then.
+        ahead: The batches of its next steps.
+        batches: How many there are in an epoch.
     """
 
-    def __init__(self, progress: Progress, train: InMemory, whole_epochs: bool) -> None:
-        self.progress, self.descent, self.train = progress, progress.descent, train
-        self.whole_epochs = whole_epochs
+    def __init__(self, progress: Progress, ahead: Ahead, batches: int) -> None:
+        self.progress, self.descent, self.ahead = progress, progress.descent, ahead
+        self.batches = batches
         descent = self.descent
         averages = {}
         if descent.average is not None:
@@ -59,13 +76,15 @@ class Blocks:
         self.loop = Loop(
             descent.compiled, descent.optimizers, descent.parameters, descent.clip, averages
         )
-        self.evaluates = [partial(self._loss, objective) for objective in descent.objectives]
+        self.uses: list[Use] = []
+        self.names: list[str] = []  # of what is recorded
         self.mark: Mark | None = None
         self.unchecked = 0.0  # blocks since the code was last compared
         self.patience = 1  # blocks until it is compared again: twice as many each time
-        self.used: dict[int, Kind] = {}  # in these, by their numbers of rows
-        self.even, self.uneven = divmod(train.size, train.batch_size)  # batches, and rows left
-        self._order: tuple[int, Tensor] | None = None
+        self.used: dict[Hashable, Kind] = {}  # in these
+        self.before: Watch = []  # what programs keep, before the first steps
+        self.beside: Watch = []  # and what is done with a batch
+        self.tries = 0
         descent.by_blocks = True
 
     @property
@@ -75,22 +94,31 @@ class Blocks:
             c.reason is not None for c in self.descent.compiled
         )
         self.descent.by_blocks = not closed
+        if self.descent.step_number == 0 and self.tries == 0:
+            self._watch()
         return not closed and self.descent.step_number > 0
 
     def take(self, total: int) -> bool:
         """Takes a block of steps, up to `total` in all; returns whether it did."""
-        width = self._width()
-        kind = self._kind(width)
+        if self._counts():
+            return False
+        key = self.ahead.kind
+        stale = any(not holds(kind.watch) for kind in self.used.values())
+        if stale and not ((self.unchecked == 0.0 or self.settle()) and self._renew()):
+            return False
+        kind = self._kind(key)
         if kind is None:
             return False
-        new = self.used.get(width) is not kind
-        self.used[width] = kind
+        new = self.used.get(key) is not kind
+        self.used[key] = kind
         self.patience = 1 if new else self.patience
         if (new or self.unchecked >= self.patience) and not self.settle():
             return False
         if new and not self.settle():  # again, as the first call of code is another one
             return False
-        self._run(kind, min(self._ahead(), total - self.descent.step_number, kind.step.length))
+        together = {k: x.step.length for k, x in self.used.items() if self.loop.mixes(kind, x)}
+        most = min(total - self.descent.step_number, kind.step.length)
+        self._run(self.ahead.plan(most, together))
         return True
 
     def settle(self) -> bool:
@@ -99,45 +127,102 @@ class Blocks:
         Returns:
             Whether they agree.
         """
-        for width, kind in self.used.items():
-            # Other rows than those that were traced: what was read from these shows.
-            rows = self._order_of(self.progress.epoch).flip(0)[:width]
-            rows = rows if width < self.train.size else rows.flip(0)
-            wrong = self.loop.difference(
-                kind, partial(self._eager, rows), partial(self._compiled, kind, rows)
-            )
+        for key, kind in self.used.items():
+            batch, rows = self.ahead.other(key)
+            eager, compiled = partial(self._eager, batch), partial(self._compiled, kind, rows)
+            try:
+                with as_it_was(kind.watch):  # where a number changed since
+                    wrong = self.loop.difference(kind, eager, compiled)
+            except RenamedError:
+                wrong = "the names of what it reports are not always the same"
             if wrong:
                 self._go_back(wrong)
                 return False
         if self.used:
             self.patience = min(2 * self.patience, PATIENCE) if self.unchecked else 1
             self.mark, self.unchecked = self._mark(), 0.0
+            self.ahead.forget()
         return True
 
-    def _kind(self, width: int) -> Kind | None:
-        """The code for steps on so many rows."""
-        tensors = self.train.tensors
-        rows = self._order_of(self.progress.epoch)[:width]
-        chooses = width < self.train.size
-        return self.loop.kind((width, *map(id, tensors)), self.evaluates, rows, tensors, chooses)
+    def _renew(self) -> bool:
+        """Takes numbers of the programs that changed; returns whether the code can."""
+        found = {key: self._kind(key) for key in self.used}
+        self.used = {key: kind for key, kind in found.items() if kind is not None}
+        return len(self.used) == len(found) and self.settle()
 
-    def _loss(self, objective: Objective, rows: Tensor, *tensors: Tensor) -> Tensor:
-        chosen = Chosen(tensors, rows, self.train.size, self.train.transform)
-        return self.descent.evaluate(objective, chosen.gathered())
+    def _watch(self) -> None:
+        """Looks at what programs and transforms keep, before a step that may change it."""
+        self.before = [entry for compiled in self.descent.compiled for entry in compiled.watch()]
+        self.beside = Held(self.ahead.transform).watch
+        self.tries += 1
 
-    def _eager(self, rows: Tensor) -> list[Tensor]:
-        """A step of the programs on some rows."""
-        chosen = Chosen(self.train.tensors, rows, self.train.size, self.train.transform)
-        return list(self.descent.moved(chosen).values())
+    def _counts(self) -> bool:
+        """Whether the last steps changed what is kept: then none is taken to try them.
+
+        The first may also have made what stays, so that a second one is asked.
+        """
+        changed, beside = not holds(self.before), not holds(self.beside)
+        self.before, self.beside = [], []
+        if (changed or beside) and self.tries == 1:
+            self._watch()
+        elif changed:
+            self._end(CHANGES)
+        elif beside:  # the losses may still be compiled
+            self.loop.refused = CHANGES
+        return changed or beside
+
+    def _kind(self, key: Hashable) -> Kind | None:
+        """The code for steps of a kind."""
+        feed = self.ahead.feed(key)
+        if self.ahead.refused is not None:
+            self.loop.refused = self.ahead.refused
+            return None
+        moving = [compiled.found().moving for compiled in self.descent.compiled]
+        if any(moving):  # before anything is tried, which would move it
+            self._end(next(filter(None, moving)))
+            return None
+        return self.loop.kind((key, *map(id, feed.data)), self._look, feed)
+
+    def _look(self, batch: tuple[Tensor, ...]) -> list[Use]:
+        """Finds what objectives do, and makes room for what they report."""
+        if self.uses:
+            return self.uses
+        descent, now = self.descent, self.ahead.now()
+        known = now.rows is not None
+        values = tuple(x.clone() for x in batch[1:])
+        with self.loop.untouched():
+            first = Batch(values, batch[0] if known else None, now.size)
+            for n, objective in enumerate(descent.objectives):
+                descent.evaluate(objective, parts_of(first, objective.turns)[0])
+                descent.reports[n].make_room()
+                room = descent.reports[n].tensors or {}
+                loss = partial(self._loss, n, now.size, known)
+                stepped = _stepped(objective)
+                self.uses.append(Use(loss, objective.turns, tuple(room.values()), stepped))
+                self.names += [objective.name, *room]
+        return self.uses
+
+    def _loss(self, n: int, size: int, known: bool, rows: Tensor, *values: Tensor) -> Tensor:
+        """The loss of an objective on a batch, of which rows may be known."""
+        return self.descent.noted(n, Batch(values, rows if known else None, size))
+
+    def _eager(self, batch: Batch | Chosen) -> list[Tensor]:
+        """A step of the programs."""
+        found = self.descent.moved(batch)
+        if list(found) != self.names:
+            raise RenamedError
+        return list(found.values())
 
     def _compiled(self, kind: Kind, rows: Tensor) -> list[Tensor]:
         """The same step by the code."""
-        rates = [_table([_rates(o)]) for o in self.descent.optimizers]
-        return [x[0] for x in self.loop.run(kind, 1, rows[None], rates, self._weights(1))]
+        plan = [(kind, 1)]
+        rates = self._same_rates(plan)
+        return [x[0] for x in self.loop.run(plan, [rows], rates, self._weights(1))]
 
-    def _run(self, kind: Kind, times: int) -> None:
-        start = self._mark()
-        rows, rates = self._table(times), self._all_rates(times)
+    def _run(self, planned: Sequence[tuple[Hashable, int]]) -> None:
+        start, times = self._mark(), sum(times for _, times in planned)
+        plan = [(self.used[key], times) for key, times in planned]
+        rates = self._all_rates(plan)
         if rates is None:  # a schedule of something else
             self._return_to(start)
             if self.settle():
@@ -145,41 +230,42 @@ class Blocks:
                 self.loop.refused = "the schedule may do more than move the learning rate"
             return
         try:
-            losses = self.loop.run(kind, times, rows, rates, self._weights(times))
+            found = self.loop.run(plan, self.ahead.tables(planned), rates, self._weights(times))
         except RuntimeError as error:  # a matrix without a factor: the program says it better
             self._return_to(start)
             if self.settle():
                 self._go_back(f"its code raised an error ({error})")
             return
-        table = torch.stack([x.double() for x in losses])
+        table = torch.stack([x.double() for x in found])
         bad = (~table.isfinite().all(0)).nonzero()
         if len(bad):
-            self._blame(kind, start, int(bad[0]))
+            self._blame(planned, start, int(bad[0]))
             return
         self.descent.step_number += times
-        self.unchecked += times / kind.step.length
-        names = [objective.name for objective in self.descent.objectives]
-        self.progress.record_block(
-            dict(zip(names, table.tolist(), strict=True)), self.train.batches
-        )
+        self.unchecked += sum(times / kind.step.length for kind, times in plan)
+        self.progress.record_block(dict(zip(self.names, table.tolist(), strict=True)), self.batches)
 
-    def _blame(self, kind: Kind, start: Mark, good: int) -> None:
+    def _blame(self, planned: Sequence[tuple[Hashable, int]], start: Mark, good: int) -> None:
         """Takes the steps up to one whose loss is not finite, and that by the programs."""
         self._return_to(start)
-        rows = self._table(good + 1)[-1]
         if good:
-            self._run(kind, good)
-        if self.progress.batch == self.train.batches:
+            self._run(_first(planned, good))
+        if self.progress.batch == self.batches:
             self.progress.end_epoch(None, None)
         state = self._mark()
-        train = self.train
-        self.descent.step(Chosen(train.tensors, rows, train.size, train.transform))  # raises
+        # Raises, or else where it is a number beside the loss that is not finite.
+        self.progress.record(self.descent.step(self.ahead.now()))
+        self.progress.read_losses()
         self._return_to(state)
         self._go_back("a loss is not finite that is finite by the program itself")
 
     def _go_back(self, reason: str) -> None:
         if self.mark is not None:
             self._return_to(self.mark)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Goes on by the programs themselves."""
         self.used.clear()
         self.loop.refused = reason
         self.descent.compiled[0].give_up(reason)
@@ -200,38 +286,6 @@ class Blocks:
         self.progress.return_to(mark.progress)
         descent.step_number = mark.step_number
 
-    def _width(self) -> int:
-        """How many rows the next step takes."""
-        return self.uneven if self.progress.batch == self.even else self.train.batch_size
-
-    def _ahead(self) -> int:
-        """How many steps of the same width come next, to the end of an epoch where it must be."""
-        if self.progress.batch == self.even:
-            return 1
-        cut = self.uneven or self.whole_epochs
-        return self.even - self.progress.batch if cut else 2**62
-
-    def _order_of(self, epoch: int) -> Tensor:
-        """The rows of an epoch in their order."""
-        if self._order is None or self._order[0] != epoch:
-            order = self.train.order(mix(self.progress.order_seed, epoch))
-            self._order = epoch, order
-        return self._order[1]
-
-    def _table(self, times: int) -> Tensor:
-        """The rows of the next steps, all of one width; of whole data those of one step."""
-        size, width = self.train.batch_size, self._width()
-        if width == self.train.size:
-            return self._order_of(0)[None]
-        parts, epoch, batch = [], self.progress.epoch, self.progress.batch
-        while times > 0:
-            most = max(self.even - batch, 1)  # one of another width stands for itself
-            taken = min(times, most)
-            rows = self._order_of(epoch)[batch * size :][: taken * width]
-            parts.append(rows.view(taken, width))
-            times, epoch, batch = times - taken, epoch + 1, 0
-        return torch.cat(parts)
-
     def _weights(self, times: int) -> Tensor | None:
         """What is new in an average after each of the next steps."""
         if self.descent.average is None:
@@ -239,21 +293,28 @@ class Blocks:
         numbers = torch.arange(1, times + 1, dtype=torch.float64) + self.descent.step_number
         return 1 - ((1 + numbers) / (10 + numbers)).clamp(max=self.descent.average.decay)
 
-    def _all_rates(self, times: int) -> list[Tensor] | None:
+    def _same_rates(self, plan: Plan) -> list[Tensor]:
+        """The learning rates of now, for each update of each optimiser."""
+        found = []
+        for n, optimizer in enumerate(self.descent.optimizers):
+            updates = sum(times * len(kind.step.turns[n].losses) for kind, times in plan)
+            found.append(_table([_rates(optimizer)]).expand(updates, -1))
+        return found
+
+    def _all_rates(self, plan: Plan) -> list[Tensor] | None:
         """The learning rates of the next steps, for which the schedules go on."""
         descent = self.descent
         if not any(descent.schedulers) and not any(map(_decays, descent.optimizers)):
-            return [_table([_rates(o)]).expand(times, -1) for o in descent.optimizers]
+            return self._same_rates(plan)
         if not all(s is None or only_schedules(s) for s in descent.schedulers):
             return None
         others = [_others(o) for o in descent.optimizers]
         rates: list[list[list[float]]] = [[] for _ in descent.optimizers]
-        for _ in range(times):
-            for optimizer, found in zip(descent.optimizers, rates, strict=True):
-                found.append(_rates(optimizer))
-                if _decays(optimizer):
-                    for group, rate in zip(optimizer.param_groups, found[-1], strict=True):
-                        group["lr"] = rate
+        for kind in (kind for kind, times in plan for _ in range(times)):
+            for optimizer, found, turn in zip(
+                descent.optimizers, rates, kind.step.turns, strict=True
+            ):
+                found += [_moved_rates(optimizer) for _ in turn.losses]
             for scheduler in descent.schedulers:
                 if scheduler is not None:
                     scheduler.step()
@@ -262,10 +323,20 @@ class Blocks:
         return [_table(found) for found in rates]
 
 
-def _is_plain(objective: Objective) -> bool:
-    """Whether an objective has a loss alone: no count of its own, and nothing to report."""
-    keeps = getattr(type(objective), "stepped", nothing) not in (nothing, Objective.stepped)
-    return not keeps and objective.turns == 1 and not objective.reports
+def _stepped(objective: Objective) -> Any:
+    """What an objective does after a step; None where it has nothing of its own to do."""
+    keeps = getattr(type(objective), "stepped", nothing)
+    return None if keeps in (nothing, Objective.stepped) else objective.stepped
+
+
+def _first(planned: Sequence[tuple[Hashable, int]], most: int) -> list[tuple[Hashable, int]]:
+    """The first steps of a plan."""
+    found = []
+    for key, times in planned:
+        if taken := min(times, most):
+            found.append((key, taken))
+            most -= taken
+    return found
 
 
 def _table(rates: list[list[float]]) -> Tensor:
@@ -275,6 +346,15 @@ def _table(rates: list[list[float]]) -> Tensor:
 def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
     """The learning rates of the next step, which ClippedAdam lowers first."""
     return [float(group["lr"]) * group.get("lrd", 1.0) for group in optimizer.param_groups]
+
+
+def _moved_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rates of a step, to which ClippedAdam lowers its own."""
+    rates = _rates(optimizer)
+    if _decays(optimizer):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+    return rates
 
 
 def _decays(optimizer: torch.optim.Optimizer) -> bool:

@@ -13,6 +13,7 @@ from ppl_models.checks import check_devices
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
+from ppl_models.infer.objectives.reports import Reports
 from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay, copy_all
@@ -114,6 +115,7 @@ class Descent:
         moved = list(chain.from_iterable(self.parameters))
         self.average = None if ema is None else Average(moved, ema)
         self.compiled = [Compiled(objective) for objective in self.objectives]
+        self.reports = [Reports(objective) for objective in self.objectives]
         self.by_blocks = False  # whether compiled steps come in blocks, and single ones do not
         recorder = recorder_for(self.device) if compile else None
         self.replay: Replay | None = None
@@ -169,7 +171,7 @@ class Descent:
             batch = batch.gathered()
         losses: dict[str, Tensor] = {}
         for i, objective in enumerate(self.objectives):
-            parts = _parts(batch, objective.turns)
+            parts = parts_of(batch, objective.turns)
             for part in parts:
                 for name, number in self._turn(i, part).items():
                     share = number / len(parts) if len(parts) > 1 else number
@@ -220,24 +222,33 @@ class Descent:
             torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
         self.optimizers[i].step()
         objective.stepped()
-        return {objective.name: loss.detach(), **objective.reports}
+        by_code = self.compile and not self.by_blocks and self.compiled[i].reason is None
+        reports = self.reports[i].now() if by_code else objective.reports
+        return {objective.name: loss.detach(), **reports}
 
     def _loss(self, i: int, batch: Batch) -> Tensor:
         """The loss of an objective on a batch that it is trained on."""
-        objective = self.objectives[i]
         if not self.compile or self.by_blocks:
-            return self.evaluate(objective, batch)
+            return self.evaluate(self.objectives[i], batch)
+        self.reports[i].make_room()
         if batch.rows is None:
             return self.compiled[i](
-                lambda *values: self.evaluate(objective, batch._replace(values=values)),
+                lambda *values: self.noted(i, batch._replace(values=values)),
                 batch.values,
                 batch.size,
             )
         return self.compiled[i](
-            lambda rows, *values: self.evaluate(objective, Batch(values, rows, batch.size)),
+            lambda rows, *values: self.noted(i, Batch(values, rows, batch.size)),
             (batch.rows, *batch.values),
             batch.size,
         )
+
+    def noted(self, i: int, batch: Batch) -> Tensor:
+        """The loss of an objective, and what it reports where code can write it, too."""
+        loss = self.evaluate(self.objectives[i], batch)
+        if not self.reports[i].note() and self.compiled[i].reason is None:
+            self.compiled[i].give_up("the names of what it reports are not always the same")
+        return loss
 
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the parameters are their averages, where there are any."""
@@ -329,7 +340,7 @@ def _as_batch(given: Batch | Tensor | tuple[Tensor, ...]) -> Batch:
     return Batch(values, rows, len(rows))
 
 
-def _parts(batch: Batch, turns: int) -> list[Batch]:
+def parts_of(batch: Batch, turns: int) -> list[Batch]:
     """A batch in as many parts as an objective takes turns on it, one if that is all its rows."""
     if turns == 1:
         return [batch]

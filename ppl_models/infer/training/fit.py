@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -27,7 +27,8 @@ from ppl_models.infer.training.batches import (
     in_memory_rows,
     source,
 )
-from ppl_models.infer.training.blocks import blocks_of
+from ppl_models.infer.training.blocks import Blocks
+from ppl_models.infer.training.choice import Choice
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.interrupt import Interrupt, unwound
@@ -47,11 +48,14 @@ class Run:
             they report beside it) and, where there was validation, `"validation"`.
         steps: The number of steps taken, those before a resume included.
         seconds: The wall-clock time of this call.
+        eager_because: Why the last steps were the program's own, where `compile="auto"` had the
+            choice; None where they were compiled.
     """
 
     history: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
+    eager_because: str | None = None
 
     def __repr__(self) -> str:
         # The history may have thousands of numbers, which a prompt would all print.
@@ -76,7 +80,7 @@ def fit(
     clip: float | None = None,
     schedule: LearningRateSchedule | None = None,
     ema: float | None = None,
-    compile: bool = False,
+    compile: bool | Literal["auto"] = "auto",
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 30.0,
     resume: bool = False,
@@ -118,16 +122,25 @@ def fit(
             taken). Validation, and with it `patience`, looks at the averages, and they are what
             the modules hold afterwards; the training itself stays the same. Buffers, such as the
             running means of batch normalisation, are not averaged. A checkpoint holds both.
-        compile: Whether to run steps as compiled code, some seconds after the start. On the CPU
-            many steps run in one call, from the gathering of rows to the optimiser, for rows in
-            memory and Adam, AdamW, SGD or Pyro's ClippedAdam; a small program then takes a
-            hundredth of the time. A step of the code is compared with one of
-            the programs at first every tenth of a second or so, later every one or two, and at the
-            end; where they differ, the run goes back to where they last agreed, and on from there
-            by the programs, with a warning that says why. What happens once in
-            thousands of steps, and leaves no trace in Python, a comparison may miss. Other steps
-            have compiled losses alone, and on CUDA each step is replayed as one graph. A run is
-            resumed as it was written, compiled or not.
+        compile: Whether to run steps as compiled code, some seconds after the start; `"auto"` does
+            so on the CPU where steps come in blocks, see below, and there are so many to come that
+            it pays from a cold start, about 10,000 of a small program and never fewer than 1,200.
+            It counts the steps asked for (`patience` may end a run sooner) and the operations of
+            the second step, and asks no clock: a run with a `seed` is the same each time. Where it
+            does not compile, or the code turns out not to be the program, `Run.eager_because` says
+            why, without a warning.
+            With `True`, on the CPU many steps run in one call, from the gathering of rows and their
+            transform to the optimiser and what an objective does after a step, for Adam, AdamW, SGD
+            or Pyro's ClippedAdam; a small program then takes a hundredth of the time. Batches of a
+            `Dataset` or a `DataLoader` are read ahead of such a block, each once and in their order
+            (where reading them draws from torch's generator a block is one step). A step of the
+            code is compared with one of the programs at first every tenth of a second or so, later
+            every one or two, and at the end; where they differ, the run goes back to where they
+            last agreed, and on from there by the programs, with a warning that says why. What
+            happens once in thousands of steps, and leaves no trace in Python, a comparison may
+            miss. Other steps have compiled losses alone, and on CUDA each step is replayed as one
+            graph. A run is resumed as it was written, compiled or not, which `"auto"` finds in the
+            checkpoint.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
@@ -161,6 +174,7 @@ def fit(
     total = steps or (epochs or 0) * train.batches  # one of them is given
     order_seed = _seeded(seed)
     written = files.read(path) if resume and path is not None and path.exists() else None
+    compile = _as_written(compile, written)
 
     start = partial(
         Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp, ema=ema
@@ -168,8 +182,10 @@ def fit(
     _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
-        descent = start(objectives, first, in_memory_rows(train), steps=total, compile=compile)
+        rows = in_memory_rows(train)
+        descent = start(objectives, first, rows, steps=total, compile=compile is True)
         settings = _settings(descent, train, validated=held_out is not None, patience=patience)
+        settings["compile"] = compile
         reached = Progress(descent, order_seed, settings)
         if written is not None and path is not None:
             reached.restore(written, path, seed)
@@ -180,7 +196,8 @@ def fit(
             loop.run(total, progress)
     if interrupt.asked:
         warn(_interrupted(descent.step_number, total, path))
-    return Run(reached.history, descent.step_number, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Run(reached.history, descent.step_number, seconds, loop.choice.eager_because)
 
 
 class _Loop:
@@ -210,11 +227,17 @@ class _Loop:
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
-        self.blocks = blocks_of(progress, train, whole_epochs=held_out is not None)
+        self.choice = Choice(progress, train, whole_epochs=held_out is not None)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """What takes the steps in blocks, if anything does."""
+        return self.choice.blocks
 
     def run(self, total: int, shown: bool) -> None:
         """Goes on to so many steps in all, and leaves the modules in evaluation mode."""
         initial, hidden = self.descent.step_number, None if shown else True
+        self.choice.look_ahead(total)
         with (
             tqdm(total=total, initial=initial, disable=hidden) as bar,
             modes(self.descent.modules(), training=True),
@@ -227,7 +250,8 @@ class _Loop:
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
         while self._goes_on(total):
             with _naming_epoch(self.progress, self.path):
-                taken = self.blocks is not None and self.blocks.open and self.blocks.take(total)
+                taken = self._take_block(total)
+            self.choice.give_up_closed()
             if not taken:
                 self._go_through_batches(total, bar)
             if self.progress.batch == self.train.batches:
@@ -237,6 +261,17 @@ class _Loop:
                 self._after_block(total)
             bar.set_postfix(self.progress.latest(), refresh=False)
             bar.update(self.descent.step_number - bar.n)
+
+    def _take_block(self, total: int) -> bool:
+        """Takes a block of steps, where they come in blocks; returns whether it did."""
+        if self.blocks is None or not self.blocks.open:
+            return False
+        try:
+            return self.blocks.take(total)
+        except RuntimeError:  # of batches that are read, as in `_until_interrupted`
+            if not self.interrupt.asked:
+                raise
+            return True
 
     def _goes_on(self, total: int) -> bool:
         ended = self.progress.stopped or self.interrupt.asked
@@ -255,7 +290,8 @@ class _Loop:
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress, self.path):
-                self.progress.record(self.descent.step(batch))
+                self.progress.record(self.choice.step(batch, total))
+            self.choice.act()
             bar.update()
             if self.descent.step_number == total or self.interrupt.asked:
                 return
@@ -275,6 +311,8 @@ class _Loop:
 
     def _batches(self) -> Iterator[Batch | Chosen]:
         """The rest of an epoch, as rows where gathering them is recorded with the step."""
+        if self.blocks is not None:
+            return self.blocks.ahead.rest()
         seed, start = mix(self.progress.order_seed, self.progress.epoch), self.progress.batch
         gathers = self.descent.replay is not None
         if gathers and isinstance(self.train, InMemory) and self.train.recordable:
@@ -362,7 +400,6 @@ def _settings(
         "validated": validated,
         "patience": patience,
         "ema": descent.ema,
-        "compile": descent.compile,
         "frozen": descent.frozen(),
     }
 
@@ -405,8 +442,19 @@ def _check_options(
         raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to wait for, got validation=None.")
-    if not isinstance(compile, bool):
-        raise ValueError(f"compile: expected True or False, got {compile!r}. Try compile=False.")
+    if not (isinstance(compile, bool) or compile == "auto"):
+        raise ValueError(
+            f"compile: expected True, False or 'auto', got {compile!r}. Try compile='auto'."
+        )
+
+
+def _as_written(
+    compile: bool | Literal["auto"], written: dict[str, Any] | None
+) -> bool | Literal["auto"]:
+    """How a run is compiled: where that is left to it, as the run was that it goes on with."""
+    if compile == "auto" and written is not None:
+        return written.get("settings", {}).get("compile", False)
+    return compile
 
 
 def _check_counts(**counts: int | None) -> None:

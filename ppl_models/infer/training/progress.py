@@ -33,6 +33,9 @@ class Progress:
         self.best: dict[str, Any] | None = None
         self.waited = 0
         self.stopped = False
+        # With `compile="auto"`: the step after which steps were compiled, or why they are not.
+        self.compiled_since: int | None = None
+        self.eager_because: str | None = None
         self.warned: set[str] = set()
 
     def record(self, losses: dict[str, Tensor]) -> None:
@@ -140,7 +143,7 @@ class Progress:
             raise ValueError(f"{path}: expected a checkpoint of fit, got {kind}. Try load({path}).")
         files.check_tensors_match(str(path), checkpoint["tensors"], self._tensors())
         self._check_settings(checkpoint["settings"], path)
-        progress = checkpoint["progress"]
+        progress = {"compiled_since": None, "eager_because": None, **checkpoint["progress"]}
         if seed is not None and seed != progress["order_seed"]:
             raise ValueError(
                 f"{path}: it was written with seed={progress['order_seed']}, got seed={seed}. "
@@ -234,6 +237,8 @@ _WRITTEN = (
     "best",
     "waited",
     "stopped",
+    "compiled_since",
+    "eager_because",
 )
 
 # What a run was like whose checkpoint is older than the setting.

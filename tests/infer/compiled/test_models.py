@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from ppl_models import data_plate, elbo
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
-from tests.support.every_objective import COMPILED, SOME, X, player, semi_supervised
+from tests.support.every_objective import COMPILED, SOME, X, semi_supervised
 
 pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 
@@ -42,10 +42,6 @@ def test_compiled(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert compare(make(), data) is None
-
-
-def test_players_of_a_game_run_eagerly():
-    assert "players share" in compare(player(1), (X,))
 
 
 def test_labels_that_are_not_known():

@@ -408,10 +408,10 @@ def test_what_a_training_loop_keeps_beside_its_model_is_no_constant():
     assert svi._loss.compiled.reason is None
 
 
-def test_numbers_that_are_new_at_each_step_are_left_to_pyro():
+def test_integers_that_are_new_at_each_step_are_left_to_pyro():
     def program(kind):
         pyro.clear_param_store()
-        return steps(kind, of(lambda a: a), args=lambda step: (X, 1.0 + step), number=12)
+        return steps(kind, of(lambda a: a), args=lambda step: (X, 1 + step), number=12)
 
     with pytest.warns(UserWarning, match="numbers among the arguments are ever new"):
         found, svi = program(CompiledSVI)

@@ -1,5 +1,7 @@
 """What happens between steps, or outside torch: the numbers are Pyro's, or Pyro takes the steps.
 
+`python -m tests.support.long_runs --steps 2000` takes more of them, and prints a table.
+
 Each kind of program runs by `pyro.infer.SVI` and by compiled steps. Where `EAGER` has a kind, its
 steps must be Pyro's, with a warning that says why.
 """
@@ -53,11 +55,17 @@ def of(shift=lambda: 0.0, scale=lambda: 1.0, name="loc"):
     return model
 
 
-def steps(kind, model, change=None, args=lambda n: (X,), guide=nothing, number=30, around=None):
+class Length:
+    """How many steps are taken, and after how many of them something changes."""
+
+    steps, late, inside = 30, 17, 40
+
+
+def steps(kind, model, change=None, args=lambda n: (X,), guide=nothing, number=None, around=None):
     """The losses of some steps, before each of which something changes, and the parameters."""
     svi = kind(model, guide, adam(), Trace_ELBO())
     losses = []
-    for n in range(number):
+    for n in range(number or Length.steps):
         if change is not None:
             change(n, svi)
         with around(n) if around else contextlib.nullcontext():
@@ -66,7 +74,7 @@ def steps(kind, model, change=None, args=lambda n: (X,), guide=nothing, number=3
 
 
 def late(change):
-    return lambda n, svi: change(svi) if n == 17 else None
+    return lambda n, svi: change(svi) if n == Length.late else None
 
 
 def two_kinds(kind):
@@ -82,7 +90,7 @@ def two_kinds(kind):
 
 def batch_on_an_object(kind):
     kernel = gp.kernels.RBF(3)
-    process = gp.models.GPRegression(X, X[:, 0], kernel, noise=torch.tensor(0.5))
+    process = gp.models.GPRegression(X, X[:, 0], kernel, noise=torch.tensor(0.5), jitter=0.01)
     data = [(X, X[:, 0]), (OTHER, OTHER[:, 1]), (X + 1, X[:, 2])]
     return steps(
         kind,
@@ -109,7 +117,7 @@ def rare_branch(kind):
 
 
 def of_a_loader(kind):
-    batches = iter([X + n for n in range(200)])
+    batches = iter([X + n for n in range(10_000)])
     return steps(kind, of(lambda: next(batches)[0]))
 
 
@@ -138,7 +146,7 @@ def reading(read):
         with pyro.plate("rows", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
-    return lambda kind: steps(kind, model, args=lambda n: (X if n < 17 else OTHER,))
+    return lambda kind: steps(kind, model, args=lambda n: (X if n < Length.late else OTHER,))
 
 
 def handlers(kind):
@@ -156,7 +164,7 @@ def conditioned(kind):
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=X)
 
     def around(n):
-        return poutine.scale(scale=0.1) if n >= 17 else contextlib.nullcontext()
+        return poutine.scale(scale=0.1) if n >= Length.late else contextlib.nullcontext()
 
     return steps(kind, model, args=lambda n: (), guide=AutoNormal(model), around=around)
 
@@ -470,17 +478,18 @@ def test_data_that_turn_invalid_raise(compiled):
         svi.step(0.5 + 0 * X)
 
 
-def test_what_nobody_sees_is_found_at_a_random_moment():
+def test_what_nobody_sees_is_found_at_a_random_moment(tmp_path):
     """And the warning does not say that the numbers were right."""
-    kept = memoryview(bytearray([1]))
+    kept = tmp_path / "scale"
+    kept.write_text("1")
 
     def change(n, svi):
         if n == 60:
-            kept[0] = 2
+            kept.write_text("2")
 
     pyro.clear_param_store()
     with pytest.warns(UserWarning, match="those since then may have been wrong") as said:
-        _, svi = steps(CompiledSVI, of(scale=lambda: float(kept[0])), change, number=600)
+        _, svi = steps(CompiledSVI, of(scale=lambda: float(kept.read_text())), change, number=600)
     assert len(said) == 1
     assert int(re.search(r"after (\d+) steps", svi._loss.compiled.reason)[1]) < 500
 
@@ -509,7 +518,7 @@ def stateful(make):
 
 
 def loader():
-    batches = iter([float(n) for n in range(2000)])
+    batches = iter([float(n) for n in range(10_000)])
     return lambda: next(batches)
 
 
@@ -561,13 +570,16 @@ def shifted(make):
 def by_run(make, compiled):
     kind = CompiledSVI if compiled else pyro.infer.SVI
     svi = kind(shifted(make), nothing, adam(), Trace_ELBO())
-    return svi.run(40, X).losses.tolist() if compiled else [svi.step(X) for _ in range(40)]
+    if compiled:
+        return svi.run(Length.inside, X).losses.tolist()
+    return [svi.step(X) for _ in range(Length.inside)]
 
 
 def by_fit(make, compiled):
     mixed = make in MIXED
     options = {"batch_size": None if mixed else 5, "lr": 0.01, "seed": 3, "progress": False}
-    return fit(elbo(shifted(make)), X, steps=40, compile=compiled, **options).history["loss"]
+    options["steps"] = Length.inside
+    return fit(elbo(shifted(make)), X, compile=compiled, **options).history["loss"]
 
 
 @pytest.mark.parametrize("way", [by_run, by_fit])

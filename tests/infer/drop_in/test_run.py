@@ -1,5 +1,7 @@
 """`SVI.run`: the losses and the parameters of as many steps of Pyro's."""
 
+import importlib
+import warnings
 from functools import partial
 
 import numpy as np
@@ -173,11 +175,54 @@ def test_what_has_no_code_is_pyros(refused):
     assert not refused
 
 
-def test_short_runs_are_pyros(refused):
-    pyro.clear_param_store()
-    model, guide, loss = of_regression()
-    SVI(model, guide, OPTIMIZERS["Adam"](), loss).run(20, X, Y)
+def of_a_default_run(steps, **options):
+    """The losses of `SVI.run`, and those of as many steps of Pyro's."""
+    found = []
+    for kind in (partial(SVI, **options), pyro.infer.SVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        model, guide, loss = of_regression()
+        svi = kind(model, guide, OPTIMIZERS["Adam"](), loss)
+        ours = kind is not pyro.infer.SVI
+        found.append(
+            svi.run(steps, X, Y).losses.tolist() if ours else [svi.step(X, Y) for _ in range(steps)]
+        )
+    return found
+
+
+@pytest.fixture
+def pays(monkeypatch):
+    """Compiling pays from 25 steps on."""
+    module = importlib.import_module("ppl_models.infer.drop_in.svi")
+    monkeypatch.setattr(module, "LEAST", 20)
+    monkeypatch.setattr(module, "pays", lambda steps, *counts: steps >= 25)
+
+
+@pytest.mark.parametrize(("steps", "options"), [(26, {}), (40, {"compile": False}), (3, {})])
+def test_runs_that_do_not_pay_are_pyros(steps, options, pays, refused):
+    ours, pyros = of_a_default_run(steps, **options)
+    assert ours == pyros
     assert not refused
+
+
+def test_a_run_that_pays_has_the_numbers_of_both_ways(pays, refused):
+    ours, pyros = of_a_default_run(40)
+    assert ours[:2] == pyros[:2]
+    np.testing.assert_allclose(ours, pyros, rtol=1e-4)
+    assert refused == [None]
+
+
+def test_a_run_that_nobody_asked_to_compile_is_silent(pays):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pyro.clear_param_store()
+        svi = SVI(noisy, nothing, OPTIMIZERS["Adam"](), Trace_ELBO())
+        assert svi.run(40, X, Y).losses.isfinite().all()
+
+
+def test_other_words_are_refused():
+    with pytest.raises(ValueError, match="compile: expected True, False or 'auto', got 'always'"):
+        SVI(regression, nothing, OPTIMIZERS["Adam"](), Trace_ELBO(), compile="always")
 
 
 def test_code_that_goes_wrong_is_undone(monkeypatch):
@@ -234,7 +279,7 @@ def test_rates_go_on_from_where_code_went_wrong(monkeypatch, refused):
         return losses
 
     monkeypatch.setattr(svi_run.SVIBlocks, "_run", tampered)
-    monkeypatch.setattr("ppl_models.infer.compiled.loop.LONGEST", 8)
+    monkeypatch.setattr("ppl_models.infer.compiled.steps.loop.LONGEST", 8)
     with pytest.warns(UserWarning, match="a compiled step has another"):
         found = both(of_regression, (X, Y), OPTIMIZERS["ClippedAdam"])
     assert_same(*found)

@@ -2,7 +2,10 @@
 
 import math
 import random
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -15,76 +18,17 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, data_plate, elbo, fit
-from ppl_models.infer.compiled import loop
-from ppl_models.infer.compiled import updates as rules
 from ppl_models.infer.compiled.code import native
-from ppl_models.infer.training import blocks
+from ppl_models.infer.compiled.steps import loop
+from ppl_models.infer.compiled.steps import updates as rules
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
+from tests.support.blocks import assert_same, both, rows, vae
 
 ADAM = partial(torch.optim.Adam, weight_decay=0.1)
 ADAMW = partial(torch.optim.AdamW, betas=(0.8, 0.99), weight_decay=0.2)
 NESTEROV = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.1)
 CLIPPED = partial(ClippedAdam, clip_norm=0.5, lrd=0.99, weight_decay=0.1)
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """The blocks that runs take, and what they are made of."""
-    found = []
-    run = blocks.Blocks._run
-    monkeypatch.setattr(
-        blocks.Blocks,
-        "_run",
-        lambda self, kind, times: (found.append((self, times)), run(self, kind, times))[1],
-    )
-    return found
-
-
-def vae(dropout=0.0):
-    torch.manual_seed(0)
-    encoder = nn.Sequential(
-        nn.Linear(4, 6, bias=False),
-        nn.BatchNorm1d(6),
-        nn.Dropout(dropout),
-        nn.Tanh(),
-        nn.Linear(6, 4),
-    )
-    model = VAE(4, 2, Normal(), MLP(2, 4, (6,)))
-    return model.double(), AmortizedNormal(4, 2, encoder).double()
-
-
-def rows(count=20):
-    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def both(make, data, **options):
-    """The histories and the tensors of a run by blocks and of one by programs alone."""
-    found = []
-    for compiled in (True, False):
-        pyro.clear_param_store()
-        objectives = make()
-        run = fit(objectives, data, seed=3, progress=False, compile=compiled, **options)
-        many = objectives if isinstance(objectives, list) else [objectives]
-        tensors = {}
-        for n, objective in enumerate(many):
-            tensors |= {f"{n}.{name}": p.detach() for name, p in objective.named_parameters()}
-            for root, module in objective.modules().items():
-                tensors |= {f"{n}.{root}.{name}": x for name, x in module.state_dict().items()}
-        found.append((run.history, tensors, torch.get_rng_state()))
-    return found
-
-
-def assert_same(first, second, rtol=1e-9):
-    history, tensors, rng = first
-    other, others, other_rng = second
-    assert history.keys() == other.keys()
-    for name, values in history.items():
-        np.testing.assert_allclose(values, other[name], rtol=rtol)
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, others[name], rtol=rtol, atol=1e-9, msg=name)
-    assert torch.equal(rng, other_rng)  # as many random numbers were drawn
 
 
 @pytest.mark.parametrize(
@@ -280,11 +224,11 @@ def test_code_that_goes_wrong_is_found_and_what_it_did_is_undone(monkeypatch):
     """From the third block on the code moves more than it should."""
     run, calls = loop.Loop.run, []
 
-    def tampered(self, kind, times, *rest):
-        losses = run(self, kind, times, *rest)
-        calls.append(times)
+    def tampered(self, plan, *rest):
+        losses = run(self, plan, *rest)
+        calls.append(plan)
         if len(calls) > 3:
-            for pack in kind.step.packs:
+            for pack in plan[0][0].step.packs:
                 for p in pack.parameters:
                     p.data.add_(0.01)
         return losses
@@ -347,6 +291,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(stops, tmp_path, taken):
     for first, second in zip(whole, again, strict=True):
         for name, tensor in first.state_dict().items():
             assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_runs_killed_in_mid_block_go_on_bit_for_bit():
+    """Two of them; `python -m tests.support.kills` takes twenty."""
+    command = [sys.executable, "-m", "tests.support.kills", "--kills", "2"]
+    root = Path(__file__).parents[3]
+    found = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.count("the same bit for bit") == 2
 
 
 def test_without_the_loop_in_cpp_the_code_runs_call_by_call(monkeypatch, taken):
@@ -418,6 +373,7 @@ def test_without_a_compiler_steps_go_as_before(monkeypatch, taken):
         raise RuntimeError("No working C++ compiler found")
 
     monkeypatch.setattr(native, "_compile", absent)
+    monkeypatch.setattr(native.kept, "find", lambda key: None)
     assert_same(*both(lambda: elbo(*vae()), rows(), steps=5, lr=0.01))
     assert not taken
 
@@ -425,3 +381,32 @@ def test_without_a_compiler_steps_go_as_before(monkeypatch, taken):
 def test_the_compiler_says_nothing(capfd):
     fit(elbo(*vae()), rows(), steps=3, seed=0, compile=True, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_true_or_false_is_compared_as_a_number():
+    one, other = (
+        loop.Move("buffer", torch.tensor(x), torch.tensor(True), 0.0) for x in (True, False)
+    )
+    assert (one.distance(other), one.change(other)) == (1.0, 1.0)
+    assert one.is_near(one)
+    assert not one.is_near(other)
+
+
+class Saturated(nn.Module):
+    """What is left of the gradient of a unit near one is the rounding of `tanh`."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = nn.Linear(4, 64)
+        nn.init.constant_(self.unit.bias, 8.0)
+
+    def forward(self, x=None, size=None):
+        with data_plate(x, size):
+            loc = torch.tanh(self.unit(x))[:, :4]
+            return pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def test_units_that_are_saturated_are_no_difference():
+    torch.manual_seed(0)
+    x = torch.randn(40, 4)
+    fit(elbo(Saturated()), x, steps=400, lr=1e-3, progress=False, compile=True)  # no warning

@@ -133,10 +133,11 @@ def test_an_interrupted_run_goes_on_as_if_there_was_none(tmp_path):
         pyro.clear_param_store()
         guide = AutoNormal(model)
         options = {"batch_size": 5, "seed": 0, "lr": 0.01, "progress": False, **options}
-        run = fit(elbo(model, guide), X, **options)
+        run = fit(elbo(model, guide), X, compile=False, **options)
         return run, {**guide.state_dict(), "scale": pyro.param("scale").detach()}
 
     path = tmp_path / "run"
+    run(steps=1)  # the first one imports what it needs
     with interrupts(0.15), pytest.warns(UserWarning, match=r"of 1000000 steps.*resume=True"):
         first, values = run(steps=10**6, checkpoint=path)
     assert path.exists()

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ppl_models.infer.compiled.code import kept
 from ppl_models.infer.compiled.code.products import SHIMS_OF_LARGE, SHIMS_OF_MIDDLE
 from ppl_models.infer.compiled.code.solves import SHIMS_OF_SOLVE
 
@@ -33,7 +34,10 @@ OPTIONS = {
     "alignment_asserts": False,
 }
 MOST = 4096  # tensors that the driver takes
+SHIMS = (SHIMS_OF_LARGE, SHIMS_OF_MIDDLE, SHIMS_OF_SOLVE)
 ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
+# Vectors with which Inductor multiplies small integers alone; trying them takes a second.
+UNUSED = ("vnni", "amx")
 # Which tell users of a CUDA that is not there, and of operations that are called another way.
 TALKATIVE = ("torch.utils.cpp_extension", "torch._inductor.ir")
 DRIVER = r"""
@@ -95,6 +99,12 @@ class Native:
         self._places: list[int | Tensor] = []  # what the entry takes: inputs, and constants
         self._compiled: Any = None
         self._address: Any = None
+        self._key = kept.key_of(graph, inputs, OPTIONS, SHIMS, ENTRY)
+        found = kept.find(self._key)
+        if found is not None:
+            self._places = list(found.places)
+            self._load(found.library)
+            return
         self._call = _compile(graph, inputs, self)
 
     def __call__(self, times: int, inputs: Sequence[Tensor]) -> None:
@@ -104,10 +114,11 @@ class Native:
             times: How often, one or more.
             inputs: The tensors, each with the shape and strides that it had first.
         """
-        if not self._places:  # what the entry takes shows when it is called from here
+        if not (self._places or self._address):  # what the entry takes shows when it is called
             self._call(*inputs)
             self._places = [_place(x, inputs) for x in self._given]
             self._given.clear()
+            self._keep()
             times -= 1
         entry = self.entry()
         if entry is None:
@@ -124,15 +135,24 @@ class Native:
         """The address of the code, if there is one for the loop in C++; it is looked up once."""
         if self._address is None:
             try:
-                module = self._compiled.current_callable.__globals__["inductor_entry"].__self__
-                self._library = ctypes.PyDLL(module.__file__)
-                self._address = ctypes.cast(getattr(self._library, ENTRY), ctypes.c_void_p)
-                _driver()
-            except (
-                Exception
-            ):  # another version of torch has it elsewhere: the same code, call by call
+                self._load(self._file())
+            except Exception:  # another version of torch has it elsewhere: call by call
                 self._address = False
         return self._address or None
+
+    def _load(self, library: str) -> None:
+        self._library = ctypes.PyDLL(library)
+        self._address = ctypes.cast(getattr(self._library, ENTRY), ctypes.c_void_p)
+        _driver()
+
+    def _file(self) -> str:
+        """Where the code lies that was made."""
+        return self._compiled.current_callable.__globals__["inductor_entry"].__self__.__file__
+
+    def _keep(self) -> None:
+        """Takes note of the code, if it is one for the loop in C++."""
+        if self.entry() is not None:
+            kept.keep(self._key, self._file(), self._places)
 
 
 def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Callable[..., Any]:
@@ -153,11 +173,48 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
 
     # The cache of graphs is asked only where it is known what sizes depend on.
     sizes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
-    options = OPTIONS | {"aot_inductor.custom_ops_to_c_shims": Shims()}
-    with torch.no_grad(), tracing(sizes), warnings.catch_warnings(), _silent(*TALKATIVE):
+    options = OPTIONS | {
+        "aot_inductor.custom_ops_to_c_shims": Shims(),
+        "cpp_cache_precompile_headers": _has_headers(),
+    }
+    with (
+        torch.no_grad(),
+        tracing(sizes),
+        warnings.catch_warnings(),
+        _silent(*TALKATIVE),
+        _vectors(),
+    ):
         warnings.simplefilter("ignore")
         call: Any = compile_fx
         return call(graph, list(inputs), inner_compile=inner, config_patches=options)
+
+
+@contextmanager
+def _vectors() -> Iterator[None]:
+    """A context in which the compiler is taken to know the vectors that the processor has.
+
+    Inductor tries each kind first, which takes seven seconds where nothing is cached yet. A
+    compiler that does not know them raises an error.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    known = cpu_vec_isa.supported_vec_isa_list
+    used = [kind for kind in known if not any(name in str(kind) for name in UNUSED)]
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    cpu_vec_isa.supported_vec_isa_list = used
+    try:
+        with config.patch({"cpp.vec_isa_ok": True}):
+            yield
+    finally:
+        cpu_vec_isa.supported_vec_isa_list = known
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
+def _has_headers() -> bool:
+    """Whether headers were compiled before: twice as long as it takes to read them once."""
+    from torch._inductor.codecache import _HEADER_DIR
+
+    return any(Path(_HEADER_DIR).glob("*.gch"))
 
 
 @contextmanager
@@ -182,10 +239,16 @@ def _place(tensor: Tensor, inputs: Sequence[Tensor]) -> int | Tensor:
 @functools.cache
 def _driver() -> tuple[Callable[..., int], Any]:
     """The loop in C++, and what gives another handle of a tensor."""
-    from torch._inductor.codecache import CppCodeCache
+    text = DRIVER.replace("MOST", str(MOST))
+    key = kept.named(text)
+    found = kept.find(key)
+    if found is None:
+        from torch._inductor.codecache import CppCodeCache
 
-    built = CppCodeCache.load(DRIVER.replace("MOST", str(MOST)))
-    repeat = ctypes.PyDLL(built._name).repeat
+        with _vectors():
+            found = kept.Kept(CppCodeCache.load(text)._name, [])
+        kept.keep(key, *found)
+    repeat = ctypes.PyDLL(found.library).repeat
     repeat.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     repeat.argtypes = [pointer, pointer, number, pointer, number, ctypes.c_char_p, number]

@@ -122,6 +122,9 @@ def multiply_by_wide_vectors(graph: GraphModule) -> None:
                     product = graph.graph.call_function(aten.add.Tensor, (product, x))
             node.replace_all_uses_with(product)
             graph.graph.erase_node(node)
+    # A product may lie in memory the other way round, of which not all views can be had.
+    for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
     graph.recompile()
 
 

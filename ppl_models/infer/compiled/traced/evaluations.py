@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ppl_models.infer.compiled.watch import Finder
+from ppl_models.infer.compiled.watch import Finder, Watch
 from ppl_models.scoped import (
     get_host_rng_state,
     get_rng_state,
@@ -22,15 +22,16 @@ from ppl_models.scoped import (
     set_rng_state,
 )
 
-SMALL = 2**20  # numbers in a tensor that a program holds, and may change while it is looked at
+SMALL = 2**24  # numbers in a tensor that a program holds, and may change while it is looked at
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, with parameters of that kind
 HALVES = (torch.bfloat16, torch.float16)  # what autocast runs in
 HALF = 3e-2  # relative, where some of it runs in half precision
 NOISE = 30  # times what the last digits of the parameters make of a number
 UNSTEADY = (
     "two runs of the program with the same random numbers of torch differ in the {}: it draws or "
-    "counts outside of torch"
+    "counts outside of torch, and what it counts has gone on with these"
 )
+DRAWN = "state of torch's generator afterwards"
 
 Numbers = list[tuple[str, Tensor | None]]  # by names
 
@@ -98,7 +99,8 @@ class Evaluations:
         small = [x for x in found.tensors if x.numel() <= SMALL]
         named = [*(("buffers", b) for b in found.buffers())]
         named += [("tensor that it holds", x) for x in small]
-        return [(name, x.detach().clone()) for name, x in named]
+        drawn = [(DRAWN, torch.get_rng_state())]  # as many numbers are to be drawn
+        return [*((name, x.detach().clone()) for name, x in named), *drawn]
 
     def _rounding(
         self,
@@ -167,6 +169,13 @@ class Evaluations:
         noise = partial(self._rounding, evaluate, inputs)
         return _far(ours, found, self.tolerance(ours), noise)
 
+    def watch(self) -> Watch:
+        """What a run of the program must leave as it is; nothing where that cannot be found out."""
+        try:
+            return self.found().watch
+        except Exception:  # which a trace meets, too, and says
+            return []
+
     def found(self) -> Finder:
         return Finder(self.objective, self.stored)
 
@@ -179,6 +188,8 @@ def _far(
 ) -> str | None:
     """What differs by more than rounding between a program and its graph."""
     pairs = [(name, a, b) for (name, a), (_, b) in zip(ours, others, strict=True)]
+    if not all(x is None or x.isfinite().all() for _, x in (ours[0], others[0])):
+        pairs = pairs[:1]  # the loss, which says so itself
     far = [n for n, (_, a, b) in enumerate(pairs) if not _close(a, b, tolerance)]
     moves = noise(ours) if far else []  # near an optimum a gradient is as small as its rounding
     for n in far:
@@ -194,9 +205,20 @@ def _far(
 def _close(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
     if a is None or b is None:
         return a is b
-    if not a.isfinite().all():
-        return True  # the loss says so itself
-    return _distance(a, b) <= tolerance * (1e-3 + a.double().norm().item())
+    if not a.is_floating_point() and not a.is_complex():
+        return torch.equal(a, b)
+    if (found := finite(a, b)) is None:
+        return False
+    return _distance(*found) <= tolerance * (1e-3 + _double(found[0]).norm().item())
+
+
+def finite(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Two tensors without what is infinite or NaN in both; None where that differs."""
+    odd = ~a.isfinite()
+    if not odd.any():
+        return a, b
+    same = a.where(odd, 0).nan_to_num(7.0), b.where(~b.isfinite(), 0).nan_to_num(7.0)
+    return (a.where(~odd, 0), b.where(~odd, 0)) if torch.equal(*same) else None
 
 
 def _is_repeated(a: Tensor, b: Tensor) -> bool:
@@ -207,4 +229,8 @@ def _is_repeated(a: Tensor, b: Tensor) -> bool:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    return (a.double() - b.double()).norm().item()
+    return (_double(a) - _double(b)).norm().item()
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)

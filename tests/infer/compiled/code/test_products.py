@@ -59,3 +59,19 @@ def test_rows_of_a_wider_matrix():
     assert "middle_product" in multiplied(left, right, bias, result)
     torch.testing.assert_close(result, 2 * left @ right, rtol=1e-4, atol=1e-4)
     assert torch.equal(wide[:, :64], left)
+
+
+def test_a_view_of_a_product_that_is_reckoned_the_other_way_round():
+    """A gradient, say, of a transposed weight, as a part of one vector."""
+    torch.manual_seed(0)
+    left, right, result = torch.randn(128, 128), torch.randn(128, 8), torch.zeros(1024)
+
+    def step(left, right, result):
+        result.copy_((left.t() @ right).t().t().view(1024))
+        return ()
+
+    inputs = [left, right, result]
+    graph = make_fx(step, tracing_mode="fake")(*inputs)
+    products.multiply_by_wide_vectors(graph)
+    Native(graph, inputs)(2, inputs)
+    torch.testing.assert_close(result, (left.t() @ right).flatten(), rtol=1e-4, atol=1e-4)

@@ -5,16 +5,18 @@ mathematics. Small ones of a kind are therefore copied into one vector for a blo
 back at its end; large ones are moved where they are.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_models.infer.compiled.updates import Rule
+from ppl_models.infer.compiled.steps.updates import Rule
 
 SMALL = 4096  # numbers of a parameter that is packed
+WHOLE = 64  # numbers in some whole vectors of a processor
 PARAMETER, AVERAGE = "parameter", "average"
 
 
@@ -67,13 +69,15 @@ class Pack:
         parts = flat.split(self.sizes) if len(self.sizes) > 1 else [flat]
         return [x.view(shape) for x, shape in zip(parts, self.shapes, strict=True)]
 
-    def load(self) -> list[Tensor]:
-        """The tensors of all names, with what the live ones hold."""
-        if not self._flat:
-            return [self.live(name)[0] for name in self.names]
-        for parts, name in zip(self._parts, self.names, strict=True):
-            torch._foreach_copy_(parts, self.live(name))
-        return self._flat
+    def tensors(self) -> list[Tensor]:
+        """The tensors of all names."""
+        return self._flat or [self.live(name)[0] for name in self.names]
+
+    def load(self) -> None:
+        """Gives them what the live ones hold."""
+        if self._flat:
+            for parts, name in zip(self._parts, self.names, strict=True):
+                torch._foreach_copy_(parts, self.live(name))
 
     def store(self) -> None:
         """Gives the live ones what the tensors hold."""
@@ -89,9 +93,12 @@ class Pack:
 
     def numbers(self, rates: Tensor) -> Tensor:
         """What the rule reads in the next steps, from their learning rates, `(T,)`: `(T, N)`."""
-        start = self.count if self.rule.counts else None
+        steps, start = len(rates), self.count if self.rule.counts else None
+        # The last few of a tensor are reckoned one by one, and a power then rounds otherwise: a
+        # step has the same numbers wherever its block ends.
+        rates = torch.nn.functional.pad(rates.double(), (0, -len(rates) % WHOLE))
         counts = torch.arange(1, len(rates) + 1, dtype=torch.float64) + (start or 0.0)
-        return torch.stack(self.rule.numbers(rates.double(), counts, self.group), -1)
+        return torch.stack(self.rule.numbers(rates, counts, self.group), -1)[:steps]
 
     @property
     def count(self) -> float | None:
@@ -136,5 +143,31 @@ def packed(
 
 
 def all_tensors(packs: Sequence[Pack]) -> list[Tensor]:
-    """All the live tensors of packs."""
-    return list(chain.from_iterable(pack.live(name) for pack in packs for name in pack.names))
+    """All the live tensors of packs, and the counts of steps, which are moved at its end."""
+    live = chain.from_iterable(pack.live(name) for pack in packs for name in pack.names)
+    states = [pack.optimizer.state[p] for pack in packs for p in pack.parameters]
+    counts = [s["step"] for s in states if isinstance(s.get("step"), Tensor)]
+    return [*live, *counts]
+
+
+def overlap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors share memory with one another, or with others.
+
+    Example:
+        >>> x = torch.zeros(4)
+        >>> overlap([x[:2]], [x[1:]]), overlap([x[:2], x[2:]], [torch.zeros(1)])
+        (True, False)
+    """
+    owned = sorted(_span(x) for x in tensors if x.numel())
+    starts = [start for start, _ in owned]
+    last = [(bisect_left(starts, end) - 1, start) for start, end in map(_span, others)]
+    return any(first[1] > second[0] for first, second in pairwise(owned)) or any(
+        n >= 0 and owned[n][1] > start for n, start in last
+    )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where it begins and ends in memory."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    size = 1 + sum((length - 1) * stride for length, stride in pairs) if tensor.numel() else 0
+    return tensor.data_ptr(), tensor.data_ptr() + size * tensor.element_size()

@@ -1,0 +1,1 @@
+"""Steps of descent as compiled code, many in one call."""

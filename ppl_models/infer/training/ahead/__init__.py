@@ -1,0 +1,1 @@
+"""The batches of steps to come, for blocks of them."""
