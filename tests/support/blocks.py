@@ -7,6 +7,7 @@ from torch import nn
 
 from guides import AmortizedNormal
 from ppl_models import VAE, fit
+from ppl_models.infer.compiled.steps import loop
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
 
@@ -55,3 +56,20 @@ def assert_same(first, second, rtol=1e-9):
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, others[name], rtol=rtol, atol=1e-9, msg=name)
     assert torch.equal(rng, other_rng)  # as many random numbers were drawn
+
+
+def tamper(monkeypatch, right, length):
+    """Has code move more than it should after some calls, which it lists: the first are `right`."""
+    run, calls = loop.Loop.run, []
+
+    def tampered(self, plan, *rest):
+        losses = run(self, plan, *rest)
+        calls.append(plan)
+        for pack in plan[0][0].step.packs if len(calls) > right else ():
+            for p in pack.parameters:
+                p.data.add_(0.01)
+        return losses
+
+    monkeypatch.setattr(loop.Loop, "run", tampered)
+    monkeypatch.setattr(loop, "LONGEST", length)
+    return calls

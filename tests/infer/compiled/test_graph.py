@@ -28,7 +28,7 @@ X = torch.randn(40, 3)
 @pytest.fixture(autouse=True)
 def step_by_step(monkeypatch):
     """Losses are the subject here; blocks of steps are that of `training/test_blocks.py`."""
-    monkeypatch.setattr("ppl_models.infer.training.fit.blocks_of", lambda *_, **__: None)
+    monkeypatch.setattr("ppl_models.infer.training.choice.blocks_of", lambda *_, **__: None)
 
 
 def regression(x, y=None, size=None):

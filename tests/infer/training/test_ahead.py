@@ -21,7 +21,7 @@ from ppl_models import (
 )
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.training.ahead import streamed
-from tests.support.blocks import assert_same, both, rows, vae
+from tests.support.blocks import assert_same, both, rows, tamper, vae
 
 
 @pytest.fixture(autouse=True)
@@ -291,21 +291,7 @@ def test_streamed_batches_are_read_ahead(name, draws, taken):
 
 
 def test_code_that_goes_wrong_reads_no_batch_twice(monkeypatch, taken):
-    from ppl_models.infer.compiled.steps import loop
-
-    run, calls = loop.Loop.run, []
-
-    def tampered(self, plan, *rest):
-        losses = run(self, plan, *rest)
-        calls.append(plan)
-        if len(calls) > 4:
-            for pack in plan[0][0].step.packs:
-                for p in pack.parameters:
-                    p.data.add_(0.01)
-        return losses
-
-    monkeypatch.setattr(loop.Loop, "run", tampered)
-    monkeypatch.setattr(loop, "LONGEST", 4)
+    tamper(monkeypatch, right=4, length=4)
     ends = []
     for compiled in (True, False):
         data = Counting(draws=1)

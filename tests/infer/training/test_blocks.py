@@ -23,7 +23,7 @@ from ppl_models.infer.compiled.steps import loop
 from ppl_models.infer.compiled.steps import updates as rules
 from ppl_models.likelihoods import Normal
 from ppl_models.nn import MLP
-from tests.support.blocks import assert_same, both, rows, vae
+from tests.support.blocks import assert_same, both, rows, tamper, vae
 
 ADAM = partial(torch.optim.Adam, weight_decay=0.1)
 ADAMW = partial(torch.optim.AdamW, betas=(0.8, 0.99), weight_decay=0.2)
@@ -222,19 +222,7 @@ def test_what_no_code_can_stand_for_runs_by_itself(name, batch_size):
 
 def test_code_that_goes_wrong_is_found_and_what_it_did_is_undone(monkeypatch):
     """From the third block on the code moves more than it should."""
-    run, calls = loop.Loop.run, []
-
-    def tampered(self, plan, *rest):
-        losses = run(self, plan, *rest)
-        calls.append(plan)
-        if len(calls) > 3:
-            for pack in plan[0][0].step.packs:
-                for p in pack.parameters:
-                    p.data.add_(0.01)
-        return losses
-
-    monkeypatch.setattr(loop.Loop, "run", tampered)
-    monkeypatch.setattr(loop, "LONGEST", 8)
+    calls = tamper(monkeypatch, right=3, length=8)
     options = {"steps": 70, "lr": 0.01, "ema": 0.9, "schedule": partial(ExponentialLR, gamma=0.95)}
     with pytest.warns(UserWarning, match="a compiled step has another"):
         found = both(lambda: elbo(*vae()), rows(), **options)
