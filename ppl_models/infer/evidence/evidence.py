@@ -279,20 +279,25 @@ def log_evidence(
         row_variance=torch.zeros_like(sums.variance) if exact else sums.variance,
         tails=None if exact else sums.tails,
     )
-    if evidence._are_few() or evidence._typical_k() > threshold(num_samples):
-        found = f"{num_samples} draws have weights without variance (Evidence.pareto_k)"
-        if evidence._are_few():
-            found = (
-                f"{num_samples} draws are as good as {evidence._carrying():.1f} "
-                f"(Evidence.effective_draws)"
-            )
-        warn(
-            f"log_evidence: {found}, as a few carry most of the weight. The bound may be too "
-            f"low by more than its Monte Carlo error says. Try more of them (num_samples), "
-            f"or a guide that is nearer to the posterior; one that is too wide loses less than one "
-            f"that is too narrow."
-        )
+    _warn_where_few_carry(evidence)
     return evidence
+
+
+def _warn_where_few_carry(evidence: Evidence) -> None:
+    """Warns where the bound may be lower than its error says."""
+    draws = evidence.num_samples
+    if evidence._are_few():
+        found = f"are as good as {evidence._carrying():.1f} (Evidence.effective_draws)"
+    elif evidence._typical_k() > threshold(draws):
+        found = "have weights without variance (Evidence.pareto_k)"
+    else:
+        return
+    warn(
+        f"log_evidence: {draws} draws {found}, as a few carry most of the weight. The bound may be "
+        f"too low by more than its Monte Carlo error says. Try more of them (num_samples), or a "
+        f"guide that is nearer to the posterior; one that is too wide loses less than one that is "
+        f"too narrow."
+    )
 
 
 @torch.no_grad()

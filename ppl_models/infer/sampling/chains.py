@@ -90,7 +90,8 @@ def sample(density: Density, settings: Settings) -> Chains:
         save_warmup=False,
         return_raw_trace=True,
     )
-    return _chains(*raw.get_arrow_trace(), settings.draws)
+    latents, statistics = raw.get_arrow_trace()
+    return _chains(latents, statistics, settings.draws)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class _Model:
     def _make_sampler(self, settings: Any, mean: Any, cores: int, progress: Any, store: Any) -> Any:
         lib = nutpie()._lib
         size, count, native = self.density.size, self.density.count, self.density.native
+        assert native is not None
         density = lib.LogpFunc(native.density, native.address, native)
         latents = lib.ExpandFunc(size, count, native.latents, native.address, native)
         variables = lib.PyVariable.new_variables([LATENTS], ["float64"], [(count,)], {}, {})
