@@ -49,6 +49,7 @@ from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.diagnostics.khat import Khat, khat
+from ppl_models.infer.diagnostics.loo import LeftOut, loo
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
@@ -126,6 +127,7 @@ __all__ = [
     "LabelShift",
     "LatentDiffusion",
     "LatentPositions",
+    "LeftOut",
     "LinearRegression",
     "LogisticRegression",
     "MaskedWords",
@@ -174,6 +176,7 @@ __all__ = [
     "load",
     "log_evidence",
     "log_predictive",
+    "loo",
     "ngrams",
     "num_active",
     "nuts",

@@ -76,7 +76,7 @@ def log_predictive(
     with sampling(model, guide, new, seed) as joint:
         checks.check_observed(joint.first.model)
         _check_shared(joint)
-        _check_density(joint)
+        check_density(joint, "log_predictive")
         value, variance = _mean_likelihood(joint, num_samples, batch_size)
     return Predictive(
         value,
@@ -101,11 +101,11 @@ def _check_shared(joint: Joint) -> None:
         )
 
 
-def _check_density(joint: Joint) -> None:
+def check_density(joint: Joint, where: str) -> None:
     """Raises where what is observed has no density: each entry would be given the others."""
     if pseudo := pseudo_likelihoods(joint.first.model):
         raise ValueError(
-            f"log_predictive: site(s) {', '.join(map(repr, pseudo))} are pseudo-likelihoods, each "
+            f"{where}: site(s) {', '.join(map(repr, pseudo))} are pseudo-likelihoods, each "
             f"entry given the others, and no density of rows. Try log_evidence, which says so."
         )
 
@@ -114,7 +114,7 @@ def _mean_likelihood(joint: Joint, num_samples: int, batch_size: int) -> tuple[T
     """The log of the mean likelihood of each row, and its variance by the delta method."""
     first = torch.full((joint.num_rows,), -math.inf, dtype=torch.float64)
     second = first.clone()  # log sums of the likelihoods, and of their squares
-    for _, results in joint.evaluate(_of_rows, num_samples, batch_size):
+    for _, results in joint.evaluate(likelihood_of_rows, num_samples, batch_size):
         likelihood = results["log_likelihood"].double().cpu()  # (K, N)
         first = torch.logaddexp(first, likelihood.logsumexp(0))
         second = torch.logaddexp(second, (2 * likelihood).logsumexp(0))
@@ -122,11 +122,11 @@ def _mean_likelihood(joint: Joint, num_samples: int, batch_size: int) -> tuple[T
     return first - math.log(num_samples), spread.clamp(min=0) / max(1, num_samples - 1)
 
 
-def _of_rows(draws: Draws) -> Results:
+def likelihood_of_rows(draws: Draws, where: str = "log_predictive") -> Results:
     """The log-likelihood of each row, all that is observed of it together."""
     if beside := factors_of_data(draws):
         raise ValueError(
-            f"log_predictive: the pyro.factor site(s) {', '.join(map(repr, beside))} lie in the "
+            f"{where}: the pyro.factor site(s) {', '.join(map(repr, beside))} lie in the "
             f"plates of the data, and may be a part of the likelihood of a row, as where data are "
             f"censored. Expected all of it at sites that observe. Try a distribution whose "
             f"log_prob holds that part."
@@ -135,13 +135,13 @@ def _of_rows(draws: Draws) -> Results:
     for part in likelihoods(draws):
         if part.mask is not None and not part.mask.all():
             raise ValueError(
-                f"log_predictive: a mask leaves out {int((~part.mask).sum())} of "
+                f"{where}: a mask leaves out {int((~part.mask).sum())} of "
                 f"{part.mask.numel()} entries of {', '.join(map(repr, part.names))}, which would "
                 f"count as predicted perfectly. Expected rows that were observed. Try those rows."
             )
         if part.value is None or [frame.name for frame in part.frames] != ["data"]:
             raise ValueError(
-                f"log_predictive: the likelihood of {', '.join(map(repr, part.names))} is not one "
+                f"{where}: the likelihood of {', '.join(map(repr, part.names))} is not one "
                 f"of single rows. Expected sites in the plate 'data' alone, and rows that are "
                 f"independent given the draws. Try log_evidence."
             )
