@@ -67,6 +67,17 @@ def test_it_is_that_of_arviz_where_the_guide_is_the_posterior():
     torch.testing.assert_close(found.value, torch.from_numpy(rows.values), atol=0.01, rtol=0)
 
 
+def test_it_is_that_of_arviz_for_approximate_posteriors():
+    if not hasattr(az, "loo_approximate_posterior"):
+        pytest.skip("ArviZ 0.x has none")
+    found = loo(model, guide_of(1.4, 0.5), X, num_samples=4000, seed=0)
+    data = from_pyro_svi(model, guide_of(1.4, 0.5), X, num_samples=4000, seed=0)
+    log_p, log_q = (data["sample_stats"][name].values.flatten() for name in ("log_p", "log_q"))
+    theirs = az.loo_approximate_posterior(data, log_p, log_q, pointwise=True)
+    rows = torch.from_numpy(theirs.elpd_i.values)
+    torch.testing.assert_close(found.value, rows, atol=0.02, rtol=0)
+
+
 def test_a_row_that_decides_the_fit_is_named_by_its_k():
     x = torch.cat([X[:5], torch.tensor([40.0])])
 
