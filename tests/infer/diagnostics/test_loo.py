@@ -51,10 +51,10 @@ def test_each_row_given_all_others(scale, shift, error):
 
 
 def test_the_error_is_the_spread_of_repeats():
-    found = [loo(model, guide_of(1.3), X[:10], num_samples=400, seed=seed) for seed in range(60)]
+    found = [loo(model, guide_of(1.3), X[:10], num_samples=400, seed=seed) for seed in range(40)]
     spread = torch.stack([one.value for one in found]).std(0)
     errors = torch.stack([one.row_variance for one in found]).mean(0).sqrt()
-    assert ((errors / spread).log().abs() < 0.4).all()
+    assert ((errors / spread).log().abs() < 0.5).all()
 
 
 def test_it_is_that_of_arviz_where_the_guide_is_the_posterior():
