@@ -48,8 +48,12 @@ from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
+from ppl_models.infer.diagnostics.calibration.result import Calibration
 from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.diagnostics.loo import LeftOut, loo
+from ppl_models.infer.diagnostics.sbc import sbc
+from ppl_models.infer.diagnostics.tarp import tarp
+from ppl_models.infer.diagnostics.unlike import PredictivePvalues, predictive_pvalues
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
@@ -102,6 +106,7 @@ __all__ = [
     "Batch",
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
+    "Calibration",
     "Classifier",
     "ClusteredVAE",
     "Comparison",
@@ -140,6 +145,7 @@ __all__ = [
     "PixelRNN",
     "PoissonFactorization",
     "PoissonMixture",
+    "PredictivePvalues",
     "ProbabilisticPCA",
     "Run",
     "SemiSupervisedVAE",
@@ -182,12 +188,15 @@ __all__ = [
     "nuts",
     "posterior_as_prior",
     "predict",
+    "predictive_pvalues",
     "probability_flow",
     "procrustes",
     "read_graph",
     "reconstruction",
     "relabel",
     "save",
+    "sbc",
+    "tarp",
     "unfreeze",
     "variational_bound",
     "varimax",

@@ -208,6 +208,9 @@ def test_the_second_run_of_continuous_integration_knows_what_is_of_arviz():
     (chosen,) = re.findall(r"differs='(.*)'", (ROOT / ".ci/run").read_text())
     groups = r"import (arviz|xarray)|infer\.evidence\.(arviz|groups) import"
     whole = {HOUSE / "infer" / "evidence", HOUSE / "infer" / "selection"}  # folders of tests
+    whole |= {
+        HOUSE / "infer" / "diagnostics" / "calibration"
+    }  # of `sbc` and `tarp`, which are named
     for path in (p.values[0] for p in PRODUCT):
         if path.stem in HALL or not re.search(groups, path.read_text()):
             continue

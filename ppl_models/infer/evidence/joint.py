@@ -315,6 +315,18 @@ class Joint:
         device = self.data[0].device
         return draw(call, self.model, self.guide, self.enumeration, count, num_rows, device)
 
+    def weigh(self, latents: dict[str, Tensor]) -> Draws:
+        """The densities of latents that are given, of all rows, as if a guide had drawn them."""
+
+        def given(*_: Tensor, size: int | None = None) -> None:
+            for name, value in latents.items():
+                pyro.sample(name, pyro.distributions.Delta(value).to_event())
+
+        call, _ = self._call_on(self.all_rows, 1)
+        rows, device = self.num_rows if self.by_row else None, self.data[0].device
+        program = Program(given, "guide")
+        return draw(call, self.model, program, self.enumeration, 1, rows, device)
+
     def check_points(self, check: Callable[..., None]) -> None:
         """Applies a check of points to the guide, with draws of its own."""
         with kept_rng(self.data[0].device):

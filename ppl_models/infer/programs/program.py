@@ -124,11 +124,16 @@ class Program:
                 f"takes {'none' if few else 'them'}."
             ) from None
 
-    def name_arguments(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        """Positional arguments under the names that the program gives them, if it does."""
+    @property
+    def argument_names(self) -> list[str]:
+        """The names of its positional arguments, `size` left out."""
         parameters = self._signature.parameters.values()
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [p.name for p in parameters if p.kind in kinds and p.name != "size"]
+        return [p.name for p in parameters if p.kind in kinds and p.name != "size"]
+
+    def name_arguments(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        """Positional arguments under the names that the program gives them, if it does."""
+        names = self.argument_names
         names += [f"argument_{i}" for i in range(len(names), len(values))]
         return dict(zip(names, values, strict=False))
 

@@ -1,0 +1,137 @@
+"""A posterior made anew for each data set that a model drew, several at a time.
+
+Each is made in the same state whatever came before, and with a seed of its own, so that it does not
+matter how many processes there are: parameters of the model are frozen, and afterwards its buffers
+and Pyro's store are as they were.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_models.infer.compiled.side_by_side import Results
+from ppl_models.infer.diagnostics.calibration.thinning import thinned
+from ppl_models.infer.evidence.joint import sampling
+from ppl_models.infer.evidence.weights import Draws
+from ppl_models.infer.programs import sites
+from ppl_models.infer.programs.program import Program
+from ppl_models.infer.trials.points import check_no_point
+from ppl_models.scoped import get_host_rng_state, kept_rng, mix, set_host_rng_state
+
+Values = dict[str, np.ndarray]  # of each latent, with the draws in front
+BATCH = 4096  # draws of rows that are made at once
+
+
+@dataclass(frozen=True, eq=False)
+class Refits:
+    """What makes posteriors.
+
+    Attributes:
+        refit: Called as `refit(model, *data)`, gives a guide or an ArviZ object.
+        model: The model.
+        num_draws: How many draws of each, `L`.
+        num_jobs: In how many processes; None for as many as there are cores.
+        seed: Seeds all of them.
+    """
+
+    refit: Callable[..., Any]
+    model: Callable[..., Any]
+    num_draws: int
+    num_jobs: int | None
+    seed: int
+
+    def draws(self, data: list[tuple[Any, ...]]) -> list[Values]:
+        """Draws for each data set, `L` or as many as chains are worth."""
+        from joblib import Parallel, cpu_count, delayed
+
+        jobs = min(self.num_jobs or cpu_count(), len(data))
+        store = pyro.get_param_store().get_state()
+        each = (delayed(self._draws)(n, one, store) for n, one in enumerate(data))
+        return list(Parallel(n_jobs=jobs, backend="loky")(each))
+
+    def _draws(self, number: int, data: tuple[Any, ...], store: dict[str, Any]) -> Values:
+        seed = mix(self.seed, number)
+        with _alone(Program(self.model, "model"), seed, store):
+            posterior = self.refit(self.model, *data)
+            if callable(posterior):
+                return drawn_by(self.model, posterior, data, self.num_draws, seed)
+        return thinned(posterior, self.num_draws)
+
+
+@contextmanager
+def _alone(model: Program, seed: int, store: dict[str, Any]) -> Iterator[None]:
+    """A context in which a posterior is made, after which everything is as before."""
+    host, threads, own = get_host_rng_state(), torch.get_num_threads(), pyro.get_param_store()
+    before = own.get_state()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(kept_rng(torch.device("cpu")))
+            for module in model.modules().values():
+                stack.enter_context(_frozen(module))
+            torch.set_num_threads(1)  # sums in the same order, and as many processes as cores
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            own.set_state(_copied(store))
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        set_host_rng_state(host)
+        own.set_state(before)
+
+
+def _copied(store: dict[str, Any]) -> dict[str, Any]:
+    def copied(x: Tensor) -> Tensor:
+        return x.detach().clone().requires_grad_(x.requires_grad)
+
+    return {
+        "params": {name: copied(x) for name, x in store["params"].items()},
+        "constraints": dict(store["constraints"]),
+    }
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """A context in which nothing trains a module, and after which its buffers are as before."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def drawn_by(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: tuple[Any, ...],
+    num_draws: int,
+    seed: int,
+) -> Values:
+    """Draws of a guide for its data, with the shapes of their sites."""
+    with sampling(model, guide, data, seed) as joint:
+        joint.check_points(check_no_point)
+        names = sorted(joint.latent.keys() - joint.enumeration.names)
+
+        def values(draws: Draws) -> Results:
+            drawn = sites.latent_sites(draws.guide)
+            found = [(name, drawn[name]) for name in names]
+            return {n: joint.unstack(draws, s, s["value"], s["fn"].event_dim) for n, s in found}
+
+        most = max(BATCH, joint.num_rows)  # a batch has all rows
+        parts = [found for _, found in joint.evaluate(values, num_draws, most)]
+    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in names}
