@@ -112,10 +112,11 @@ def _points(latents: Tensor, data: Tensor, new: Tensor) -> Tensor:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    regression = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(
-        data.numpy(), latents.numpy()
-    )
-    predicted = torch.from_numpy(regression.predict(data.numpy())).reshape(latents.shape)
-    errors = latents - predicted
-    moved = errors[torch.randint(len(errors), (len(new),))]
-    return torch.from_numpy(regression.predict(new.numpy())).reshape(moved.shape) + moved
+    regression = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
+    regression.fit(data.numpy(), latents.numpy())
+
+    def predicted(x: Tensor) -> Tensor:
+        return torch.from_numpy(regression.predict(x.numpy())).reshape(len(x), -1)
+
+    errors = latents - predicted(data)
+    return predicted(new) + errors[torch.randint(len(errors), (len(new),))]

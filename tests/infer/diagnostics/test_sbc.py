@@ -58,6 +58,15 @@ def test_what_the_joint_density_sees_alone(analysis):
         assert found.p_values["log_p"] < 1e-10
 
 
+def test_points_that_do_not_depend_on_data_would_pass_the_prior(analysis, monkeypatch):
+    from ppl_models.infer.diagnostics import tarp as file
+
+    guide = faulty(analysis, FAULTS["the prior"])
+    assert tarp(analysis, guide, seed=0).p_value < 1e-10
+    monkeypatch.setattr(file, "_points", lambda latents, data, new: latents.flip(0))
+    assert tarp(analysis, guide, seed=0).p_value > 0.01
+
+
 def test_what_k_sees(analysis):
     x = analysis(size=200)
     k = {name: khat(analysis, faulty(analysis, f), x, seed=0).value for name, f in FAULTS.items()}
@@ -249,6 +258,9 @@ class Rows(nn.Module):
 
 
 def fitted(model, x):
+    pyro.param("theirs", torch.zeros(1))
+    with torch.no_grad():
+        pyro.param("mine", torch.zeros(1)).add_(1)
     guide = AutoNormal(model, init_scale=0.5)
     fit(elbo(model, guide), x, steps=5, lr=0.1, progress=False)
     return guide
@@ -262,6 +274,7 @@ def test_fits_leave_the_model_and_pyros_store_alone():
     assert found.ranks["z"].shape == (20, 3)
     assert (model.scale.item(), model.scale.requires_grad) == (1.0, True)
     assert [*pyro.get_param_store().keys()] == ["mine"]
+    assert pyro.param("mine").item() == 1.0
     assert torch.equal(torch.get_rng_state(), before)
 
 

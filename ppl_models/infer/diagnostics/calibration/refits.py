@@ -68,11 +68,11 @@ class Refits:
 @contextmanager
 def _alone(model: Program, seed: int, store: dict[str, Any]) -> Iterator[None]:
     """A context in which a posterior is made, after which everything is as before."""
-    host, threads, own = get_host_rng_state(), torch.get_num_threads(), pyro.get_param_store()
-    before = own.get_state()
+    host, threads = get_host_rng_state(), torch.get_num_threads()
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(pyro.get_param_store().scope(_copied(store)))
             stack.enter_context(kept_rng(torch.device("cpu")))
             for module in model.modules().values():
                 stack.enter_context(_frozen(module))
@@ -80,12 +80,10 @@ def _alone(model: Program, seed: int, store: dict[str, Any]) -> Iterator[None]:
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            own.set_state(_copied(store))
             yield
     finally:
         torch.set_num_threads(threads)
         set_host_rng_state(host)
-        own.set_state(before)
 
 
 def _copied(store: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ r"""What ranks say: p-values, a line, a picture, an ArviZ object.
 Shapes: `S` simulations, `L` draws for each.
 """
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,21 +72,21 @@ class Calibration:
         return to_arviz({"prior_sbc": group}, {}, {})
 
     def plot(self) -> "Figure":
-        """Draws how far each distribution of ranks is from uniform, and where it may be.
+        """Draws how far each distribution of ranks is from uniform, and how far it may be.
 
         A curve leaves the band where the p-value of them all is below 0.05. It is above zero where
-        draws are too high on the right of it; an S tells of draws that are too wide or too narrow.
+        draws are too high, below where they are too low; above on the left and below on the right
+        where they are too narrow, and the other way round where they are too wide.
         """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
         self._draw_band(axes)
         self._draw_curves(axes)
-        axes.set(xlabel="rank / number of draws", ylabel="ECDF of ranks - uniform", title=str(self))
-        axes.title.set_fontsize("small")
-        axes.title.set_wrap(True)
-        figure.legend(loc="outside right upper", fontsize="small")
+        axes.set(xlabel="rank / number of draws", ylabel="ECDF of ranks - uniform")
+        figure.suptitle(textwrap.fill(str(self), 90), fontsize="medium")
+        figure.legend(loc="outside right center", fontsize="small")
         return figure
 
     def __str__(self) -> str:
