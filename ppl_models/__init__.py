@@ -48,7 +48,9 @@ from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
+from ppl_models.infer.diagnostics.convergence import Convergence, convergence
 from ppl_models.infer.diagnostics.khat import Khat, khat
+from ppl_models.infer.diagnostics.rhat import Rhat, rhat
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
@@ -105,6 +107,7 @@ __all__ = [
     "ClusteredVAE",
     "Comparison",
     "ConditionalVAE",
+    "Convergence",
     "Coral",
     "DenoisingAutoEncoder",
     "Diffusion",
@@ -139,6 +142,7 @@ __all__ = [
     "PoissonFactorization",
     "PoissonMixture",
     "ProbabilisticPCA",
+    "Rhat",
     "Run",
     "SemiSupervisedVAE",
     "SentenceClassifier",
@@ -156,6 +160,7 @@ __all__ = [
     "compare",
     "compare_labels",
     "component_summary",
+    "convergence",
     "data_plate",
     "denoising",
     "descend",
@@ -184,6 +189,7 @@ __all__ = [
     "read_graph",
     "reconstruction",
     "relabel",
+    "rhat",
     "save",
     "unfreeze",
     "variational_bound",
