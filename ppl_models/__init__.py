@@ -48,6 +48,7 @@ from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
+from ppl_models.infer.diagnostics.check import Check, check
 from ppl_models.infer.diagnostics.convergence import Convergence, convergence
 from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.diagnostics.rhat import Rhat, rhat
@@ -103,6 +104,7 @@ __all__ = [
     "Batch",
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
+    "Check",
     "Classifier",
     "ClusteredVAE",
     "Comparison",
@@ -157,6 +159,7 @@ __all__ = [
     "align",
     "balanced",
     "bin_edges",
+    "check",
     "compare",
     "compare_labels",
     "component_summary",
