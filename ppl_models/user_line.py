@@ -84,8 +84,8 @@ def _passed_over() -> tuple[str, ...]:
 def _of_others() -> tuple[str, ...]:
     """How the names of files begin that have no statements of programs."""
     here = Path(__file__).parent
-    ours = (f"{here / 'infer'}{os.sep}", str(here / "plates.py"), __file__)
-    return (*ours, *_origins())
+    ours = (f"{here / 'infer'}{os.sep}", *(str(here / f"{n}.py") for n in ("plates", "checks")))
+    return (*ours, __file__, *_origins())
 
 
 @functools.cache

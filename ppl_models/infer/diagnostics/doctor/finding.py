@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 SITE = re.compile(r"\bsites?(?:\(s\))? '([^']+)'")
 PROGRAM = re.compile(r"^(model|guide):|of the (model|guide)\b")
+REMEDY = re.compile(r" Try |: try ")
 WIDTH = 88
 
 
@@ -17,7 +18,7 @@ class Finding:
         what: What is wrong.
         site: The site it is about; None where it is about no single one.
         line: Where its statement is, as `file:line`; None where that is in Pyro itself, as in an
-            autoguide.
+            autoguide, or it is about the data.
         expected: What was expected there.
         got: What came.
         remedy: What to try.
@@ -38,7 +39,7 @@ class Finding:
             textwrap.fill(part, WIDTH, subsequent_indent="    " if part[0] == " " else "")
             for part in parts
         ]
-        return "\n".join([f"{self.line}:" if self.line else "(no line of yours):", *lines])
+        return "\n".join([f"{self.line}:", *lines] if self.line else lines)
 
 
 def from_text(text: str, line: str | None = None) -> Finding:
@@ -50,7 +51,7 @@ def from_text(text: str, line: str | None = None) -> Finding:
         ('x', '1 or more', '0', 'x + 1')
     """
     site = SITE.search(text)
-    head, _, remedy = text.partition(" Try ")
+    head, remedy = [*REMEDY.split(text, maxsplit=1), ""][:2]
     what, _, rest = re.sub(r": expected ", ": . Expected ", head, count=1).partition(" Expected ")
     expected, _, got = rest.partition(", got ")
     what = what.removesuffix(": .").strip()

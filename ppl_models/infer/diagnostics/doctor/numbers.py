@@ -21,7 +21,7 @@ def examine(exam: Exam, traces: Pair) -> None:
     """Takes note of numbers outside a support, of mixed precisions, and of lost digits."""
     for trace, program in zip(traces, ("model", "guide"), strict=True):
         for site in sites.random_sites(trace):
-            exam.asks(_check_precisions, site, program, program=program)
+            exam.asks(_check_kinds, site, program, program=program)
     exam.asks_of_each(_Support(exam), traces.model)
     known = exam.seen
     for trace, program in zip(traces, ("model", "guide"), strict=True):
@@ -69,19 +69,27 @@ def _note_parameter(exam: Exam, name: str) -> None:
     )
 
 
-def _check_precisions(site: dict, program: str) -> None:
-    """Raises where the value of a site and its distribution have different precisions."""
-    found = {name: x.dtype for name, x in _parts(site) if x.is_floating_point()}
+def _check_kinds(site: dict, program: str) -> None:
+    """Raises where the numbers of a site have different precisions, or are on different devices."""
+    where = f"site {site['name']!r} of the {program}: its numbers are"
     devices = {name: x.device for name, x in _parts(site) if x.dim()}
-    for what, kinds in (("precision", found), ("device", devices)):
-        if len(set(kinds.values())) > 1:
-            told = ", ".join(f"{name} {_short(kind)}" for name, kind in kinds.items())
-            raise ValueError(
-                f"site {site['name']!r} of the {program}: its numbers are of more than one "
-                f"{what}, and digits are lost on the way. Expected one {what}, got {told}. Try "
-                f"model.double() and x.double() together, or x.new_zeros(...) and "
-                f"x.to(loc.dtype) for what is made in the program."
-            )
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            f"{where} on more than one device. Expected one, got {_listed(devices)}. Try "
+            f"x.new_zeros(...), or torch.zeros(..., device=x.device), for what is made in the "
+            f"program."
+        )
+    kinds = {name: x.dtype for name, x in _parts(site) if x.is_floating_point()}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(
+            f"{where} of more than one precision, and digits are lost on the way. Expected one, "
+            f"got {_listed(kinds)}. Try model.double() and x.double() together, or "
+            f"x.new_zeros(...) for what is made in the program."
+        )
+
+
+def _listed(kinds: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(kind)}" for name, kind in kinds.items())
 
 
 def _short(kind: Any) -> str:

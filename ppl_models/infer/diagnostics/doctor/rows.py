@@ -22,10 +22,13 @@ def examine(exam: Exam, traces: Pair) -> None:
 
 
 def _examine_plates(exam: Exam, traces: Pair) -> None:
-    """Looks at half of the rows, which count twice each, in programs that take them."""
+    """Looks at half of the rows, which count twice each, in programs that take them.
+
+    A model without an argument `size` is one of the whole data, unless the batch is a part of them.
+    """
     rows = len(exam.batch[0])
     half = rows if rows < exam.size else rows // 2
-    if not half:
+    if not half or (rows == exam.size and not exam.model.takes_size):
         return
     some = traces
     if half < rows:
@@ -46,7 +49,7 @@ def _examine_independence(exam: Exam, trial: Trial, traces: Pair) -> None:
         found = trial.of_parts()
     for trace, program in zip(traces, ("model", "guide"), strict=True):
         for site in filter(sites.in_data_plate, sites.random_sites(trace)):
-            if found == f"site {site['name']!r} of the {program}":
+            if site["name"] not in exam.seen and found == f"site {site['name']!r} of the {program}":
                 exam.note(
                     f"{found}: the log-density of a row depends on the other rows of its batch, "
                     f"on how many there are or on their order. Expected rows that are independent, "
