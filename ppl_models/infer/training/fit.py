@@ -123,7 +123,8 @@ def fit(
             trend over the last half of its epochs is no larger than its standard error, and that
             is at most a hundredth of all that the loss fell by, or a tenth of the noise of an
             epoch. That is looked at after 20 epochs, and after each tenth more of them, and has to
-            be so at two looks. A loss that still falls after `epochs` is warned of.
+            be so at two looks. A loss that still falls after `epochs` is warned of. The loss of a
+            network that learns its rows by heart falls on for long: see `patience`.
         clip: The largest norm of the gradient.
         schedule: A callable `schedule(optimizer)` or `schedule(optimizer, steps)` that returns
             a scheduler of torch, which moves at every step.
