@@ -49,8 +49,11 @@ from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.diagnostics.calibration.result import Calibration
+from ppl_models.infer.diagnostics.check import Check, check
+from ppl_models.infer.diagnostics.convergence import Convergence, convergence
 from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.diagnostics.loo import LeftOut, loo
+from ppl_models.infer.diagnostics.rhat import Rhat, rhat
 from ppl_models.infer.diagnostics.sbc import sbc
 from ppl_models.infer.diagnostics.tarp import tarp
 from ppl_models.infer.diagnostics.unlike import PredictivePvalues, predictive_pvalues
@@ -107,10 +110,12 @@ __all__ = [
     "BayesianFactorAnalysis",
     "BayesianGaussianMixture",
     "Calibration",
+    "Check",
     "Classifier",
     "ClusteredVAE",
     "Comparison",
     "ConditionalVAE",
+    "Convergence",
     "Coral",
     "DenoisingAutoEncoder",
     "Diffusion",
@@ -147,6 +152,7 @@ __all__ = [
     "PoissonMixture",
     "PredictivePvalues",
     "ProbabilisticPCA",
+    "Rhat",
     "Run",
     "SemiSupervisedVAE",
     "SentenceClassifier",
@@ -161,9 +167,11 @@ __all__ = [
     "align",
     "balanced",
     "bin_edges",
+    "check",
     "compare",
     "compare_labels",
     "component_summary",
+    "convergence",
     "data_plate",
     "denoising",
     "descend",
@@ -194,6 +202,7 @@ __all__ = [
     "read_graph",
     "reconstruction",
     "relabel",
+    "rhat",
     "save",
     "sbc",
     "tarp",

@@ -145,8 +145,8 @@ def check_finite(x: Tensor, where: str, minimum: int = 1, missing: bool = False)
         )
 
 
-def listed(numbers: Sequence[int], most: int = 5) -> str:
-    """The first of many numbers, for errors.
+def listed(numbers: Sequence[object], most: int = 5) -> str:
+    """The first of many numbers or names, for errors.
 
     Example:
         >>> listed(range(100))

@@ -3,12 +3,16 @@
 import functools
 import inspect
 import os
+import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType, TracebackType
 
 # What may lie between a user's line and ours, besides ours.
 BETWEEN = ("torch", "pyro", "sklearn", "tqdm", "contextlib", "functools")
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -27,10 +31,64 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def statement_below(end: CodeType) -> str | None:
+    """The innermost line of a program that runs below a call, as `file:line`.
+
+    Also of a program of this library; None where it is one of Pyro's, such as an autoguide.
+
+    Arguments:
+        end: The code of the call, which the program is inside of.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not end:
+        if not frame.f_code.co_filename.startswith(_of_others()):
+            return _line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def statement_of(traceback: TracebackType | None) -> str | None:
+    """The innermost line of a program at which an error came up, as `file:line`."""
+    found = None
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith(_of_others()):
+            found = _line(file, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
+def statement_in(text: str) -> str | None:
+    """The innermost line of a program in a traceback as it is printed, as `file:line`."""
+    found = None
+    for file, number in FRAME.findall(text):
+        if not file.startswith(_of_others()):
+            found = _line(file, int(number))
+    return found
+
+
+def _line(file: str, number: int) -> str:
+    path, here = Path(file), Path.cwd()
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{number}"
+
+
 @functools.cache
 def _passed_over() -> tuple[str, ...]:
     """How the names of files begin that are not the user's."""
     here = Path(__file__).parent
     ours = [f"{folder}{os.sep}" for folder in (here, here.with_name("guides"))]
+    return (*ours, *_origins())
+
+
+@functools.cache
+def _of_others() -> tuple[str, ...]:
+    """How the names of files begin that have no statements of programs."""
+    here = Path(__file__).parent
+    ours = (f"{here / 'infer'}{os.sep}", *(str(here / f"{n}.py") for n in ("plates", "checks")))
+    return (*ours, __file__, *_origins())
+
+
+@functools.cache
+def _origins() -> tuple[str, ...]:
     origins = [spec.origin for spec in map(find_spec, BETWEEN) if spec and spec.origin]
-    return (*ours, *(origin.removesuffix("__init__.py") for origin in origins))
+    return tuple(origin.removesuffix("__init__.py") for origin in origins)

@@ -29,6 +29,7 @@ from ppl_models.infer.evidence.pareto import Tails, threshold
 from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.not_finite import first_not_finite
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.conditionals import check_conditionals, pseudo_likelihoods
@@ -379,7 +380,7 @@ def _check_number(joint: Joint, value: Tensor) -> None:
     """Raises where a value is none: zero density of all draws is one, minus infinity."""
     wrong = value.isnan() | (value == math.inf)
     if wrong.any():
-        first = checks.first_not_finite(joint.first.model, joint.first.guide)
+        first = first_not_finite(joint.first.model, joint.first.guide)
         seen = f" In a first run, {first}." if first.startswith("the first site") else ""
         raise FloatingPointError(
             f"log_evidence: {int(wrong.sum())} of {len(value)} values are "

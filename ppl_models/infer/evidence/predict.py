@@ -148,7 +148,7 @@ class NewRows:
 
         return model
 
-    def check(
+    def check_given(
         self, given: Mapping[str, Tensor], where: str, data: Collection[str] | None = None
     ) -> None:
         """Raises unless these are the latents that all rows share, as the model has them.
@@ -327,7 +327,7 @@ def _not_fitted(guide: Any) -> str:
 def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
     """The model and the latents of all rows, of a guide that need not know the new ones."""
     if guide is None or rows.latents.keys() == rows.of_rows:
-        rows.check({}, "guide")
+        rows.check_given({}, "guide")
         return _sampler(rows, set(), no_latents)
     program = Program(guide, "guide", rows.program)
     program.is_evaluated = True
@@ -356,7 +356,7 @@ def _shared_of_guide(guide: Any, rows: NewRows) -> Sampler:
             f"{str(error).splitlines()[0]}). Try {POSTERIOR}."
         ) from error
     given = {n: s["value"] for n, s in sites.latent_sites(trace).items() if n not in rows.of_rows}
-    rows.check(given, "guide")
+    rows.check_given(given, "guide")
     if not automatic and rows.data:
         _check_no_rows_read(program, rows)
     names = [*given]
@@ -420,7 +420,7 @@ def _shared_of_posterior(
             values = draws[name].values
             values = values.reshape(-1, *values.shape[2:])[chosen]
             samples[name] = torch.tensor(values).to(site["value"])
-    rows.check({n: x[0] for n, x in samples.items()}, "posterior", _observed(posterior))
+    rows.check_given({n: x[0] for n, x in samples.items()}, "posterior", _observed(posterior))
     each = {name: values.unsqueeze(0) for name, values in samples.items()}
     return _sampler(rows, set(samples), replayed(each) if each else no_latents), shape
 

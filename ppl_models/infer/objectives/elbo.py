@@ -22,6 +22,7 @@ from ppl_models.checks import check_whole
 from ppl_models.infer.objectives.estimators import DirectELBO, DirectEnumELBO, direct
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.programs.not_finite import first_not_finite
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.trials.auxiliary import auxiliary_sites, check_told, is_of_pyro
 from ppl_models.infer.trials.independence import (
@@ -32,8 +33,13 @@ from ppl_models.infer.trials.independence import (
     named_rows,
 )
 from ppl_models.infer.trials.masks import follow_masks
-from ppl_models.infer.trials.shapes import check_entries, check_rows
+from ppl_models.infer.trials.precision import lost_digits
+from ppl_models.infer.trials.shapes import check_entries, check_no_outer, check_rows
+from ppl_models.infer.trials.supports import outside
 from ppl_models.scoped import kept_rng
+from ppl_models.user_line import warn
+
+LOOKED_AT = 2**20  # numbers of a site whose log-density is computed again in double precision
 
 
 def elbo(
@@ -145,9 +151,12 @@ class EvidenceLowerBound(Objective):
         checks.check_support(traces[0], batch, data or batch)
         rows, scaled = len(batch[0]), self._model.takes_size
         checks.check_scaling(traces[0], rows, size, scaled)
+        counted = checks.of_rows(traces[0])
         for trace, name in zip(traces, ("model", "guide"), strict=True):
             check_rows(trace, name, batch)
-            checks.check_plates(trace, name, rows, size, scaled)
+            check_no_outer(trace, name)
+            checks.check_plates(trace, name, rows, size, scaled, counted)
+        self._warn_of_numbers(traces)
         if self.estimator is not None:
             self._check_auxiliary(traces, batch, size)
         if isinstance(self.estimator, Trace_ELBO):
@@ -160,6 +169,14 @@ class EvidenceLowerBound(Objective):
             check_minibatches(self._model, self._guide, batch, size, data)
         with torch.no_grad():
             self.loss(*batch, size=size)
+
+    def _warn_of_numbers(self, traces: tuple[poutine.Trace, poutine.Trace]) -> None:
+        """Warns of draws that may have no density, and of densities that lose their digits."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            for trace in traces:
+                trace.compute_log_prob()
+        for text in (*outside(*traces), *lost_digits(*traces, most=LOOKED_AT)):
+            warn(text)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
@@ -178,7 +195,7 @@ class EvidenceLowerBound(Objective):
 
     def blame(self, *batch: Tensor, size: int) -> str:
         with torch.no_grad(), pyro.validation_enabled(False):
-            return checks.first_not_finite(*self._traces(batch, size))
+            return first_not_finite(*self._traces(batch, size))
 
     def _traces(self, batch: tuple[Tensor, ...], size: int) -> tuple[poutine.Trace, poutine.Trace]:
         """Runs the guide, and the model on what it sampled."""

@@ -1,7 +1,7 @@
 """What a first run of a model and a guide must show: checks that come before any work is lost."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
@@ -9,12 +9,10 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.elbo import ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_models.infer.programs.sites import (
-    base,
     enumerated_sites,
     has_density,
     in_data_plate,
@@ -255,10 +253,29 @@ def check_scaling(model: poutine.Trace, rows: int, size: int, takes_size: bool) 
         )
 
 
+def of_rows(model: poutine.Trace) -> set[str]:
+    """The latents of a model that belong to rows."""
+    return {name for name, site in latent_sites(model).items() if in_data_plate(site)}
+
+
 def check_plates(
-    trace: poutine.Trace, program: str, rows: int, size: int, takes_size: bool
+    trace: poutine.Trace,
+    program: str,
+    rows: int,
+    size: int,
+    takes_size: bool,
+    counted: Collection[str] = (),
 ) -> None:
-    """Raises where the plates of a program do not scale a minibatch to the whole data."""
+    """Raises where the plates of a program do not scale a minibatch to the whole data.
+
+    Arguments:
+        trace: A trace of the program on a minibatch.
+        program: How to call it.
+        rows: The rows of the minibatch.
+        size: The number of rows in all.
+        takes_size: Whether the model has an argument `size`.
+        counted: Latents that belong to rows, whether they are in the plate here or not.
+    """
     if rows == size:
         return
     expected = size / rows if takes_size else 1.0
@@ -267,7 +284,9 @@ def check_plates(
         scale = 1.0
         for frame in site["cond_indep_stack"]:
             scale *= (frame.full_size or frame.size) / frame.size
-        if (in_data_plate(site) or site["is_observed"]) and abs(scale / expected - 1) > 1e-6:
+        here = in_data_plate(site) or site["is_observed"]
+        there = name in counted and not (kind(site["fn"]) == "Delta" and not has_density(site))
+        if (here or there) and abs(scale / expected - 1) > 1e-6:
             raise ValueError(
                 f"site {name!r} of the {program}: a batch of {rows} of {size} rows should count "
                 f"{expected:g} times, and its plates count it {scale:g} times. Try `with "
@@ -304,36 +323,6 @@ def check_unscaled(*traces: poutine.Trace) -> None:
 def _counts_once(scale: float | Tensor) -> bool:
     """Whether a scale is none, without a look at a tensor."""
     return not isinstance(scale, Tensor) and scale == 1
-
-
-def first_not_finite(model: poutine.Trace, guide: poutine.Trace) -> str:
-    """Names the first site whose parameters, value or log-density are not finite."""
-    for trace, program in ((guide, "guide"), (model, "model")):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or site_is_subsample(site):
-                continue
-            for what, value in _numbers(site):
-                if not torch.isfinite(value).all():
-                    bad = int((~torch.isfinite(value)).sum())
-                    return (
-                        f"the first site with such numbers is {name!r} of the {program}: {what} "
-                        f"has {bad} of {value.numel()} not finite"
-                    )
-    return "every site is finite by itself; the sum is not"
-
-
-def _numbers(site: dict) -> Iterator[tuple[str, Tensor]]:
-    fn = site["fn"]
-    innermost = base(fn)
-    while hasattr(innermost, "base_dist"):  # a transformed one has the parameters of its base
-        innermost = innermost.base_dist
-    for parameter in getattr(innermost, "arg_constraints", {}):
-        value = innermost.__dict__.get(parameter)  # lazy ones are computed from these
-        if isinstance(value, Tensor) and value.is_floating_point():
-            yield f"{parameter} of its {kind(fn)}", value
-    if isinstance(site["value"], Tensor):
-        yield "its value", site["value"].double()
-    yield "its log-density", fn.log_prob(site["value"])
 
 
 @contextmanager

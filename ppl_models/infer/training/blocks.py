@@ -238,26 +238,43 @@ class Blocks:
             return
         table = torch.stack([x.double() for x in found])
         bad = (~table.isfinite().all(0)).nonzero()
-        if len(bad):
-            self._blame(planned, start, int(bad[0]))
+        if len(bad) or not self._is_finite():
+            self._blame(planned, start, int(bad[0]) if len(bad) else times, times)
             return
         self.descent.step_number += times
         self.unchecked += sum(times / kind.step.length for kind, times in plan)
         self.progress.record_block(dict(zip(self.names, table.tolist(), strict=True)), self.batches)
 
-    def _blame(self, planned: Sequence[tuple[Hashable, int]], start: Mark, good: int) -> None:
-        """Takes the steps up to one whose loss is not finite, and that by the programs."""
+    def _is_finite(self) -> bool:
+        """Whether all that is trained still is finite."""
+        moved = [p for parameters in self.descent.parameters for p in parameters]
+        return bool(torch.stack(torch._foreach_norm(moved)).sum().isfinite()) or all(
+            bool(p.isfinite().all()) for p in moved
+        )
+
+    def _blame(
+        self, planned: Sequence[tuple[Hashable, int]], start: Mark, good: int, times: int
+    ) -> None:
+        """Takes the steps before one that is not finite, and those that may be it by the programs.
+
+        Arguments:
+            planned: The steps, as they were taken.
+            start: Where the run was before them.
+            good: How many have losses that are finite; the gradient of the last may not be.
+            times: How many there were.
+        """
         self._return_to(start)
-        if good:
-            self._run(_first(planned, good))
-        if self.progress.batch == self.batches:
-            self.progress.end_epoch(None, None)
+        if good > 1:
+            self._run(_first(planned, good - 1))
         state = self._mark()
-        # Raises, or else where it is a number beside the loss that is not finite.
-        self.progress.record(self.descent.step(self.ahead.now()))
-        self.progress.read_losses()
+        for _ in range(max(good - 1, 0), min(good + 1, times)):
+            if self.progress.batch == self.batches:
+                self.progress.end_epoch(None, None)
+            # Raises, or else where it is a number beside the loss that is not finite.
+            self.progress.record(self.descent.step(self.ahead.now()))
+            self.progress.read_losses()
         self._return_to(state)
-        self._go_back("a loss is not finite that is finite by the program itself")
+        self._go_back("a step is not finite that is finite by the program itself")
 
     def _go_back(self, reason: str) -> None:
         if self.mark is not None:

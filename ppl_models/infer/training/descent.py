@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_devices
+from ppl_models.checks import check_devices, listed
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
@@ -18,6 +18,7 @@ from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay, copy_all
 from ppl_models.infer.training.batches import Batch, Chosen
+from ppl_models.infer.training.ends.slopes import are_finite, origin
 from ppl_models.infer.training.optimizers import (
     LearningRateSchedule,
     Optimizer,
@@ -218,6 +219,11 @@ class Descent:
             when = f"at step {self.step_number + 1}"
             raise FloatingPointError(self.blame(objective, batch, loss, when))
         loss.backward()
+        if self.step_number == 0:
+            self._warn_of_idle(i)
+        if checked and not are_finite(self.parameters[i]):
+            set_rng_state(rng, self.device)
+            raise FloatingPointError(self._blame_slope(i, batch, loss))
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
         self.optimizers[i].step()
@@ -304,6 +310,19 @@ class Descent:
             advice = "other data, or initial values at which all log-densities are finite"
         return f"{objective.name}: the loss is {loss.item()} {when}; {cause}. Try {advice}."
 
+    def _blame_slope(self, i: int, batch: Batch, loss: Tensor) -> str:
+        """Says where a gradient that is not finite comes from, of a loss that is."""
+        objective = self.objectives[i]
+        slopes = {name: x.grad for name, x in objective.named_parameters() if x.grad is not None}
+        name = next(name for name, slope in slopes.items() if not slope.isfinite().all())
+        cause = origin(lambda part: self.evaluate(objective, part), batch, self.parameters[i])
+        return (
+            f"{objective.name}: the gradient of the parameter {name} is not finite at step "
+            f"{self.step_number + 1}, where the loss is {loss.item():.5g}{cause}. All is as it was "
+            f"before that step. Try a floor under what has a root, a logarithm or a quotient, "
+            f"such as x.clamp(min=1e-6), or a smaller lr."
+        )
+
     def check_parameters(self) -> None:
         """Raises where parameters turned up after the start, or are no longer finite."""
         for objective, names in zip(self.objectives, self.names, strict=True):
@@ -318,6 +337,17 @@ class Descent:
                         f"{objective.name}: the parameter {name} is not finite after step "
                         f"{self.step_number}. Try a smaller lr, or clip=1.0."
                     )
+
+    def _warn_of_idle(self, i: int) -> None:
+        """Warns of parameters that the first loss of an objective does not depend on."""
+        named = self.objectives[i].named_parameters()
+        idle = [name for name, x in named if x.requires_grad and x.grad is None]
+        if idle:
+            warn(
+                f"{self.objectives[i].name}: the loss does not depend on {listed(idle)}, which "
+                f"stay as they are where that is so of each batch. Try using them in a site, "
+                f"without .detach() on the way, or .requires_grad_(False) if that is meant."
+            )
 
     def _warn_of_untrained(self) -> None:
         trained = {id(p) for parameters in self.parameters for p in parameters}

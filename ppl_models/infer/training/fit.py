@@ -30,6 +30,7 @@ from ppl_models.infer.training.batches import (
 from ppl_models.infer.training.blocks import Blocks
 from ppl_models.infer.training.choice import Choice
 from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.ends.drift import UntilConverged
 from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.interrupt import Interrupt, unwound
 from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
@@ -48,6 +49,8 @@ class Run:
             they report beside it) and, where there was validation, `"validation"`.
         steps: The number of steps taken, those before a resume included.
         seconds: The wall-clock time of this call.
+        converged: Whether the loss no longer fell at the end, where it was asked for by
+            `until="converged"`; else None. See `convergence(run)`.
         eager_because: Why the last steps were the program's own, where `compile="auto"` had the
             choice; None where they were compiled.
     """
@@ -56,6 +59,7 @@ class Run:
     steps: int = 0
     seconds: float = 0.0
     eager_because: str | None = None
+    converged: bool | None = None
 
     def __repr__(self) -> str:
         # The history may have thousands of numbers, which a prompt would all print.
@@ -77,6 +81,7 @@ def fit(
     amp: bool = False,
     validation: Any = None,
     patience: int | None = None,
+    until: Literal["converged"] | None = None,
     clip: float | None = None,
     schedule: LearningRateSchedule | None = None,
     ema: float | None = None,
@@ -114,6 +119,12 @@ def fit(
             same with it and without.
         patience: Stop after so many epochs without a better validation loss, and return to the
             parameters of the best.
+        until: `"converged"` ends the run sooner than `epochs` where its loss no longer falls: the
+            trend over the last half of its epochs is no larger than its standard error, and that
+            is at most a hundredth of all that the loss fell by, or a tenth of the noise of an
+            epoch. That is looked at after 20 epochs, and after each tenth more of them, and has to
+            be so at two looks. A loss that still falls after `epochs` is warned of. The loss of a
+            network that learns its rows by heart falls on for long: see `patience`.
         clip: The largest norm of the gradient.
         schedule: A callable `schedule(optimizer)` or `schedule(optimizer, steps)` that returns
             a scheduler of torch, which moves at every step.
@@ -163,11 +174,12 @@ def fit(
     """
     _check_no_more(more)
     _check_length(epochs, steps)
-    _check_options(lr, clip, patience, validation, compile)
+    _check_options(lr, clip, patience, validation, compile, until)
     path = _checkpoint_path(checkpoint, resume)
     began = time.perf_counter()
     place = None if device is None else choose_device(device)
     objectives = as_objectives(objective)
+    end = _end(until, objectives)
     check_decay(ema)
 
     train, held_out = _sources(objectives, data, validation, batch_size, place)
@@ -185,19 +197,16 @@ def fit(
         rows = in_memory_rows(train)
         descent = start(objectives, first, rows, steps=total, compile=compile is True)
         settings = _settings(descent, train, validated=held_out is not None, patience=patience)
-        settings["compile"] = compile
+        settings |= {"compile": compile, "until": until}
         reached = Progress(descent, order_seed, settings)
         if written is not None and path is not None:
             reached.restore(written, path, seed)
         if held_out is not None:
             held_out.check(descent, order_seed)
         with closing(descent):
-            loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt)
+            loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt, end)
             loop.run(total, progress)
-    if interrupt.asked:
-        warn(_interrupted(descent.step_number, total, path))
-    seconds = time.perf_counter() - began
-    return Run(reached.history, descent.step_number, seconds, loop.choice.eager_because)
+    return _finished(loop, total, began)
 
 
 class _Loop:
@@ -211,6 +220,7 @@ class _Loop:
         path: The file for checkpoints, if they are wanted.
         every: The seconds from one to the next.
         interrupt: Whether it is to end after a step.
+        end: What ends it before its time, if anything.
     """
 
     def __init__(
@@ -222,8 +232,9 @@ class _Loop:
         path: Path | None,
         every: float,
         interrupt: Interrupt,
+        end: UntilConverged | None,
     ) -> None:
-        self.interrupt = interrupt
+        self.interrupt, self.end = interrupt, end
         self.progress, self.descent = progress, progress.descent
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
@@ -265,6 +276,10 @@ class _Loop:
     def _take_block(self, total: int) -> bool:
         """Takes a block of steps, where they come in blocks; returns whether it did."""
         if self.blocks is None or not self.blocks.open:
+            return False
+        if self.end is not None:  # a block ends with the epoch after which it is looked at
+            total = min(total, self.end.next_look(self.progress.epoch) * self.train.batches)
+        if self.descent.step_number == total:
             return False
         try:
             return self.blocks.take(total)
@@ -324,10 +339,13 @@ class _Loop:
         progress = self.progress
         if self.held_out is None:
             progress.end_epoch(None, self.patience)
-            return
-        with self.descent.averaged():
-            loss = self.held_out.loss(self.descent, progress.order_seed)
-            progress.end_epoch(loss, self.patience)
+        else:
+            with self.descent.averaged():
+                loss = self.held_out.loss(self.descent, progress.order_seed)
+                progress.end_epoch(loss, self.patience)
+        if self.end is not None and self.end.looks(progress.epoch):
+            progress.read_losses()
+            progress.stopped |= self.end.reached(progress.history)
 
     def _finish(self) -> None:
         """Writes the last checkpoint, and leaves the parameters that are wanted."""
@@ -341,6 +359,19 @@ class _Loop:
         progress.warn_of_caveats()
         self.descent.finish()
         progress.return_to_best()
+
+
+def _finished(loop: _Loop, total: int, began: float) -> Run:
+    """What a run leaves behind, with a warning where it ended before its time, or after it."""
+    history, step = loop.progress.history, loop.descent.step_number
+    if loop.interrupt.asked:
+        warn(_interrupted(step, total, loop.path))
+    converged = None
+    if loop.end is not None:
+        stopped = loop.interrupt.asked or loop.progress.stopped
+        converged = loop.end.converged(history, warned=not stopped)
+    seconds = time.perf_counter() - began
+    return Run(history, step, seconds, loop.choice.eager_because, converged)
 
 
 def _interrupted(step: int, total: int, path: Path | None) -> str:
@@ -433,7 +464,7 @@ def _check_length(epochs: int | None, steps: int | None) -> None:
 
 
 def _check_options(
-    lr: float, clip: float | None, patience: int | None, validation: Any, compile: Any
+    lr: float, clip: float | None, patience: int | None, validation: Any, compile: Any, until: Any
 ) -> None:
     _check_counts(patience=patience)
     if not math.isfinite(lr) or lr <= 0:
@@ -442,6 +473,11 @@ def _check_options(
         raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to wait for, got validation=None.")
+    if until not in (None, "converged"):
+        raise ValueError(
+            f"until: expected 'converged' or None, got {until!r}. Try until='converged', with the "
+            f"most epochs that it may take as epochs."
+        )
     if not (isinstance(compile, bool) or compile == "auto"):
         raise ValueError(
             f"compile: expected True, False or 'auto', got {compile!r}. Try compile='auto'."
@@ -455,6 +491,18 @@ def _as_written(
     if compile == "auto" and written is not None:
         return written.get("settings", {}).get("compile", False)
     return compile
+
+
+def _end(until: str | None, objectives: list[Objective]) -> UntilConverged | None:
+    """What ends a run before its time, if anything."""
+    if until is None:
+        return None
+    if len(objectives) != 1:
+        raise ValueError(
+            f"until: expected one objective, whose loss falls until it has converged, got "
+            f"{len(objectives)}, which take turns. Try until=None, and metrics after the fit."
+        )
+    return UntilConverged(objectives[0].name)
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -242,4 +242,4 @@ _WRITTEN = (
 )
 
 # What a run was like whose checkpoint is older than the setting.
-_ADDED = {"ema": None, "compile": False}
+_ADDED = {"ema": None, "compile": False, "until": None}

@@ -9,7 +9,7 @@ the log-density is computed again in float64, at the same parameters and value.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,10 +25,23 @@ FAR = 1e-2  # nats, and of a larger log-density that share
 
 def check_precision(*traces: poutine.Trace) -> None:
     """Raises where the log-densities of a trace, as computed, are rounded away in float32."""
+    for text in lost_digits(*traces):
+        raise ValueError(text)
+
+
+def lost_digits(*traces: poutine.Trace, most: int | None = None) -> Iterator[str]:
+    """What to say of each site whose log-density, as computed, is rounded away in float32.
+
+    Arguments:
+        traces: Traces with log-densities.
+        most: The most numbers that a site may have to be looked at. Default: any.
+    """
     for trace in traces:
         for site in sites.random_sites(trace):
             found = site.get("unscaled_log_prob")
             if not isinstance(found, Tensor) or found.dtype != torch.float32:
+                continue
+            if most is not None and site["value"].numel() > most:
                 continue
             better = in_float64(site["fn"], site["value"])
             if better is None or better.shape != found.shape:
@@ -38,7 +51,7 @@ def check_precision(*traces: poutine.Trace) -> None:
                 far = far & site["mask"]
             if far.any():
                 where = f"site {site['name']!r}: the log-density of its {sites.kind(site['fn'])}"
-                raise ValueError(_message(where, found[far][0].item(), better[far][0].item()))
+                yield _message(where, found[far][0].item(), better[far][0].item())
 
 
 def check_density(fn: Any, value: Tensor) -> None:

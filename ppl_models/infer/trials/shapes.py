@@ -47,6 +47,51 @@ def check_rows(trace: poutine.Trace, program: str, batch: tuple[Tensor, ...]) ->
             )
 
 
+def check_no_outer(trace: poutine.Trace, program: str) -> None:
+    """Raises where a value meets its distribution as a row does a column: N numbers become N x N.
+
+    Each is then compared with each, and summed inside of an event no shape shows it.
+    """
+    for site in random_sites(trace):
+        if not isinstance(site["value"], Tensor):
+            continue
+        value, own = site["value"].shape, site["fn"].shape()
+        try:
+            both = torch.broadcast_shapes(value, own)
+        except RuntimeError:  # which says so by itself
+            continue
+        if both.numel() > max(value.numel(), own.numel()):
+            raise ValueError(
+                f"site {site['name']!r} of the {program}: its value has shape {tuple(value)} and "
+                f"its {kind(site['fn'])} {tuple(own)}, and each number of one would be compared "
+                f"with each of the other, {both.numel()} pairs. Expected the same shape, got "
+                f"{tuple(both)} of both together. Try mean.squeeze(-1) where a network gives one "
+                f"number for a row, or x.unsqueeze(-1)."
+            )
+
+
+def check_placed(trace: poutine.Trace, program: str, depth: int) -> None:
+    """Raises where a batch dimension of a site belongs to no plate.
+
+    Arguments:
+        trace: A trace of the program.
+        program: How to call it.
+        depth: How many dimensions, from the right, are those of plates in all of the program.
+    """
+    for site in random_sites(trace):
+        shape = _batch_shape(site)
+        plated = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        left = [d for d in range(-min(depth, len(shape)), 0) if d not in plated and shape[d] > 1]
+        if left:
+            raise ValueError(
+                f"site {site['name']!r} of the {program}: dimension {left[-1]} of the batch shape "
+                f"{tuple(shape)} of its {kind(site['fn'])} belongs to no plate around it. Expected "
+                f"a plate for each dimension of the batch, and the rest in the event. Try "
+                f"dist.{kind(site['fn'])}(...).to_event(1) where {shape[left[-1]]} numbers are one "
+                f"vector, or `with data_plate(x, size):` around it where they are rows."
+            )
+
+
 def check_entries(trace: poutine.Trace, batch: tuple[Tensor, ...]) -> None:
     """Raises where data in the plate `"data"` are no rows, of which a minibatch could be drawn.
 

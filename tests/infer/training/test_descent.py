@@ -1,7 +1,9 @@
 """Steps of descent: what they take, what moves, and numbers that turn bad meanwhile."""
 
 import functools
+import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, data_plate, descend, elbo, fit
 from ppl_models.infer.training.batches import Batch
+from ppl_models.infer.training.ends.slopes import are_finite
 from ppl_models.likelihoods import Normal
 from tests.support.oracles import Pull, binary, same, state
 from tests.support.refusals import Refused, spoiled, vae
@@ -196,13 +199,25 @@ def test_a_parameter_that_turns_bad_is_named_and_never_written(tmp_path):
                 pyro.sample("x", dist.Normal(slope, 1.0), obs=x)
 
     model, path = Rooted(), tmp_path / "run"
-    with pytest.raises(FloatingPointError, match=r"parameter model.width is not finite"):
+    gradient = r"the gradient of the parameter model.width is not finite at step 1"
+    with pytest.raises(FloatingPointError, match=gradient):
         quiet(elbo(model), torch.ones(9), steps=1, checkpoint=path)
-    with pytest.raises(FloatingPointError, match=r"width is not finite after step 1\."):
+    with pytest.raises(FloatingPointError, match=gradient):
         quiet(elbo(Rooted()), torch.ones(9), steps=5, checkpoint=path, checkpoint_every=0)
     assert not path.exists()
-    with pytest.raises(FloatingPointError, match=r"at step 2; the parameter model.width is not"):
-        quiet(elbo(Rooted()), torch.ones(9), steps=5)
+
+
+def test_a_parameter_that_a_step_makes_infinite_is_named_and_never_written(tmp_path):
+    model, path = Seen(), tmp_path / "run"
+    options = {"optimizer": torch.optim.SGD, "lr": 1e38, "checkpoint": path}
+    x = torch.full((9,), 1e3)
+    with pytest.raises(FloatingPointError, match=r"parameter model.loc is not finite after step"):
+        quiet(elbo(model), x, steps=1, **options)
+    with pytest.raises(FloatingPointError, match=r"is not finite after step 1\."):
+        quiet(elbo(Seen()), x, steps=5, checkpoint_every=0, **options)
+    assert not path.exists()
+    with pytest.raises(FloatingPointError, match=r"at step 2; the parameter model.loc is not"):
+        quiet(elbo(Seen()), x, steps=5, **options)
 
 
 def test_a_model_that_is_bad_from_the_first():
@@ -308,3 +323,108 @@ def test_schedules_move_at_every_step(name):
     quiet(elbo(Seen()), torch.zeros(8), epochs=3, batch_size=4, lr=0.1, optimizer=Watched,
           schedule=schedule)  # fmt: skip
     assert rates == pytest.approx([0.1 * expected(t, 6) for t in range(6)], abs=1e-9)
+
+
+class Root(nn.Module):
+    """Finite everywhere, with an infinite slope where a row is at its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, size: int | None = None) -> None:
+        with data_plate(x, size):
+            far = (x - self.loc).abs().sqrt()  # the root
+            pyro.sample("x", dist.Normal(far, 1.0), obs=x)
+
+
+class Falling(nn.Module):
+    """Its parameter falls by the learning rate, to where its slope is undefined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor, size: int | None = None) -> None:
+        with data_plate(x, size):
+            none = 0.0 * (self.width - 1).abs().sqrt()  # the root
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            pyro.factor("fall", none - self.width.expand(len(x)))
+
+
+def message_of(model: nn.Module, x: Tensor, **options: Any) -> str:
+    """What is said of a gradient, with the line of the root left out once it is seen to be so."""
+    with pytest.raises(FloatingPointError) as caught:
+        quiet(elbo(model), x, optimizer=torch.optim.SGD, **options)
+    lines, start = inspect.getsourcelines(type(model))
+    (at,) = [n for n, line in enumerate(lines) if "# the root" in line]
+    assert f"test_descent.py:{start + at}, in row" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_names_its_line_and_rows():
+    """Before the step, of a loss that is finite: here at two rows."""
+    model, x = Root(), torch.arange(1.0, 9.0)
+    x[[4, 6]] = 0.0
+    message = message_of(model, x, steps=40)
+    assert "elbo: the gradient of the parameter model.loc is not finite at step 1" in message
+    assert "in rows 4, 6 of the data" in message
+    assert model.loc.item() == 0.0
+
+
+def test_rows_of_a_minibatch_are_those_of_the_data():
+    x = torch.arange(1.0, 21.0)
+    x[[3, 17]] = 0.0
+    message = message_of(Root(), x, epochs=3, batch_size=20, lr=1e-50)
+    assert "in rows 3, 17 of the data" in message
+    message = message_of(Root(), x, epochs=3, batch_size=5, seed=1, lr=1e-50)
+    assert re.search(r"in row(s 3, 17| 3| 17|s 17, 3) of the data", message)
+
+
+@pytest.mark.parametrize("steps", [5, 40])
+def test_a_gradient_that_turns_bad_in_a_block_is_found_at_its_step(steps, graphs_as_traced):
+    found = []
+    for compile in (False, True):
+        model = Falling()
+        found.append(message_of(model, torch.ones(9), steps=steps, lr=0.25, compile=compile))
+        assert "the parameter model.width is not finite at step 5, where" in found[-1]
+        assert "rows 0, 1, 2, 3, 4, ... of the data" in found[-1]
+        assert model.width.item() == 1.0
+    assert found[0] == found[1]
+
+
+def test_a_large_gradient_is_no_infinite_one():
+    """The squares of which overflow."""
+    parameter = torch.zeros(3, requires_grad=True)
+    parameter.grad = torch.full((3,), 1e30)
+    assert are_finite([parameter])
+    parameter.grad[1] = math.inf
+    assert not are_finite([parameter])
+
+
+class Undefined(Turning):
+    """At rows that are zero, from a step on."""
+
+    def forward(self, x: Tensor, size: int | None = None) -> None:
+        self.calls += self.training
+        ends = torch.where(x == 0, self.value, 0.0) if self.calls >= self.at else 0.0
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(self.loc + ends, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_a_loss_that_turns_bad_names_its_rows(batch_size):
+    x = torch.ones(12)
+    x[[2, 9]] = 0.0
+    with pytest.raises(FloatingPointError, match=r"not finite, in row(s 2, 9| 2| 9) of the data"):
+        quiet(elbo(Undefined(4, math.nan)), x, steps=9, batch_size=batch_size, seed=0)
+
+
+def test_parameters_without_a_gradient_are_warned_of():
+    def model(x: Tensor, size: int | None = None) -> None:
+        loc, width = pyro.param("loc", torch.zeros(())), pyro.param("width", torch.ones(()))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(loc, width.detach()), obs=x)
+
+    with pytest.warns(UserWarning, match=r"elbo: the loss does not depend on model.width, which"):
+        quiet(elbo(model), torch.ones(3), steps=2)

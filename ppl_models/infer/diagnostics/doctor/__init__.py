@@ -1,0 +1,1 @@
+"""What `check` asks of programs: one kind of question, one file."""

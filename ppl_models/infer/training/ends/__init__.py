@@ -1,0 +1,1 @@
+"""How a run ends: it no longer improves, or a number of it is not finite."""
