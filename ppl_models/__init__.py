@@ -48,6 +48,7 @@ from ppl_models.graphs.graph import Graph, read_graph
 from ppl_models.graphs.links import hold_out
 from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
+from ppl_models.infer.diagnostics.gap import InferenceGap, inference_gap
 from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
@@ -120,6 +121,7 @@ __all__ = [
     "Graph",
     "HierarchicalVAE",
     "HistogramDensity",
+    "InferenceGap",
     "InnerProduct",
     "Khat",
     "LabelComparison",
@@ -169,6 +171,7 @@ __all__ = [
     "from_pyro_svi",
     "hold_out",
     "impute",
+    "inference_gap",
     "iwae",
     "khat",
     "load",

@@ -34,6 +34,10 @@ from ppl_models.checks import check_at_least
 class AmortizedMixture(AmortizedGuide):
     r"""A guide that is a mixture of diagonal Gaussians for each row.
 
+    A component that is far from the posterior loses its weight before it gets there, the sooner
+    the larger the steps are: with a learning rate of 0.001 they find their places, with 0.01 one is
+    often left.
+
     Arguments:
         num_features: The length of a row, `D`.
         num_latents: The length of its latent vector, `K`.
