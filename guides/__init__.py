@@ -1,6 +1,12 @@
 """Inference programs: what `pyro.infer.autoguide` lacks."""
 
-from guides.amortized import AmortizedNormal
+from guides.amortized import (
+    AmortizedFlow,
+    AmortizedLowRankNormal,
+    AmortizedMixture,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+)
 from guides.blocks import BlockPosterior
 from guides.conditional import ConditionalNormal, LabelNormal
 from guides.domain import DomainNormal
@@ -13,6 +19,10 @@ from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 
 __all__ = [
+    "AmortizedFlow",
+    "AmortizedLowRankNormal",
+    "AmortizedMixture",
+    "AmortizedMultivariateNormal",
     "AmortizedNormal",
     "BlockPosterior",
     "BottomUpNormal",

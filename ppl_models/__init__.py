@@ -51,6 +51,7 @@ from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.diagnostics.calibration.result import Calibration
 from ppl_models.infer.diagnostics.check import Check, check
 from ppl_models.infer.diagnostics.convergence import Convergence, convergence
+from ppl_models.infer.diagnostics.gap import InferenceGap, inference_gap
 from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.diagnostics.loo import LeftOut, loo
 from ppl_models.infer.diagnostics.rhat import Rhat, rhat
@@ -131,6 +132,7 @@ __all__ = [
     "Graph",
     "HierarchicalVAE",
     "HistogramDensity",
+    "InferenceGap",
     "InnerProduct",
     "Khat",
     "LabelComparison",
@@ -185,6 +187,7 @@ __all__ = [
     "from_pyro_svi",
     "hold_out",
     "impute",
+    "inference_gap",
     "iwae",
     "khat",
     "load",

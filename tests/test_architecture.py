@@ -82,7 +82,7 @@ def functions(path: Path) -> dict[str, int]:
     return lines
 
 
-PRODUCT = files("ppl_models/**/*.py", "guides/*.py")
+PRODUCT = files("ppl_models/**/*.py", "guides/**/*.py")
 
 
 @pytest.mark.parametrize("path", files("ppl_models/infer/*/*.py"))
@@ -119,12 +119,12 @@ def test_data_sets_know_only_how_data_are_held(path):
     assert rooms(path) <= {"datasets", "transformed", "checks"}
 
 
-@pytest.mark.parametrize("path", files("guides/*.py"))
+@pytest.mark.parametrize("path", files("guides/**/*.py"))
 def test_guides_see_the_ground_only(path):
     assert rooms(path) <= GROUND | {"guides"}
 
 
-@pytest.mark.parametrize("path", files("ppl_models/**/*.py", "guides/*.py", "examples/*.py"))
+@pytest.mark.parametrize("path", files("ppl_models/**/*.py", "guides/**/*.py", "examples/*.py"))
 def test_nothing_is_unpickled(path):
     called = {
         ast.unparse(n.func)

@@ -20,6 +20,10 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 
 from guides import (
+    AmortizedFlow,
+    AmortizedLowRankNormal,
+    AmortizedMixture,
+    AmortizedMultivariateNormal,
     AmortizedNormal,
     BlockPosterior,
     BottomUpNormal,
@@ -367,6 +371,18 @@ COMPILED: dict[str, Row] = {
         lambda: elbo(VAE(64, 2), AmortizedNormal(64, 2, transformer(4))),
         (IMAGES,),
         "lower bound",
+    ),
+    "VAE, AmortizedMultivariateNormal": Row(
+        lambda: elbo(VAE(4, 2), AmortizedMultivariateNormal(4, 2)), (BINARY,), "lower bound"
+    ),
+    "VAE, AmortizedLowRankNormal": Row(
+        lambda: elbo(VAE(4, 2), AmortizedLowRankNormal(4, 2)), (BINARY,), "lower bound"
+    ),
+    "VAE, AmortizedMixture": Row(
+        lambda: elbo(VAE(4, 2), AmortizedMixture(4, 2)), (BINARY,), "lower bound"
+    ),
+    "VAE, AmortizedFlow": Row(
+        lambda: elbo(VAE(4, 2), AmortizedFlow(4, 2, hidden=(8,))), (BINARY,), "lower bound"
     ),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
     "HierarchicalVAE, bottom-up": Row(

@@ -36,6 +36,7 @@ READS = (
     "DomainVAE",
     "BayesianFactorAnalysis",  # torch's LowRankMultivariateNormal takes a Cholesky factor
     "LinearRegression, AutoLowRankMultivariateNormal",
+    "VAE, AmortizedLowRankNormal",  # alike
 )
 
 

@@ -1,4 +1,4 @@
-r"""Amortised guides: one network gives the posterior of every row.
+r"""A diagonal Gaussian for each row.
 
 .. math:: q_\phi(z_n \mid x_n) = \mathcal{N}(\mu_\phi(x_n), \mathrm{diag}(\sigma_\phi^2(x_n)))
 
@@ -9,16 +9,14 @@ References:
     | https://arxiv.org/abs/1312.6114
 """
 
-import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_models.checks import check_means_and_scales, check_rows
-from ppl_models.nn import MLP
-from ppl_models.plates import data_plate
+from guides.amortized.outputs import AmortizedGuide
+from ppl_models.checks import check_means_and_scales
 
 
-class AmortizedNormal(nn.Module):
+class AmortizedNormal(AmortizedGuide):
     r"""A diagonal Gaussian guide for any model with one latent vector per row.
 
     It knows nothing of the model but the name of that site, so the same class serves a
@@ -48,22 +46,11 @@ class AmortizedNormal(nn.Module):
         encoder: nn.Module | None = None,
         site: str = "z",
     ) -> None:
-        super().__init__()
-        self.num_features, self.num_latents = num_features, num_latents
-        self.site = site
-        self.encoder = MLP(num_features, 2 * num_latents) if encoder is None else encoder
+        super().__init__(num_features, num_latents, 2 * num_latents, encoder, site)
 
-    def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
-        with data_plate(x, size):
-            return pyro.sample(self.site, self.posterior(x))
-
-    def posterior(self, x: Tensor) -> dist.Independent:
-        r"""Returns :math:`q_\phi(z \mid x)`, under the name that exact models use.
-
-        For `x` of shape `(B, D)` it has batch shape `(B,)` and event shape `(K,)`.
-        """
-        check_rows(x, self.num_features, "AmortizedNormal")
-        outputs = self.encoder(x).to(x.dtype)  # (B, 2 * K)
-        check_means_and_scales(outputs, self.num_latents, "AmortizedNormal", "encoder")
+    def family(self, outputs: Tensor) -> dist.Independent:
         loc, log_scale = outputs.chunk(2, dim=-1)  # (B, K) each
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def check_outputs(self, outputs: Tensor) -> None:
+        check_means_and_scales(outputs, self.num_latents, "AmortizedNormal", "encoder")
