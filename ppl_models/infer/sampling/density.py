@@ -31,23 +31,23 @@ class NotFinite(ArithmeticError):
 
 
 class Density:
-    """A density, its gradient and the latents, compiled where that is shown to be the same.
+    """A density, its gradient and the latents: by the program, and by code that is the same.
 
     Arguments:
         unconstrained: The program's.
         starts: Positions to start from, `(C, D)`; random ones where there are none.
-        chains: How many call it at once.
     """
 
-    def __init__(self, unconstrained: Unconstrained, starts: Tensor | None, chains: int) -> None:
+    def __init__(self, unconstrained: Unconstrained, starts: Tensor | None) -> None:
         self.unconstrained, self.starts = unconstrained, starts
         self.size, self.count = unconstrained.size, unconstrained.count
         self._alone = threading.Lock()  # chains begin in threads, and handlers are Pyro's for all
         self.broken: OtherSitesError | None = None  # what ended a chain
-        probes = [torch.from_numpy(self.start(seed)) for seed in range(PROBES)]
-        self._check_drawless(probes[0])
-        self._slope = max(float(np.linalg.norm(self.evaluate(x.numpy())[1])) for x in probes)
-        self.native = self._compiled(probes, chains)
+        self.probes = [torch.from_numpy(self.start(seed)) for seed in range(PROBES)]
+        self._check_drawless(self.probes[0])
+        slopes = [self.evaluate(x.numpy())[1] for x in self.probes]
+        self._slope = max(float(np.linalg.norm(slope)) for slope in slopes)
+        self.native: NativeDensity | None = None
 
     def start(self, seed: int) -> np.ndarray:
         """A position at which the density is finite, by a seed, `(D,)`."""
@@ -108,7 +108,11 @@ class Density:
                 "density of all rows. Try the program without it."
             )
 
-    def _compiled(self, probes: list[Tensor], chains: int) -> NativeDensity | None:
+    def compile(self, chains: int) -> None:
+        """Makes code of it, for so many chains, if that is the same as the program."""
+        self.native = self._compiled(chains)
+
+    def _compiled(self, chains: int) -> NativeDensity | None:
         """The density as code, compared with the program; None where there is none."""
         position = self.unconstrained.position
 
@@ -135,7 +139,7 @@ class Density:
             latents.copy_(self.unconstrained.flat(x))
             return ()
 
-        rooms = [x.new_zeros(n) for x in probes[:1] for n in (self.size, self.size, 1, self.count)]
+        rooms = [x.new_zeros(n) for x in self.probes[:1] for n in (self.size, self.size, 1, self.count)]
         rooms[2] = rooms[2].squeeze(0)
         try:
             with tracing(TracingContext(FakeTensorMode())):  # one for all operations: half the time
@@ -148,7 +152,7 @@ class Density:
                 f"draws are right, only slower."
             )
             return None
-        return native if self.stands_for_program(native, probes) else None
+        return native if self.stands_for_program(native, self.probes) else None
 
     def stands_for_program(self, native: NativeDensity, positions: list[Tensor]) -> bool:
         """Whether code and program are the same at positions; warns where they are not."""

@@ -32,6 +32,7 @@ from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.sampling.chains import Chains, Settings, num_cores, nutpie, sample
 from ppl_models.infer.sampling.density import Density
 from ppl_models.infer.sampling.unconstrained import Unconstrained
+from ppl_models.infer.trials.precision import in_double
 from ppl_models.scoped import modes, own_rng
 
 LATER = 4  # draws of each chain at which code and program are compared again
@@ -108,13 +109,14 @@ def nuts(
         _check_device(program, data)
         unconstrained = Unconstrained(program, data)
         starts = None if guide is None else _starts(unconstrained, guide, chains)
-        density = Density(unconstrained, starts, chains)
-        first = density.latents(density.start(seed % 2**32))[None, None]
+        density = Density(unconstrained, starts)
+        first = density.latents(density.probes[0].numpy())[None, None]
     bridge = _Bridge(unconstrained, data, coords or {}, dims, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again
         bridge.of(first)  # what cannot be reported is said before the first step
     with _evaluated(program, seed, chains):
+        density.compile(chains)
         found = _sample(density, settings)
     return bridge.of(found.latents, found.statistics)
 
@@ -142,7 +144,8 @@ class _Bridge(NamedTuple):
         return to_arviz(groups, named, self.coords)
 
     def _run(self, *_: Tensor, size: int | None = None) -> Any:
-        return self.unconstrained.call(config_enumerate(self.unconstrained.program))
+        with in_double():
+            return self.unconstrained.call(config_enumerate(self.unconstrained.program))
 
 
 def _sample(density: Density, settings: Settings) -> Chains:

@@ -121,8 +121,8 @@ class Unconstrained:
         Raises:
             OtherSitesError: If it has other latents than the first one.
         """
-        program: Callable[..., Any] = config_enumerate(given(self.program))
-        program = EnumMessenger(first_available_dim=-1 - self.depth)(program)
+        program: Callable[..., Any] = config_enumerate(self.program)
+        program = given(EnumMessenger(first_available_dim=-1 - self.depth)(program))
         trace = prune_subsample_sites(self.call(poutine.trace(program).get_trace))
         now, before = sites.latent_sites(trace).keys(), sites.latent_sites(self.first).keys()
         if now != before:
@@ -136,12 +136,12 @@ class Unconstrained:
         return trace
 
     def samples(self, flat: Tensor) -> dict[str, Tensor]:
-        """Latents with their own shapes, from rows `(*, L)`."""
+        """Latents with their own shapes, in double precision, from rows `(*, L)`."""
         found, at = {}, 0
         for name in self.parts:
             value = self.first.nodes[name]["value"]
             part = flat[..., at : (at := at + value.numel())]
-            found[name] = part.reshape(*flat.shape[:-1], *value.shape).to(value.dtype)
+            found[name] = part.reshape(*flat.shape[:-1], *value.shape)
         return found
 
     def of(self, latents: dict[str, Tensor]) -> Tensor:
@@ -153,7 +153,8 @@ class Unconstrained:
 
     def call(self, run: Callable[..., Any]) -> Any:
         """Runs a program on the data."""
-        number = len(self.data[0]) if self.data else 1
+        lengths = [len(x) for x in self.data if isinstance(x, Tensor) and x.ndim]
+        number = lengths[0] if lengths else 1
         rows = torch.arange(number)
         with Rows(rows, number, number):
             return run(*self.data, size=number)
