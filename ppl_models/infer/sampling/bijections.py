@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform
-from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
+
+from ppl_models.infer.compiled.waits import from_triangle, to_triangle
 
 
 def bijection(support: constraints.Constraint) -> Transform:
@@ -53,12 +54,12 @@ class Factor(Transform):
     bijective = True
 
     def _call(self, x: Tensor) -> Tensor:
-        matrix = vec_to_tril_matrix(x)
+        matrix = to_triangle(x)
         return matrix.tril(-1) + matrix.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
 
     def _inverse(self, y: Tensor) -> Tensor:
         logs = y.diagonal(dim1=-2, dim2=-1).log()
-        return tril_matrix_to_vec(y.tril(-1) + logs.diag_embed())
+        return from_triangle(y.tril(-1) + logs.diag_embed())
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -120,8 +120,11 @@ class Density:
             return -self.unconstrained.at(position)
 
         with torch.enable_grad():
-            found = Compiled(self.unconstrained).trace("nuts", loss, (NONE,))
+            tracer = Compiled(self.unconstrained)
+            tracer.quiet = True
+            found = tracer.trace("nuts", loss, (NONE,))
         if found is None:
+            _eagerly(str(tracer.reason))
             return None
         graph = found.graph
         read = closed(graph)
@@ -147,17 +150,14 @@ class Density:
             make_ready(whole)
             native = NativeDensity(whole, [*rooms, *others], chains)
         except Exception as error:
-            warn(
-                f"nuts: it runs eagerly, not compiled: {type(error).__name__}: {error}. The "
-                f"draws are right, only slower."
-            )
+            _eagerly(f"{type(error).__name__}: {error}")
             return None
         return native if self.stands_for_program(native, self.probes) else None
 
     def stands_for_program(self, native: NativeDensity, positions: list[Tensor]) -> bool:
         """Whether code and program are the same at positions; warns where they are not."""
         if wrong := self._difference(native, positions):
-            warn(f"nuts: it runs eagerly, not compiled: {wrong}. The draws are right, only slower.")
+            _eagerly(wrong)
         return not wrong
 
     def _difference(self, native: NativeDensity, positions: list[Tensor]) -> str | None:
@@ -177,3 +177,7 @@ class Density:
                 if not torch.linalg.vector_norm(a - b) <= NEAR * size:
                     return f"its code has another {name} than the program itself"
         return None
+
+
+def _eagerly(reason: str) -> None:
+    warn(f"nuts: it runs eagerly, not compiled: {reason}. The draws are right, only slower.")

@@ -9,7 +9,8 @@ whatever the program computes in: a sampler follows the density over thousands o
 Shapes: `D` real numbers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,10 +18,12 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.waits import without_waits
 from ppl_models.infer.evidence.weights import log_density, sum_out
 from ppl_models.infer.programs import checks, sites
@@ -62,6 +65,8 @@ class Unconstrained:
 
     def __init__(self, program: Program, data: tuple[Tensor, ...]) -> None:
         self.program, self.data = program, data
+        lengths = [len(x) for x in data if isinstance(x, Tensor) and x.ndim]
+        self.rows = torch.arange(lengths[0] if lengths else 1)
         first = prune_subsample_sites(self.call(poutine.trace(_Improper()(program)).get_trace))
         checks.check_unscaled(first)
         self.first = first
@@ -153,10 +158,8 @@ class Unconstrained:
 
     def call(self, run: Callable[..., Any]) -> Any:
         """Runs a program on the data."""
-        lengths = [len(x) for x in self.data if isinstance(x, Tensor) and x.ndim]
-        number = lengths[0] if lengths else 1
-        rows = torch.arange(number)
-        with Rows(rows, number, number):
+        number = len(self.rows)
+        with Rows(self.rows, number, number), _counting():
             return run(*self.data, size=number)
 
 
@@ -203,6 +206,23 @@ class _Taken(Messenger):
             free = bijection(message["fn"].support).inv(value)
             self.found[name] = free.detach().reshape(-1)
             message["value"], message["done"] = value, True
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """A context in which loops over all of a plate count on the host.
+
+    Pyro asks a tensor of indices for each of them, which a trace cannot answer.
+    """
+    ask = IndepMessenger.__iter__
+
+    def count(plate: IndepMessenger) -> Iterator[Any]:
+        if getattr(plate, "subsample_size", None) == plate.size:
+            plate._indices = range(plate.size)
+        return ask(plate)
+
+    with replaced(IndepMessenger, "__iter__", count):
+        yield
 
 
 class _Improper(Messenger):

@@ -92,8 +92,8 @@ class in_double(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        named = {name: _each(self._copy, x) for name, x in (kwargs or {}).items()}
-        return _each(_double, func(*(_each(self._copy, x) for x in args), **named))
+        named = {name: _each(self._copy, x) for name, x in kwargs.items()} if kwargs else {}
+        return _each(_double, func(*[_each(self._copy, x) for x in args], **named))
 
     def _copy(self, x: Tensor) -> Tensor:
         found = self.copies.get(id(x))
