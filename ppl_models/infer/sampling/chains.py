@@ -5,14 +5,17 @@ sampler is a handful of names, all of them here.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_models.infer.compiled.code.density import NativeDensity
 from ppl_models.infer.sampling.density import Density
 
 LATENTS, DIMENSION = "latents", "latents_dim_0"
+POSITIONS = "unconstrained_draw"  # a statistic of nutpie
 
 
 class Chains(NamedTuple):
@@ -20,10 +23,12 @@ class Chains(NamedTuple):
 
     Attributes:
         latents: The latents in a row, `(C, S, L)`.
+        positions: These as real numbers, `(C, S, D)`.
         statistics: Of each draw, `(C, S)`: `diverging`, `n_steps`, `energy` and others.
     """
 
     latents: np.ndarray
+    positions: np.ndarray
     statistics: dict[str, np.ndarray]
 
 
@@ -65,33 +70,54 @@ def nutpie() -> Any:
 
 
 def sample(density: Density, settings: Settings) -> Chains:
-    """Runs chains."""
+    """Runs chains.
+
+    Raises:
+        KeyboardInterrupt: If they are interrupted: what they have drawn until then is dropped.
+    """
     package = nutpie()
-    model: Any = _Model(density)
-    if density.native is None:
-        model = package.compiled_pyfunc.from_pyfunc(
-            density.size,
-            lambda: density.evaluate,
-            lambda *_: lambda x: {LATENTS: density.latents(x)},
-            [np.dtype("float64")],
-            [(density.count,)],
-            [LATENTS],
-            make_initial_point_fn=density.start,
-        )
-    raw = package.sample(
-        model,
+    running = package.sample(
+        _model(density),
         draws=settings.draws,
         tune=settings.tune,
         chains=settings.chains,
-        cores=min(settings.chains, os.cpu_count() or 1) if density.native else 1,
+        cores=min(settings.chains, num_cores()) if density.native else 1,
         seed=settings.seed,
         target_accept=settings.target_accept,
         progress_bar=settings.progress,
-        save_warmup=False,
+        store_unconstrained=True,
         return_raw_trace=True,
+        blocking=False,
     )
-    latents, statistics = raw.get_arrow_trace()
-    return _chains(latents, statistics, settings.draws)
+    try:
+        raw = running.wait()
+    except BaseException as error:  # nutpie has errors of Rust
+        with suppress(BaseException):
+            running.cancel()
+        raise density.broken or error from None
+    return _chains(*raw.get_arrow_trace(), density, settings)
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _model(density: Density) -> Any:
+    """A density as a model of nutpie: latents are those of the code, or found afterwards."""
+    if density.native is not None:
+        return _Model(density, density.native)
+    return nutpie().compiled_pyfunc.from_pyfunc(
+        density.size,
+        lambda: density.evaluate,
+        lambda *_: lambda x: {LATENTS: x},
+        [np.dtype("float64")],
+        [(density.size,)],
+        [LATENTS],
+        make_initial_point_fn=density.start,
+    )
 
 
 @dataclass(frozen=True)
@@ -99,16 +125,16 @@ class _Model:
     """A model as nutpie's sampler asks for it."""
 
     density: Density
+    native: NativeDensity
     dims: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_dim(self) -> int:
         return self.density.size
 
-    def _make_sampler(self, settings: Any, mean: Any, cores: int, progress: Any, store: Any) -> Any:
+    def _make_sampler(self, settings: Any, mean: Any, cores: int, *rest: Any) -> Any:
         lib = nutpie()._lib
-        size, count, native = self.density.size, self.density.count, self.density.native
-        assert native is not None
+        size, count, native = self.density.size, self.density.count, self.native
         density = lib.LogpFunc(native.density, native.address, native)
         latents = lib.ExpandFunc(size, count, native.latents, native.address, native)
         variables = lib.PyVariable.new_variables([LATENTS], ["float64"], [(count,)], {}, {})
@@ -116,18 +142,26 @@ class _Model:
         model = lib.PyMcModel(
             density, latents, variables, size, lengths, {}, self.density.start, None
         )
-        return lib.PySampler.from_pymc(settings, cores, model, progress, store)
+        return lib.PySampler.from_pymc(settings, cores, model, *rest)
 
 
-def _chains(latents: list[Any], statistics: list[Any], draws: int) -> Chains:
+def _chains(latents: list[Any], statistics: list[Any], density: Density, settings: Settings) -> Chains:
     """Draws and their statistics as arrays, from Arrow's batches of each chain."""
 
+    for batch in statistics:
+        counts = batch.num_rows, int(_array(batch.column("tuning")).sum())
+        if counts != (settings.tune + settings.draws, settings.tune):
+            raise RuntimeError(f"nuts: nutpie drew {counts[0]} times, to tune {counts[1]} of them.")
+
     def stacked(batches: list[Any], name: str) -> np.ndarray:
-        columns = [_array(batch.column(name))[-draws:] for batch in batches]
-        return np.stack(columns)
+        return np.stack([_array(batch.column(name))[settings.tune :] for batch in batches])
 
     scalars = [n for n in statistics[0].column_names if _is_scalar(statistics[0].column(n))]
-    return Chains(stacked(latents, LATENTS), {n: stacked(statistics, n) for n in scalars})
+    positions = stacked(statistics, POSITIONS)
+    values = stacked(latents, LATENTS)
+    if density.native is None:
+        values = np.apply_along_axis(density.latents, -1, positions)
+    return Chains(values, positions, {n: stacked(statistics, n) for n in scalars})
 
 
 def _is_scalar(column: Any) -> bool:

@@ -11,10 +11,12 @@ References:
     | https://github.com/pymc-devs/nutpie
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
@@ -27,11 +29,13 @@ from ppl_models.infer.evidence.mcmc import replayed
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
-from ppl_models.infer.sampling.chains import Settings, nutpie, sample
+from ppl_models.infer.sampling.chains import Chains, Settings, num_cores, nutpie, sample
 from ppl_models.infer.sampling.density import Density
 from ppl_models.infer.sampling.unconstrained import Unconstrained
+from ppl_models.infer.trials.precision import in_double
 from ppl_models.scoped import modes, own_rng
 
+LATER = 4  # draws of each chain at which code and program are compared again
 # What the sampler says of each draw, and its name among ArviZ's statistics.
 KEPT = {
     **{"diverging": "diverging", "n_steps": "n_steps", "energy": "energy"},
@@ -100,29 +104,79 @@ def nuts(
     program.is_evaluated = True
     data = as_rows(data, modules_of_programs(model, guide))
     seed = int(torch.randint(2**62, ())) if seed is None else seed
-    with _evaluated(program, seed):
+    settings = Settings(draws, tune, chains, target_accept, seed, progress)
+    with _evaluated(program, seed, chains):
+        _check_device(program, data)
         unconstrained = Unconstrained(program, data)
         starts = None if guide is None else _starts(unconstrained, guide, chains)
-        density = Density(unconstrained, starts, chains)
-        found = sample(density, Settings(draws, tune, chains, target_accept, seed, progress))
-    samples = unconstrained.samples(torch.from_numpy(found.latents))
+        density = Density(unconstrained, starts)
+        first = density.latents(density.probes[0].numpy())[None, None]
+    bridge = _Bridge(unconstrained, data, coords or {}, dims, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again
+        bridge.of(first)  # what cannot be reported is said before the first step
+    with _evaluated(program, seed, chains):
+        density.compile(chains)
+        found = _sample(density, settings)
+    return bridge.of(found.latents, found.statistics)
 
-    def run(*_: Tensor, size: int | None = None) -> Any:
-        return unconstrained.call(config_enumerate(program))
 
-    first = torch.zeros(1, dtype=torch.long)
-    with sampling(run, replayed(samples), (first,), seed, numbered=True) as joint:
-        groups = collect(joint, dims, chains * draws, BATCH, chains)
-    groups["sample_stats"].pop("log_q")  # of points, which have none
-    for name in KEPT.keys() & found.statistics.keys():
-        groups["sample_stats"][KEPT[name]] = ["chain", "draw"], found.statistics[name]
-    return to_arviz(groups, program.name_arguments(data), coords or {})
+class _Bridge(NamedTuple):
+    """From draws of latents to what ArviZ reads."""
+
+    unconstrained: Unconstrained
+    data: tuple[Tensor, ...]
+    coords: Mapping[str, Sequence[Any]]
+    dims: Names | None
+    seed: int
+
+    def of(self, latents: np.ndarray, statistics: Mapping[str, np.ndarray] | None = None) -> Any:
+        """All groups of draws, `(C, S, L)`, with what the sampler says of these."""
+        samples = self.unconstrained.samples(torch.from_numpy(latents))
+        (chains, draws), number = latents.shape[:2], torch.zeros(1, dtype=torch.long)
+        with sampling(self._run, replayed(samples), (number,), self.seed, numbered=True) as joint:
+            groups = collect(joint, self.dims, chains * draws, BATCH, chains)
+        groups["sample_stats"].pop("log_q")  # of points, which have none
+        for name, values in (statistics or {}).items():
+            if name in KEPT:
+                groups["sample_stats"][KEPT[name]] = ["chain", "draw"], values
+        named = self.unconstrained.program.name_arguments(self.data)
+        return to_arviz(groups, named, self.coords)
+
+    def _run(self, *_: Tensor, size: int | None = None) -> Any:
+        with in_double():
+            return self.unconstrained.call(config_enumerate(self.unconstrained.program))
+
+
+def _sample(density: Density, settings: Settings) -> Chains:
+    """Draws by code, if it is still the program where the draws are, or by the program itself."""
+    found = sample(density, settings)
+    if density.native is not None:
+        some = found.positions[:, :: max(1, settings.draws // LATER)].reshape(-1, density.size)
+        if not density.stands_for_program(density.native, [*torch.from_numpy(some)]):
+            density.native = None
+            return sample(density, settings)
+    return found
+
+
+def _check_device(program: Program, data: tuple[Any, ...]) -> None:
+    """Raises where something is on a device that the sampler is not on."""
+    tensors = [x for module in program.modules().values() for x in module.state_dict().values()]
+    for x in [*data, *tensors]:
+        if isinstance(x, Tensor) and x.device.type != "cpu":
+            raise ValueError(
+                f"nuts: expected a model and data on the CPU, where it samples, got some on "
+                f"{x.device}. Try model.cpu() and x.cpu()."
+            )
 
 
 @contextmanager
-def _evaluated(program: Program, seed: int) -> Iterator[None]:
-    """A context in which a program is evaluated, with draws of its own."""
+def _evaluated(program: Program, seed: int, chains: int) -> Iterator[None]:
+    """A context in which a program is evaluated, with draws of its own, in each chain's thread."""
+    before = torch.get_num_threads()
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        torch.set_num_threads(max(1, min(before, num_cores() // chains)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(program.modules().values(), training=False))
         stack.enter_context(own_rng(seed, torch.device("cpu")))

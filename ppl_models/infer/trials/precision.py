@@ -16,7 +16,6 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from ppl_models.infer.programs import sites
 
@@ -89,7 +88,15 @@ def in_float64(fn: Any, value: Tensor) -> Tensor | None:
 
 
 class in_double(TorchFunctionMode):
-    """Operations in double precision, of tensors in single."""
+    """Operations in double precision: of tensors in single, and of what operations make in single.
+
+    A tensor that was made before stands for itself by one copy while the context lasts, so that
+    what a program writes into it, or into a view of it, is there when it is read again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the one in single
 
     def __torch_function__(
         self,
@@ -98,11 +105,25 @@ class in_double(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return func(*tree_map(_double, args), **tree_map(_double, kwargs or {}))
+        named = {name: _each(self._copy, x) for name, x in kwargs.items()} if kwargs else {}
+        return _each(_double, func(*[_each(self._copy, x) for x in args], **named))
+
+    def _copy(self, x: Tensor) -> Tensor:
+        found = self.copies.get(id(x))
+        if found is None:
+            found = self.copies[id(x)] = x, _double(x)
+        return found[1]
 
 
-def _double(x: Any) -> Any:
-    if isinstance(x, Tensor) and x.dtype == torch.float32:
-        with torch._C.DisableTorchFunction():
-            return x.double()
+def _double(x: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        return x.double()
+
+
+def _each(change: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """Changes tensors in single precision, alone or among others."""
+    if isinstance(x, Tensor):
+        return change(x) if x.dtype == torch.float32 else x
+    if type(x) in (tuple, list):
+        return type(x)(_each(change, y) for y in x)
     return x

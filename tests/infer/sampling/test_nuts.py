@@ -73,7 +73,8 @@ def test_the_density_is_that_of_the_program_and_of_the_change_of_variables():
 
 
 def test_code_is_in_double_precision_whatever_the_program_is_in():
-    density = Density(unconstrained(normal, torch.randn(50)), None, 1)
+    density = Density(unconstrained(normal, torch.randn(50)), None)
+    density.compile(chains=1)
     position = torch.tensor([0.5, 0.1], dtype=torch.float64)
     assert density.native is not None
     value, slope, latents = density.native(position)
@@ -140,7 +141,7 @@ def test_it_starts_from_a_guide():
     def guide(x):
         pyro.sample("mean", dist.Normal(x.mean(), 0.1))
 
-    density = Density(unconstrained(model, x), torch.full((2, 1), 100.0).double(), 1)
+    density = Density(unconstrained(model, x), torch.full((2, 1), 100.0).double())
     assert density.start(3).tolist() == [100.0]
     found = nuts(model, x, guide=guide, **FAST)
     assert abs(moments(found, "mean")[0] - 100.1667) < error(found, "mean")
