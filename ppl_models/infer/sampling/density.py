@@ -13,13 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppl_models.infer.compiled.code.density import NativeDensity
 from ppl_models.infer.compiled.code.flat import closed, make_ready
 from ppl_models.infer.compiled.graph import Compiled
-<<<<<<< HEAD
 from ppl_models.infer.programs.not_finite import first_not_finite
-from ppl_models.infer.sampling.unconstrained import Unconstrained
-=======
-from ppl_models.infer.programs.checks import first_not_finite
 from ppl_models.infer.sampling.unconstrained import OtherSitesError, Unconstrained
->>>>>>> h/nuts
 from ppl_models.user_line import warn
 
 TRIES = 100  # positions, before a density is said to be finite nowhere
