@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -34,8 +35,15 @@ def from_pyro_mcmc(
         seed: Seeds the predictive draws; by default they come from torch's generator.
 
     Raises:
+        TypeError: If it is no run of Pyro's.
         ValueError: If the sampler has not run, or parameters that it ran with are gone.
     """
+    if not isinstance(mcmc, AbstractMCMC):
+        kind = f"{type(mcmc).__module__}.{type(mcmc).__qualname__}"
+        raise TypeError(
+            f"mcmc: expected a pyro.infer.MCMC that has run, got {kind}. Try "
+            f"arviz.from_numpyro(mcmc) for a run of NumPyro's, or nuts(model, *data)."
+        )
     model, (samples, args, kwargs) = getattr(mcmc.kernel, "model", None), run_of(mcmc)
     if model is None or not samples:
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")

@@ -393,3 +393,12 @@ def test_improper_priors_are_left_out():
     data = from_pyro_svi(model, guide, torch.randn(9), num_samples=30)
     assert data["posterior"]["loc"].shape == (1, 30)
     assert "prior" not in (data.children if hasattr(data, "children") else data.groups())
+
+
+def test_a_run_of_another_library_is_refused():
+    class MCMC:
+        def get_samples(self):
+            return {"z": torch.zeros(10, 2)}
+
+    with pytest.raises(TypeError, match=r"got .*MCMC. Try arviz.from_numpyro"):
+        from_pyro_mcmc(MCMC())
