@@ -2,10 +2,10 @@ r"""Can this posterior be trusted? A VAE of digits, asked every question that th
 
     python examples/trust.py    # 8x8 digits, a minute or two
 
-The programs are looked at before the fit, and the fit at its end. Then the guide: how heavy the tails of its
-importance weights are, how many nats it costs, and whether it is calibrated. A guide with half the
-scale is asked the same, to see that the questions notice. Last the model itself: does it draw rows
-like those of the data, and which rows are unlike any that it draws?
+The programs are looked at before the fit, and the fit at its end. Then the guide: how heavy the
+tails of its importance weights are, how many nats it costs, and whether it is calibrated. A guide
+with half the scale is asked the same, to see that the questions notice. Last the model itself: does
+it draw rows like those of the data, and which rows are unlike any that it draws?
 
 What each answer means, and which fault it can see, is in docs/trust.md.
 """
