@@ -208,7 +208,7 @@ def evaluate(
             seed=mix(seed, start),
         )
         done = [joined([*done, part])]
-        files.write(path, {"of": of, "evidence": vars(done[0])})
+        files.write(path, {"of": of, "evidence": vars(done[0]) | {"tails": None}})
         if clock.out:
             break
     return done[0]
@@ -221,6 +221,7 @@ def joined(parts: list[Evidence]) -> Evidence:
         value=torch.cat([part.value for part in parts]),
         row_variance=torch.cat([part.row_variance for part in parts]),
         num_rows=sum(part.num_rows for part in parts),
+        tails=None,
     )
 
 

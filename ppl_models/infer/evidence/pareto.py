@@ -54,8 +54,8 @@ class Smoothed(NamedTuple):
     """The tails of rows after a fit.
 
     Attributes:
-        k: The shape of each row, `(R,)`: 0 where weights are constant, infinity where so few
-            draws are above all others that there is nothing to fit.
+        k: The shape of each row, `(R,)`: 0 where weights are constant or the largest was drawn
+            often, infinity where so few draws are above all others that there is nothing to fit.
         log_weights: The logarithms of the smoothed weights in falling order, `(M, R)`.
     """
 
@@ -110,6 +110,8 @@ def _smoothed(largest: Tensor, rounding: Tensor) -> Smoothed:
     relative = (largest - first).clamp(min=LEAST)
     above = (relative > relative[-1]).sum(0)  # fewer than `M` where several are equal
     varies = first.isfinite() & (relative[-1] < -rounding)
+    # Where the largest was drawn often weights end there, as with latents of finitely many values.
+    varies &= (relative >= -rounding).sum(0) < FEWEST
     k = torch.where(varies, math.inf, 0.0).double()
     log_weights = largest[:-1].clone()
     for count in above[varies].unique().tolist():
