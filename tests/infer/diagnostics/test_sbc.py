@@ -458,6 +458,20 @@ def test_what_no_run_draws_from_the_joint_density():
         sbc(weighed, None)
 
 
+def test_a_site_with_the_name_of_the_joint_density():
+    def named(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("log_p", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("log_p", dist.Normal(x / 2, 0.5**0.5))
+
+    with pytest.raises(ValueError, match="site 'log_p' has the name of the joint log-density"):
+        sbc(named, guide)
+
+
 @pytest.mark.parametrize("few", [{"num_simulations": 19}, {"num_draws": 9}, {"size": 0}])
 def test_too_few(analysis, few):
     ((name, value),) = few.items()
