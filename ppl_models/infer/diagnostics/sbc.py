@@ -99,4 +99,10 @@ def sbc(
 
 
 def _quantities(some: Some) -> dict[str, torch.Tensor]:
+    """What is ranked of some draws."""
+    if JOINT in some.latents:
+        raise ValueError(
+            f"model: its site {JOINT!r} has the name of the joint log-density, which is ranked "
+            f"beside its latents. Try another name."
+        )
     return {**some.latents, JOINT: some.log_p}

@@ -187,6 +187,48 @@ def test_inputs_beside_data_that_come_before_them(looks, right):
     assert (found.p_value > 0.01) == right
 
 
+def silent(x=None, size=None):
+    """It returns nothing: its argument has the name of its site."""
+    conditional(x, torch.zeros(5 if x is None else len(x)).double(), size)
+
+
+def both(x=None, y=None, size=None):
+    """Two arguments are data."""
+    with data_plate(x, size):
+        z = pyro.sample("z", dist.Normal(0 * ONE, 1.0))
+        x = pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        return x, pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def parts(x=None, size=None):
+    """Of one argument, a part for each site."""
+    one, other = (None, None) if x is None else x.unbind(-1)
+    with data_plate(x, size):
+        z = pyro.sample("z", dist.Normal(0 * ONE, 1.0))
+        found = [pyro.sample(n, dist.Normal(z, 1.0), obs=o) for n, o in (("a", one), ("b", other))]
+        return torch.stack(found, -1)
+
+
+def of_sums(*data, size=None):
+    total = sum(x if x.dim() == 1 else x.sum(-1) for x in data)
+    with data_plate(data[0], size):
+        pyro.sample("z", dist.Normal(total / 3, 3**-0.5))
+
+
+def of_silent(x, size=None):
+    with data_plate(x, size):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(2))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "size"),
+    [(silent, of_silent, 5), (both, of_sums, None), (parts, of_sums, None)],
+)
+def test_where_data_go(model, guide, size):
+    args = {"num_simulations": 200, "num_draws": 30, "seed": 0}
+    assert sbc(model, guide, size=size, **args).p_value > 0.01
+
+
 def shared(x=None, size=None):
     m = pyro.sample("m", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
     with data_plate(x, size):
@@ -414,6 +456,20 @@ def test_what_no_run_draws_from_the_joint_density():
 
     with pytest.raises(ValueError, match=r"pyro.factor site\(s\) more weigh what it draws"):
         sbc(weighed, None)
+
+
+def test_a_site_with_the_name_of_the_joint_density():
+    def named(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("log_p", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("log_p", dist.Normal(x / 2, 0.5**0.5))
+
+    with pytest.raises(ValueError, match="site 'log_p' has the name of the joint log-density"):
+        sbc(named, guide)
 
 
 @pytest.mark.parametrize("few", [{"num_simulations": 19}, {"num_draws": 9}, {"size": 0}])

@@ -8,6 +8,7 @@ from pyro import poutine
 
 from guides import AmortizedNormal
 from ppl_models import VAE, data_plate, elbo, fit, from_pyro_svi, iwae, log_evidence
+from ppl_models.infer.evidence.joint import sampling
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, 1.1, -0.4]).double()
 THERE = torch.tensor([True] * 4 + [False, True])
@@ -207,3 +208,26 @@ def test_minibatches_are_of_rows(name, float64):
     with pytest.raises(ValueError, match="batch_size=None"):
         fit(elbo(learned, guide), x, epochs=1, batch_size=2, progress=False)
     assert fit(elbo(learned, guide), x, epochs=1, progress=False).steps == 1
+
+
+def test_latents_that_are_given_are_weighed_by_row():
+    """With what is enumerated summed out, and no density of a guide."""
+
+    def moved(x=None, size=None):
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            k = pyro.sample("k", dist.Bernoulli(zero(X) + 0.3), infer={"enumerate": "parallel"})
+            return pyro.sample("x", dist.Normal(z.sum(-1) + k, 1.0), obs=x)
+
+    def guide(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+
+    z = torch.randn(6, 2).double()
+    with sampling(moved, guide, (X,), None) as joint:
+        draws = joint.weigh({"z": z})
+    parts = torch.stack([dist.Normal(z.sum(-1) + k, 1.0).log_prob(X) for k in (0, 1)])
+    likelihood = (parts + torch.tensor([[0.7], [0.3]]).double().log()).logsumexp(0)
+    prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(draws.log_p, (prior + likelihood)[None])
+    assert (draws.log_q == 0).all()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOUBTFUL = 0.01  # a p-value below which ranks are not taken for uniform
+TINY = 1e-100  # below which it does not matter how small one is
 LEVEL = 0.95  # of the band
 SHOWN = 8  # curves that have a name
 JOINT, DISTANCE = "log_p", "distance"  # quantities that are no sites
@@ -94,7 +95,7 @@ class Calibration:
         simulations, number = len(next(iter(self.ranks.values()))), self._number()
         verdict = "ranks uniform" if self.p_value >= DOUBTFUL else "not calibrated"
         text = f"{kind} of {simulations} simulations, {self.num_draws} draws each: {verdict}, "
-        text += f"p {self.p_value:.2g}"
+        text += f"p {self.p_value:.2g}" if self.p_value > TINY else f"p < {TINY:g}"
         if number > 1:
             text += f" of {number} quantities, the worst {self.worst}"
         return text + (f": {self._why()}" if self.p_value < DOUBTFUL else "")
