@@ -24,11 +24,11 @@ class Kept(NamedTuple):
 
     Attributes:
         library: The file.
-        places: Which inputs its entry takes, in its order.
+        places: Which inputs its entry takes, in its order, and which constants, by their names.
     """
 
     library: str
-    places: list[int]
+    places: list[int | str]
 
 
 def key_of(graph: GraphModule, inputs: Sequence[Tensor], *settings: Any) -> str | None:
@@ -39,14 +39,18 @@ def key_of(graph: GraphModule, inputs: Sequence[Tensor], *settings: Any) -> str 
         inputs: Tensors as it will be run on.
         settings: What else the code depends on.
     """
-    constants: list[Any] = [
-        getattr(graph, str(node.target), None) for node in graph.graph.find_nodes(op="get_attr")
-    ]
+    constants = list(constants_of(graph).values())
     if not all(isinstance(x, Tensor) and x.is_cpu for x in (*constants, *inputs)):
         return None
     values = [hashlib.sha256(_bytes(x)).hexdigest() for x in constants]
     kinds = list(_kinds([*inputs, *constants]))
     return named(graph.code, values, kinds, *settings)
+
+
+def constants_of(graph: GraphModule) -> dict[str, Any]:
+    """What a graph holds by itself, by name."""
+    names = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
+    return {name: getattr(graph, name, None) for name in names}
 
 
 def named(*parts: Any) -> str:
@@ -92,9 +96,9 @@ def find(key: str | None) -> Kept | None:
     return kept if Path(kept.library).exists() else None
 
 
-def keep(key: str | None, library: str, places: Sequence[Any]) -> None:
-    """Takes note of code that was made, where its entry takes inputs alone."""
-    if key is None or not all(isinstance(place, int) for place in places):
+def keep(key: str | None, library: str, places: Sequence[int | str]) -> None:
+    """Takes note of code that was made."""
+    if key is None:
         return
     path = _path(key)
     try:

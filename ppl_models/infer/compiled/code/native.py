@@ -99,9 +99,10 @@ class Native:
         self._compiled: Any = None
         self._address: Any = None
         self._key = kept.key_of(graph, inputs, OPTIONS, SHIMS, ENTRY)
+        self._constants = kept.constants_of(graph)
         found = kept.find(self._key)
         if found is not None:
-            self._places = list(found.places)
+            self._places = [x if isinstance(x, int) else self._constants[x] for x in found.places]
             self._load(found.library)
             return
         self._call = _compile(graph, inputs, self)
@@ -149,9 +150,14 @@ class Native:
         return self._compiled.current_callable.__globals__["inductor_entry"].__self__.__file__
 
     def _keep(self) -> None:
-        """Takes note of the code, if it is one for the loop in C++."""
-        if self.entry() is not None:
-            kept.keep(self._key, self._file(), self._places)
+        """Takes note of the code, if it is one for the loop in C++, of inputs and constants."""
+        if self.entry() is None:
+            return
+        names = {id(x): name for name, x in self._constants.items()}
+        places = [x if isinstance(x, int) else names.get(id(x)) for x in self._places]
+        known = [x for x in places if x is not None]
+        if len(known) == len(places):
+            kept.keep(self._key, self._file(), known)
 
 
 def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Callable[..., Any]:

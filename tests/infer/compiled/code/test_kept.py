@@ -48,6 +48,21 @@ def test_code_is_compiled_once(compilations):
     assert torch.equal(*ends)
 
 
+def test_code_for_a_graph_with_constants_is_compiled_once(compilations):
+    """Each has its own, also where two are alike; a program may change what it holds."""
+    ends = []
+    for _ in range(2):
+        held, inputs = torch.tensor([1.0, 2.0, 3.0]), pair()
+        function = Native(traced(held=held), inputs)
+        function(2, inputs)
+        held.fill_(10.0)
+        function(1, inputs)
+        ends.append(inputs[0])
+    assert len(compilations) == 1
+    assert ends[0].tolist() == [12.0, 14.0, 16.0]
+    assert torch.equal(*ends)
+
+
 def test_the_key_is_that_of_all_that_code_depends_on(monkeypatch):
     x, wide = torch.zeros(3), torch.zeros(6)
     given = [
