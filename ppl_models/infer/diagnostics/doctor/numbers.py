@@ -53,7 +53,7 @@ def examine_slopes(exam: Exam, objective: Objective) -> None:
 
 
 def _parameters(exam: Exam) -> Iterator[tuple[str, Tensor]]:
-    for program in (exam.model, exam.guide):
+    for program in filter(lambda program: program.is_whole, (exam.model, exam.guide)):
         for name, parameter in program.named_parameters():
             yield f"{program.name}.{name}", parameter
 
