@@ -14,7 +14,6 @@ from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.not_finite import rows_of
 from ppl_models.infer.trials.independence import Pair
 from ppl_models.infer.trials.precision import check_precision
-from ppl_models.scoped import modes
 
 
 def examine(exam: Exam, traces: Pair) -> None:
@@ -39,7 +38,7 @@ def examine_slopes(exam: Exam, objective: Objective) -> None:
     }
     if not named:
         return
-    with exam.quietly(), exam.rows(), modes(exam.modules.values(), training=True):
+    with exam.rows():
         try:
             loss = objective.loss(*exam.batch, size=exam.size)
             slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
