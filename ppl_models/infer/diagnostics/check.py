@@ -14,6 +14,10 @@ on each other, more than one precision or device, values outside of a support, l
 are not finite or lose their digits in float32, sites that come and go, and parameters that no loss
 depends on. What it cannot: a model that is sound and not the one that was meant. See `khat` and
 `sbc` for a guide that is sound and does not fit.
+
+What takes no time of these `fit` asks by itself, of its first batch: it ends at the first that
+makes its loss another number, and warns of what may be meant, such as a support, a precision or an
+idle parameter.
 """
 
 from collections.abc import Callable

@@ -186,6 +186,11 @@ class EvidenceLowerBound(Objective):
                     seen.add(id(parameter))
                     yield f"{program.name}.{name}", parameter
 
+    def idle(self) -> list[str]:
+        programs = [program for program in (self._model, self._guide) if program.is_whole]
+        named = [(f"{p.name}.{name}", x) for p in programs for name, x in p.named_parameters()]
+        return [name for name, x in named if x.requires_grad and x.grad is None]
+
     def modules(self) -> dict[str, nn.Module]:
         return {
             f"{program.name}.{name}".rstrip("."): module

@@ -55,6 +55,10 @@ class Objective(Protocol):
         """
         return None
 
+    def idle(self) -> list[str]:
+        """The parameters that should have a gradient by its last loss, and have none."""
+        return []
+
     def caveat(self, history: dict[str, list[float]]) -> str | None:
         """Says what users must know of the epochs so far; None, as here, where that is nothing."""
         return None
@@ -65,6 +69,11 @@ def no_caveat(history: dict[str, list[float]]) -> str | None:
     return None
 
 
+def no_idle() -> list[str]:
+    """The idle parameters of an objective that does not know of any."""
+    return []
+
+
 def nothing() -> None:
     """What an objective that keeps no count does after a step."""
 
@@ -72,6 +81,7 @@ def nothing() -> None:
 DEFAULTS = {
     **{name: getattr(Objective, name) for name in ("turns", "reports", "eager_because")},
     "caveat": no_caveat,
+    "idle": no_idle,
     "stepped": nothing,
 }
 

@@ -147,6 +147,15 @@ class Program:
         finally:
             self.running = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that its module does, and no other method, of which there may be more.
+
+        Each parameter of the module should then be of use here.
+        """
+        name = getattr(self.inner, "__name__", "forward")
+        return not isinstance(self.inner, types.MethodType) or name in ("forward", "__call__")
+
     def modules(self) -> dict[str, nn.Module]:
         """The modules that the program runs: its owner, or those that a function refers to."""
         if self.owner is not None:

@@ -340,9 +340,7 @@ class Descent:
 
     def _warn_of_idle(self, i: int) -> None:
         """Warns of parameters that the first loss of an objective does not depend on."""
-        named = self.objectives[i].named_parameters()
-        idle = [name for name, x in named if x.requires_grad and x.grad is None]
-        if idle:
+        if idle := self.objectives[i].idle():
             warn(
                 f"{self.objectives[i].name}: the loss does not depend on {listed(idle)}, which "
                 f"stay as they are where that is so of each batch. Try using them in a site, "

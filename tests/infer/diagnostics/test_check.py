@@ -8,11 +8,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from torch import nn
 from torch.distributions import constraints
 
-from guides import ExactPosterior
-from ppl_models import Check, FactorAnalysis, check, data_plate
+from guides import AmortizedNormal, ExactPosterior
+from ppl_models import VAE, Check, FactorAnalysis, check, data_plate
 from ppl_models.infer.diagnostics.doctor.finding import Finding
+from ppl_models.likelihoods import Normal
 from tests.support.every_objective import ALL, programs
 from tests.support.programs import FUNCTIONS, OWNED
 from tests.support.tutorials import PROGRAMS
@@ -467,6 +469,14 @@ def test_it_leaves_all_as_it_was():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     assert all(p.grad is None for p in model.parameters())
     assert model.training
+
+
+def test_running_means_of_networks_stay_as_they_were():
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4))
+    pair = VAE(3, 2, Normal()), AmortizedNormal(3, 2, encoder)
+    before = {name: x.clone() for name, x in encoder.state_dict().items()}
+    assert check(*pair, X)
+    assert all(torch.equal(x, before[name]) for name, x in encoder.state_dict().items())
 
 
 def test_it_is_true_where_nothing_was_found():

@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import VAE, FactorAnalysis, data_plate, descend, elbo, fit
+from ppl_models import VAE, FactorAnalysis, check, data_plate, descend, elbo, fit
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.ends.slopes import are_finite
 from ppl_models.likelihoods import Normal
@@ -428,3 +428,21 @@ def test_parameters_without_a_gradient_are_warned_of():
 
     with pytest.warns(UserWarning, match=r"elbo: the loss does not depend on model.width, which"):
         quiet(elbo(model), torch.ones(3), steps=2)
+
+
+def test_a_method_of_a_module_may_leave_others_to_other_methods():
+    class Two(Root):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Parameter(torch.zeros(()))
+
+        def part(self, x: Tensor, size: int | None = None) -> None:
+            with data_plate(x, size):
+                pyro.sample("x", dist.Normal(self.other, 1.0), obs=x)
+
+    x = torch.arange(1.0, 4.0)
+    assert quiet(elbo(Two().part), x, steps=2).steps == 2
+    with pytest.warns(UserWarning, match=r"does not depend on model.other, which"):
+        quiet(elbo(Two()), x, steps=2)
+    assert check(Two().part, None, x)
+    assert "parameter model.other: the loss" in str(check(Two(), None, x))

@@ -21,8 +21,6 @@ from ppl_models.infer.training.ends.drift import (
 )
 from tests.support.runs import quiet
 
-RNG = np.random.default_rng(0)
-
 
 def falling(epochs, scale, noise, generator):
     n = np.arange(epochs)
@@ -31,7 +29,8 @@ def falling(epochs, scale, noise, generator):
 
 def test_a_slope_is_known_as_well_as_it_says():
     """In units of its error, over 500 runs of noise alone: 1.15 is that of t with 8 degrees."""
-    found = [drift(list(RNG.normal(size=400))) for _ in range(500)]
+    generator = np.random.default_rng(0)
+    found = [drift(list(generator.normal(size=400))) for _ in range(500)]
     spread = np.std([d.gain / d.standard_error for d in found])
     assert spread == pytest.approx(math.sqrt(8 / 6), abs=0.15)
     assert np.mean([d.gain > d.standard_error for d in found]) < 0.25
@@ -71,7 +70,7 @@ def test_what_a_drift_says():
     rising = drift([float(n) for n in range(40)])
     assert not rising.converged
     assert str(rising).startswith("getting worse: over the last 20 epochs the loss rose by 20")
-    few = drift(list(RNG.normal(size=40)))
+    few = drift(list(np.random.default_rng(0).normal(size=40)))
     assert not few.converged
     assert "which more epochs would tell from none" in str(few)
     assert str(drift([2.0, *[1.0] * 59])).startswith("converged: over the last 30 epochs")

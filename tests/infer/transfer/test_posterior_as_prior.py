@@ -194,7 +194,8 @@ def test_a_module_is_kept_as_it_was(by):
     class Guide(nn.Module):
         def __init__(self):
             super().__init__()
-            self.loc = nn.Parameter(torch.tensor(1.0))
+            if by == "parameter":
+                self.loc = nn.Parameter(torch.tensor(1.0))
 
         def forward(self, x=None, size=None):
             loc = self.loc if by == "parameter" else pyro.param("m", torch.tensor(1.0))

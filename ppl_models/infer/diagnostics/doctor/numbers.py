@@ -14,7 +14,6 @@ from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.not_finite import rows_of
 from ppl_models.infer.trials.independence import Pair
 from ppl_models.infer.trials.precision import check_precision
-from ppl_models.scoped import modes
 
 
 def examine(exam: Exam, traces: Pair) -> None:
@@ -39,7 +38,7 @@ def examine_slopes(exam: Exam, objective: Objective) -> None:
     }
     if not named:
         return
-    with exam.quietly(), exam.rows(), modes(exam.modules.values(), training=True):
+    with exam.rows():
         try:
             loss = objective.loss(*exam.batch, size=exam.size)
             slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -53,7 +52,7 @@ def examine_slopes(exam: Exam, objective: Objective) -> None:
 
 
 def _parameters(exam: Exam) -> Iterator[tuple[str, Tensor]]:
-    for program in (exam.model, exam.guide):
+    for program in filter(lambda program: program.is_whole, (exam.model, exam.guide)):
         for name, parameter in program.named_parameters():
             yield f"{program.name}.{name}", parameter
 

@@ -25,7 +25,7 @@ def are_finite(parameters: list[Tensor]) -> bool:
     if not slopes:
         return True
     size = torch.stack(torch._foreach_norm(slopes)).sum()
-    return bool(size.isfinite()) or all(bool(slope.isfinite().all()) for slope in slopes)
+    return bool(torch.isfinite(size)) or all(bool(torch.isfinite(x).all()) for x in slopes)
 
 
 def origin(loss: Loss, batch: Batch, parameters: list[Tensor]) -> str:
