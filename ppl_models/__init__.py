@@ -50,6 +50,7 @@ from ppl_models.graphs.positions import LatentPositions
 from ppl_models.graphs.vae import VGAE, FeaturePrior, InnerProduct, Nearness
 from ppl_models.infer.diagnostics.gap import InferenceGap, inference_gap
 from ppl_models.infer.diagnostics.khat import Khat, khat
+from ppl_models.infer.diagnostics.sandwich import Sandwich, sandwich
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
@@ -142,6 +143,7 @@ __all__ = [
     "PoissonMixture",
     "ProbabilisticPCA",
     "Run",
+    "Sandwich",
     "SemiSupervisedVAE",
     "SentenceClassifier",
     "SoftmaxRegression",
@@ -187,6 +189,7 @@ __all__ = [
     "read_graph",
     "reconstruction",
     "relabel",
+    "sandwich",
     "save",
     "unfreeze",
     "variational_bound",
