@@ -385,6 +385,11 @@ COMPILED: dict[str, Row] = {
         lambda: elbo(VAE(4, 2), AmortizedFlow(4, 2, hidden=(8,))), (BINARY,), "lower bound"
     ),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
+    "iwae, doubly reparameterised": Row(
+        lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3, doubly_reparameterised=True),
+        (BINARY,),
+        "lower bound",
+    ),
     "HierarchicalVAE, bottom-up": Row(
         lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)), (BINARY,), "lower bound"
     ),
