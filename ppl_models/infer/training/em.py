@@ -304,7 +304,8 @@ def _climb(
                 [new - old for new, old in zip(value, values[-1], strict=True)] if values else []
             )
             if any(gain < 0 for gain in gains):  # what rounding took back is not accepted
-                state = _kept(step, found.new_tensor(gains).view_as(found) < 0, before, state)
+                falls = torch.tensor([gain < 0 for gain in gains], device=found.device)
+                state = _kept(step, falls.view_as(found), before, state)
                 value = list(map(max, value, values[-1]))
             values.append(value)
             bar.update()

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ppl_models.infer.compiled.code import kept
 from ppl_models.infer.compiled.code.products import SHIMS_OF_LARGE, SHIMS_OF_MIDDLE
@@ -172,6 +171,8 @@ def _compile(graph: GraphModule, inputs: Sequence[Tensor], native: Native) -> Ca
         return boxed
 
     # The cache of graphs is asked only where it is known what sizes depend on.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # and SymPy, 470 modules
+
     sizes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
     options = OPTIONS | {
         "aot_inductor.custom_ops_to_c_shims": Shims(),
