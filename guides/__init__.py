@@ -17,6 +17,7 @@ from guides.factorization_gamma import FactorizationGamma
 from guides.graph import GraphNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
+from guides.shared import SharedAndLocal
 
 __all__ = [
     "AmortizedFlow",
@@ -37,4 +38,5 @@ __all__ = [
     "LadderNormal",
     "MeanFieldMixture",
     "MixturePosterior",
+    "SharedAndLocal",
 ]

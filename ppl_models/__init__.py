@@ -55,6 +55,7 @@ from ppl_models.infer.diagnostics.gap import InferenceGap, inference_gap
 from ppl_models.infer.diagnostics.khat import Khat, khat
 from ppl_models.infer.diagnostics.loo import LeftOut, loo
 from ppl_models.infer.diagnostics.rhat import Rhat, rhat
+from ppl_models.infer.diagnostics.sandwich import Sandwich, sandwich
 from ppl_models.infer.diagnostics.sbc import sbc
 from ppl_models.infer.diagnostics.tarp import tarp
 from ppl_models.infer.diagnostics.unlike import PredictivePvalues, predictive_pvalues
@@ -156,6 +157,7 @@ __all__ = [
     "ProbabilisticPCA",
     "Rhat",
     "Run",
+    "Sandwich",
     "SemiSupervisedVAE",
     "SentenceClassifier",
     "SoftmaxRegression",
@@ -206,6 +208,7 @@ __all__ = [
     "reconstruction",
     "relabel",
     "rhat",
+    "sandwich",
     "save",
     "sbc",
     "tarp",

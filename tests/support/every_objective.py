@@ -7,6 +7,8 @@ and is checked compiled, recorded and on another device (`infer/compiled`): a ne
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -37,6 +39,7 @@ from guides import (
     LabelNormal,
     LadderNormal,
     MixturePosterior,
+    SharedAndLocal,
 )
 from ppl_models import (
     GAN,
@@ -83,6 +86,7 @@ from ppl_models import (
     StochasticBlockModel,
     VampPrior,
     adversarial,
+    data_plate,
     denoising,
     domain_adversarial,
     elbo,
@@ -251,6 +255,29 @@ def player(number: int, **settings: Any) -> Any:
     return adversarial(GAN(4, 2), **settings)[number]  # type: ignore[arg-type]
 
 
+class AroundAMean(torch.nn.Module):
+    """Rows around a mean that they share."""
+
+    zeros: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(4))
+
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        scale = torch.ones_like(self.zeros)
+        loc = pyro.sample("loc", dist.Normal(self.zeros, scale).to_event(1))
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+            return pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+
+def shared_and_local() -> Any:
+    model = AroundAMean()
+    shared = AutoNormal(poutine.block(model, hide=["z"]))
+    return elbo(model, SharedAndLocal(shared, AmortizedNormal(8, 4), ["loc"]))
+
+
 def programs(objective: Any) -> tuple[Any, Any]:
     """The model that an objective trains, and its guide, or None."""
     if hasattr(objective, "parts"):  # of a weighted sum
@@ -384,7 +411,13 @@ COMPILED: dict[str, Row] = {
     "VAE, AmortizedFlow": Row(
         lambda: elbo(VAE(4, 2), AmortizedFlow(4, 2, hidden=(8,))), (BINARY,), "lower bound"
     ),
+    "SharedAndLocal": Row(lambda: shared_and_local(), (X,), "lower bound"),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
+    "iwae, doubly reparameterised": Row(
+        lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3, doubly_reparameterised=True),
+        (BINARY,),
+        "lower bound",
+    ),
     "HierarchicalVAE, bottom-up": Row(
         lambda: elbo(HierarchicalVAE(4, 2, 2), BottomUpNormal(4, 2, 2)), (BINARY,), "lower bound"
     ),

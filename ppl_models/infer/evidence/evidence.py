@@ -52,9 +52,9 @@ class Evidence:
     Attributes:
         value: The log evidence of each row, with shape `(N,)`, or, where latents are shared by
             all rows, the one of the whole data, with shape `(1,)`.
-        kind: `"exact"`; `"lower bound"`, below the exact value on average; `"estimate"`, neither;
-            `"pseudo-likelihood"`, no log evidence but the sum of those of each feature given all
-            others.
+        kind: `"exact"`; `"lower bound"`, below the exact value on average; `"upper bound"`, above
+            it on average, see `sandwich`; `"estimate"`, neither; `"pseudo-likelihood"`, no log
+            evidence but the sum of those of each feature given all others.
         num_rows: The number of rows, `N`.
         num_samples: The number of draws from the guide for each row; 0 where exact.
         num_features: The number of discrete features of a row, `D`; None where some are not

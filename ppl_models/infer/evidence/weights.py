@@ -97,7 +97,7 @@ class Draws:
 def draw(
     call: Call,
     model: Program,
-    guide: Program,
+    guide: Callable[..., Any],
     enumeration: Enumeration,
     count: int,
     rows: int | None,
@@ -137,7 +137,7 @@ def draw(
 
 
 def _of_each_value(
-    call: Call, guide: Program, drawn: poutine.Trace, latent: set[str], by_row: bool
+    call: Call, guide: Callable[..., Any], drawn: poutine.Trace, latent: set[str], by_row: bool
 ) -> Iterator[poutine.Trace]:
     """Traces of a guide whose densities add up to that of the latents that it drew."""
 

@@ -10,16 +10,26 @@ own, and what a minibatch counts for is a factor of the logarithm, not in it:
 :math:`\frac{N}{B} \sum_b \log \bar w_b`, where Pyro's `RenyiELBO` has
 :math:`\log \sum_k \prod_b w_{bk}^{N / B}`, which is no bound of anything.
 
+The gradient of the guide is the noisier, beside its size, the more particles there are. The doubly
+reparameterised one has the same mean, and noise that falls with them,
+
+.. math::
+    \nabla_\phi \mathcal{L}_K = \mathbb{E} \left[ \sum_k \tilde{w}_k^2 \,
+    \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} \right], \qquad
+    \tilde{w}_k = \frac{w_k}{\sum_j w_j}
+
 Shapes: `N` rows in all, `B` of them in a minibatch, `K` particles.
 
 References:
     | Importance Weighted Autoencoders (Burda et al., 2016)
     | https://arxiv.org/abs/1509.00519
+    | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019)
+    | https://arxiv.org/abs/1810.04152
 """
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -31,7 +41,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.evidence.joint import tile
-from ppl_models.infer.evidence.weights import Enumeration, draw
+from ppl_models.infer.evidence.weights import Call, Draws, Enumeration, draw
 from ppl_models.infer.objectives.elbo import EvidenceLowerBound
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.once import Once, training_modes
@@ -45,7 +55,11 @@ from ppl_models.scoped import kept_rng
 
 
 def iwae(
-    model: Callable[..., Any], guide: Callable[..., Any], num_particles: int
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    num_particles: int,
+    *,
+    doubly_reparameterised: bool = False,
 ) -> "ImportanceWeightedBound":
     r"""The importance-weighted bound of a model and its guide, as an objective.
 
@@ -60,10 +74,14 @@ def iwae(
             are summed over, in each weight.
         guide: Its guide, reparameterised, which takes any rows (an amortised one).
         num_particles: The number of draws of each row, `K`.
+        doubly_reparameterised: Whether the gradient of the guide is the one with the least noise,
+            which takes a second run of the guide. It has the same mean, and that of the model is
+            the same.
 
     Raises:
         ValueError: From `fit`, before the first step: if latents are shared by all rows, or the
-            guide has parameters for each row, or it draws what has no reparameterisation.
+            guide has parameters for each row, or it draws what has no reparameterisation; for the
+            doubly reparameterised gradient, also if its latents are functions of other sites.
 
     Example:
         >>> from guides import AmortizedNormal
@@ -74,6 +92,10 @@ def iwae(
         (15, 3)
     """
     check_count(num_particles=num_particles)
+    if doubly_reparameterised:
+        from ppl_models.infer.objectives.doubly import DoublyReparameterisedBound  # built on this
+
+        return DoublyReparameterisedBound(model, guide, num_particles)
     return ImportanceWeightedBound(model, guide, num_particles)
 
 
@@ -121,6 +143,23 @@ class ImportanceWeightedBound(EvidenceLowerBound):
         self, batch: tuple[Tensor, ...], enumeration: Enumeration, once: Once | None
     ) -> Tensor:
         r"""Returns :math:`\log p(x_b, z_{bk}) - \log q(z_{bk} \mid x_b)`, `(K, B)`."""
+        with self._calling(batch, once) as call:
+            return self._draw(call, self._guide, batch, enumeration).log_weight
+
+    def _draw(
+        self,
+        call: Call,
+        guide: Callable[..., Any],
+        batch: tuple[Tensor, ...],
+        enumeration: Enumeration,
+    ) -> Draws:
+        """All particles of the rows of a batch."""
+        rows, device = len(batch[0]), batch[0].device
+        return draw(call, self._model, guide, enumeration, self.num_particles, rows, device)
+
+    @contextmanager
+    def _calling(self, batch: tuple[Tensor, ...], once: Once | None) -> Iterator[Call]:
+        """Gives what runs a program on the rows of a batch, tiled."""
         rows = len(batch[0])
         tiled = tile(batch, slice(0, rows), self.num_particles)
         size = len(tiled[0])
@@ -130,9 +169,8 @@ class ImportanceWeightedBound(EvidenceLowerBound):
             with Rows(None, size, size), shared:  # a guide with parameters for rows is refused
                 return program(*tiled, size=size)
 
-        programs, device = (self._model, self._guide), batch[0].device
         try:
-            return draw(call, *programs, enumeration, self.num_particles, rows, device).log_weight
+            yield call
         finally:
             if once:
                 once.forget()  # parameters will move
