@@ -69,7 +69,8 @@ def markov(x: Tensor) -> None:
         moves = pyro.sample("moves", dist.Dirichlet(x.new_ones(3)))
         loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
-    hidden = dist.DiscreteHMM(x.new_zeros(3), moves.log(), dist.Normal(loc, scale), len(x))
+    rows = dist.Normal(loc, scale)
+    hidden = dist.DiscreteHMM(x.new_zeros(3), moves.log(), rows, duration=len(x))
     pyro.sample("x", hidden, obs=x)
 
 
