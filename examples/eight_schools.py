@@ -43,7 +43,7 @@ ERROR = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 GUIDES = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=32, num_transforms=2),
+    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[32], num_transforms=2),
 }
 NAMES = ["mu", "tau", *(f"theta[{j}]" for j in range(8))]
 
@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5000, help="of each guide")
     parser.add_argument("--samples", type=int, default=4000, help="draws of each guide")
     parser.add_argument("--draws", type=int, default=10000, help="of each of four chains of nuts")
-    parser.add_argument("--pyro-draws", type=int, default=300, help="of Pyro's one chain; 0 for none")
+    parser.add_argument(
+        "--pyro-draws", type=int, default=300, help="of Pyro's one chain; 0 for none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--outdir", type=Path, default=Path("outputs"))
     args = parser.parse_args(argv)
@@ -165,12 +167,13 @@ def _quantiles(draws: np.ndarray) -> np.ndarray:
 
 def print_table(found: dict[str, Found]) -> None:
     exact = found["reference"]
-    print("                            mu            tau       theta[0]   furthest mean       k        s")
-    print("way                     mean     sd    mean     sd    mean     sd   (in sd)")
+    print(f"{'':22}{'mu':^14} {'tau':^14} {'theta[0]':^14}  furthest")
+    print(f"{'way':22}" + "   mean     sd " * 3 + f" mean, sd {'k':>8} {'s':>8}")
     for name, way in found.items():
         numbers = " ".join(f"{way.mean[i]:7.2f} {way.sd[i]:6.2f}" for i in range(3))
         far = (np.abs(way.mean - exact.mean) / exact.sd).max()
-        print(f"{name:22}{numbers} {far:9.3f} {way.k:13.2f} {way.seconds:8.1f}".replace("nan", "  -"))
+        line = f"{name:22}{numbers} {far:9.3f} {way.k:8.2f} {way.seconds:8.1f}"
+        print(line.replace("nan", "  -"))
 
 
 def forest(found: dict[str, Found]) -> Figure:

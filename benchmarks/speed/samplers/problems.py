@@ -105,13 +105,13 @@ def problems() -> dict[str, Problem]:
     scores = random.normal(size=(200, 2)) @ random.normal(size=(2, 6))
     rows = scores + 0.7 * random.normal(size=(200, 6))
     return {
-        "eight schools": Problem(schools, tuple(map(tensor, effects)), plain, 300),
+        "eight schools": Problem(schools, tuple(map(tensor, effects)), plain, 150),
         "hierarchical logistic": Problem(
-            logistic, (tensor(x), torch.tensor(group), tensor(y)), plain, 100
+            logistic, (tensor(x), torch.tensor(group), tensor(y)), plain, 50
         ),
-        "Gaussian mixture": Problem(mixture, (tensor(points),), sorted_by_loc, 100),
-        "hidden Markov": Problem(markov, (tensor(signal),), sorted_by_loc, 50),
-        "factor analysis": Problem(factors, (tensor(rows),), covariances, 50),
+        "Gaussian mixture": Problem(mixture, (tensor(points),), sorted_by_loc, 30),
+        "hidden Markov": Problem(markov, (tensor(signal),), sorted_by_loc, 30),
+        "factor analysis": Problem(factors, (tensor(rows),), covariances, 30),
     }
 
 

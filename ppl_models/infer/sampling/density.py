@@ -145,7 +145,9 @@ class Density:
                 latents.copy_(self.unconstrained.flat(x))
             return ()
 
-        rooms = [x.new_zeros(n) for x in self.probes[:1] for n in (self.size, self.size, 1, self.count)]
+        rooms = [
+            x.new_zeros(n) for x in self.probes[:1] for n in (self.size, self.size, 1, self.count)
+        ]
         rooms[2] = rooms[2].squeeze(0)
         try:
             with tracing(TracingContext(FakeTensorMode())):  # one for all operations: half the time

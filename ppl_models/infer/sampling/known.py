@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -17,6 +18,8 @@ VALUES = {
     *(Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__),
     Tensor.__index__,
 }
+PLACES = {Tensor.__getitem__, Tensor.__setitem__}
+INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 class Dependent(TorchDispatchMode):
@@ -59,8 +62,25 @@ class Known(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in VALUES and type(args[0]) is Tensor and not args[0].requires_grad:
-            with torch._C.DisableTorchFunction(), _disable_current_modes():
-                if args[0] not in self.dependent:
-                    return func(*args, **(kwargs or {}))
+        if func in VALUES and self._is_known(args[0]):
+            return self._value(func, *args)
+        if func in PLACES and args:
+            args = args[0], self._place(args[1]), *args[2:]
         return func(*args, **(kwargs or {}))
+
+    def _place(self, index: Any) -> Any:
+        """An index with numbers for tensors of one, whose value torch would ask for."""
+        if isinstance(index, tuple):
+            return tuple(map(self._place, index))
+        whole = isinstance(index, Tensor) and index.ndim == 0 and index.dtype in INTEGERS
+        return self._value(Tensor.item, index) if whole and self._is_known(index) else index
+
+    def _is_known(self, x: Any) -> bool:
+        if type(x) not in (Tensor, Parameter) or x.requires_grad:
+            return False
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            return x not in self.dependent
+
+    def _value(self, func: Callable[..., Any], *args: Any) -> Any:
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            return func(*args)

@@ -147,7 +147,8 @@ class _Bridge(NamedTuple):
         return to_arviz(groups, named, self.coords)
 
     def _run(self, *_: Tensor, size: int | None = None) -> Any:
-        return self.unconstrained.call(config_enumerate(self.unconstrained.program))
+        with in_double():  # one of its own: what a run writes is of no other
+            return self.unconstrained.call(config_enumerate(self.unconstrained.program))
 
 
 def _sample(density: Density, settings: Settings) -> Chains:
