@@ -191,7 +191,7 @@ def forest(found: dict[str, Found]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("points of the test: medians, intervals of 50 % and of 90 %")
     axes.set_title("Eight schools: the posterior by guides and samplers")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3)
     axes.grid(axis="x", alpha=0.3)
     return figure
 

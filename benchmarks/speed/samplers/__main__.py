@@ -1,7 +1,7 @@
 """Effective draws a second of `nuts`, of Pyro's NUTS, and of NumPyro's, on one core.
 
-make bench-peers ARGS="..."                        # makes the environment with NumPyro
-python -m benchmarks.speed.samplers --only "eight schools"
+make .venv-peers/.ready                            # the environment with NumPyro
+.venv-peers/bin/python -m benchmarks.speed.samplers --only "eight schools"
 
 The same posteriors in single precision for the peers; ours computes in double. Seconds are the
 processor's, of all threads. Effective draws are ArviZ's (bulk), the least over quantities that
