@@ -95,7 +95,8 @@ def sample(density: Density, settings: Settings) -> Chains:
         with suppress(BaseException):
             running.cancel()
         raise density.broken or error from None
-    return _chains(*raw.get_arrow_trace(), density, settings)
+    latents, statistics = raw.get_arrow_trace()
+    return _chains(latents, statistics, density, settings)
 
 
 def num_cores() -> int:
@@ -145,7 +146,9 @@ class _Model:
         return lib.PySampler.from_pymc(settings, cores, model, *rest)
 
 
-def _chains(latents: list[Any], statistics: list[Any], density: Density, settings: Settings) -> Chains:
+def _chains(
+    latents: list[Any], statistics: list[Any], density: Density, settings: Settings
+) -> Chains:
     """Draws and their statistics as arrays, from Arrow's batches of each chain."""
 
     for batch in statistics:

@@ -14,6 +14,7 @@ from ppl_models.infer.compiled.code.density import NativeDensity
 from ppl_models.infer.compiled.code.flat import closed, make_ready
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.programs.not_finite import first_not_finite
+from ppl_models.infer.sampling.known import Dependent, Known
 from ppl_models.infer.sampling.unconstrained import OtherSitesError, Unconstrained
 from ppl_models.user_line import warn
 
@@ -117,7 +118,8 @@ class Density:
         position = self.unconstrained.position
 
         def loss(_: Tensor) -> Tensor:
-            return -self.unconstrained.at(position)
+            with Dependent(position) as dependent, Known(dependent):
+                return -self.unconstrained.at(position)
 
         with torch.enable_grad():
             tracer = Compiled(self.unconstrained)
@@ -139,10 +141,13 @@ class Density:
                 (gradient,) = torch.autograd.grad(loss, [moved])
             slope.copy_(-gradient)
             value.copy_(-loss.detach())
-            latents.copy_(self.unconstrained.flat(x))
+            with Dependent(x) as dependent, Known(dependent):
+                latents.copy_(self.unconstrained.flat(x))
             return ()
 
-        rooms = [x.new_zeros(n) for x in self.probes[:1] for n in (self.size, self.size, 1, self.count)]
+        rooms = [
+            x.new_zeros(n) for x in self.probes[:1] for n in (self.size, self.size, 1, self.count)
+        ]
         rooms[2] = rooms[2].squeeze(0)
         try:
             with tracing(TracingContext(FakeTensorMode())):  # one for all operations: half the time

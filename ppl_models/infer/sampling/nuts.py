@@ -134,7 +134,10 @@ class _Bridge(NamedTuple):
         """All groups of draws, `(C, S, L)`, with what the sampler says of these."""
         samples = self.unconstrained.samples(torch.from_numpy(latents))
         (chains, draws), number = latents.shape[:2], torch.zeros(1, dtype=torch.long)
-        with sampling(self._run, replayed(samples), (number,), self.seed, numbered=True) as joint:
+        with ExitStack() as stack:
+            stack.enter_context(in_double())
+            guide, seed = replayed(samples), self.seed
+            joint = stack.enter_context(sampling(self._run, guide, (number,), seed, numbered=True))
             groups = collect(joint, self.dims, chains * draws, BATCH, chains)
         groups["sample_stats"].pop("log_q")  # of points, which have none
         for name, values in (statistics or {}).items():
@@ -144,7 +147,7 @@ class _Bridge(NamedTuple):
         return to_arviz(groups, named, self.coords)
 
     def _run(self, *_: Tensor, size: int | None = None) -> Any:
-        with in_double():
+        with in_double():  # one of its own: what a run writes is of no other
             return self.unconstrained.call(config_enumerate(self.unconstrained.program))
 
 

@@ -67,7 +67,8 @@ class Unconstrained:
         self.program, self.data = program, data
         lengths = [len(x) for x in data if isinstance(x, Tensor) and x.ndim]
         self.rows = torch.arange(lengths[0] if lengths else 1)
-        first = prune_subsample_sites(self.call(poutine.trace(_Improper()(program)).get_trace))
+        with in_double():
+            first = prune_subsample_sites(self.call(poutine.trace(_Improper()(program)).get_trace))
         checks.check_unscaled(first)
         self.first = first
         self.depth = sites.plate_depth(first)

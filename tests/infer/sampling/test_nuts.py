@@ -190,6 +190,224 @@ def test_a_model_without_continuous_latents():
         nuts(lambda: pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0)), **FAST)
 
 
+def test_what_a_program_writes_into_is_followed():
+    """Both ways of writing into a tensor in single precision, of its own or given to it."""
+    given = torch.zeros(3)
+
+    def model(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        mean = torch.zeros(3)
+        for n in range(3):
+            mean[n] = slope * (n + 1)
+        part = given[1:]
+        part += mean[1:]
+        with pyro.plate("rows", 3):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(given, 1.0), obs=x)
+
+    x = torch.tensor([1.0, 2.0, 3.0])
+    density = Density(unconstrained(model, x), None)
+    density.compile(chains=1)
+    assert density.native is not None
+    slope = torch.tensor([0.7], dtype=torch.float64)
+    means = torch.stack([slope * torch.tensor([1.0, 2.0, 3.0]), slope * torch.tensor([0.0, 2, 3])])
+    prior = dist.Normal(torch.zeros(1, dtype=torch.float64), 10.0)
+    wanted = dist.Normal(means, 1.0).log_prob(x).sum() + prior.log_prob(slope).sum()
+    assert density.evaluate(slope.numpy())[0] == pytest.approx(wanted.item(), rel=1e-12)
+    assert density.native(slope)[0].item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert given.tolist() == [0, 0, 0]
+
+
+def test_numbers_that_a_program_reads_off_its_data():
+    """They are no reason to run eagerly, and those that depend on a latent are."""
+    group = torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def model(x):
+        with pyro.plate("groups", int(group.max()) + 1):
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        for n in pyro.plate("rows", 6):
+            pyro.sample(f"x_{n}", dist.Normal(mean[group[n]], float(x.std())), obs=x[n])
+
+    density = Density(unconstrained(model, torch.randn(6)), None)
+    density.compile(chains=1)
+    assert density.native is not None
+
+    def hidden(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        kept = torch.zeros(2)
+        with torch.no_grad():
+            kept[1:].copy_(mean.expand(1))
+        scale = 1.0 + (kept.sum() > 0).item()
+        pyro.sample("x", dist.Normal(mean, scale).expand([6]).to_event(1), obs=x)
+
+    density = Density(unconstrained(hidden, torch.randn(6)), None)
+    with pytest.warns(UserWarning, match="nuts: it runs eagerly, not compiled"):
+        density.compile(chains=1)
+
+
+def test_a_latent_below_a_discrete_one():
+    """Means of a mixture of two normals, of which the third datum says which it is."""
+
+    def model(x):
+        side = pyro.sample("side", dist.Bernoulli(0.5))
+        mean = pyro.sample("mean", dist.Normal(4 * side, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    found = nuts(model, torch.tensor([1.0, 2.0, 3.0]), **FAST)
+    assert abs(moments(found, "mean")[0] - 2.0) < error(found, "mean")  # between 0 and 4
+    assert abs(found.posterior["side"].values.mean() - 0.5) < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Singular sample")  # of draws of the prior
+def test_positive_definite_matrices():
+    def model():
+        pyro.sample("matrix", dist.Wishart(torch.tensor(9.0), torch.eye(2) / 9))
+
+    density = unconstrained(model)
+    assert density.size == 3
+    found = nuts(model, **FAST)
+    mean = found.posterior["matrix"].values.mean((0, 1))
+    np.testing.assert_allclose(mean, np.eye(2), atol=0.1)
+
+
+def test_a_program_whose_code_goes_wrong_where_the_draws_are(monkeypatch):
+    """Code that is compared at the start alone would be right there."""
+    x, compared = torch.randn(10), []
+
+    def differs(self, native, positions):
+        compared.append(len(positions))
+        return "its code has another density" if len(compared) == 2 else None
+
+    monkeypatch.setattr(Density, "_difference", differs)
+    with pytest.warns(UserWarning, match="runs eagerly, not compiled: its code has another"):
+        found = nuts(normal, x, draws=40, tune=40, chains=2, seed=0, progress=False)
+    assert compared == [3, 8]
+    assert found.posterior["mean"].shape == (2, 40)
+
+
+def test_an_interrupt_gives_no_draws(monkeypatch):
+    """Not those until then, of which some only tune."""
+
+    class Running:
+        cancelled = False
+
+        def wait(self):
+            raise KeyboardInterrupt
+
+        def cancel(self):
+            Running.cancelled = True
+
+    monkeypatch.setattr("nutpie.sample", lambda *_, **__: Running())
+    with pytest.raises(KeyboardInterrupt):
+        nuts(normal, torch.randn(3), **FAST)
+    assert Running.cancelled
+
+
+def test_latents_that_come_and_go():
+    def by_value(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        if mean > 0.5:
+            mean = mean + pyro.sample("more", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"site.s. 'more' are latents of one run"):
+        nuts(by_value, torch.tensor(2.0), **FAST)
+
+    calls = []
+
+    def by_count(x):
+        calls.append(1)
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        if len(calls) > 40:  # while it samples
+            pyro.sample("more", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    with (
+        pytest.warns(UserWarning, match="runs eagerly"),
+        pytest.raises(ValueError, match=r"site.s. 'more' are latents of one run"),
+    ):
+        nuts(by_count, torch.tensor(2.0), **FAST)
+
+
+def test_a_support_that_depends_on_a_discrete_latent():
+    def model():
+        side = pyro.sample("side", dist.Bernoulli(0.5))
+        pyro.sample("below", dist.Uniform(torch.zeros(()), 1.0 + side))
+
+    with pytest.raises(ValueError, match="its support depends on a discrete latent"):
+        nuts(model, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dist.VonMises(0.0, 1.0), "a latent on a circle, VonMises"),
+        (dist.Delta(torch.tensor(1.0)), "a latent at a single point"),
+        (dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), "a discrete latent, Bernoulli"),
+        (dist.ProjectedNormal(torch.ones(3)), "whose support nobody has mapped"),
+    ],
+)
+def test_latents_that_cannot_be_moved(wrong, message):
+    def model():
+        pyro.sample("free", dist.Normal(0.0, 1.0))
+        pyro.sample("wrong", wrong)
+
+    with pytest.raises(ValueError, match=f"nuts: site 'wrong' is {message}|{message}"):
+        nuts(model, **FAST)
+
+
+def test_an_improper_prior():
+    def model(x):
+        real = torch.distributions.constraints.real
+        mean = pyro.sample("mean", dist.ImproperUniform(real, (), ()))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    found = nuts(model, torch.tensor([1.0, 2.0, 3.0]), **FAST)
+    assert abs(moments(found, "mean")[0] - 2.0) < error(found, "mean")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dims": {"pair": ["a", "b"]}}, "dims: site 'pair' has 1 event dimension"),
+        ({"coords": {"data": ["a"]}}, "coords: 'data' has 3 entries"),
+    ],
+)
+def test_what_cannot_be_reported_is_said_before_the_first_step(given, message, monkeypatch):
+    monkeypatch.setattr(Density, "compile", lambda *_: pytest.fail("it has begun"))
+
+    def model(x, size=None):
+        pyro.sample("pair", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        normal(x, size)
+
+    with pytest.raises(ValueError, match=message):
+        nuts(model, torch.randn(3), **FAST, **given)
+
+
+def test_data_outside_of_their_support(monkeypatch):
+    def model(x):
+        logits = pyro.sample("logits", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Bernoulli(logits=logits), obs=x)
+
+    monkeypatch.setattr(Density, "compile", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(ValueError, match="outside the support of its Bernoulli"):
+        nuts(model, torch.tensor([0.0, 1.0, 2.0]), **FAST)
+    with pytest.raises(ValueError, match="not finite at any of 100 positions"):
+        nuts(model, torch.tensor([0.0, 1.0, math.nan]), **FAST)
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_density():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(float(np.exp(mean.numpy())), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="the model raised RuntimeError: Can't call numpy"):
+        nuts(model, torch.tensor(2.0), **FAST)
+
+
 def test_a_program_that_draws_by_itself():
     def model(x):
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
