@@ -64,7 +64,7 @@ class Convergence:
 
     def __str__(self) -> str:
         text = f"over the last {self.epochs} epochs the loss "
-        size = f"by {abs(self.gain):.2g} +- {self.standard_error:.2g} nats per row"
+        size = f"by {abs(self.gain):.2g} ± {self.standard_error:.2g} nats per row"
         if self.converged:
             return f"converged: {text}moved {size}"
         if self.gain > self.standard_error:
@@ -82,7 +82,7 @@ def drift(losses: Sequence[float]) -> Convergence:
 
     Example:
         >>> print(drift([1.0 / n for n in range(1, 101)]))
-        not converged: over the last 50 epochs the loss still fell by 0.0094 +- 0.00098 nats per row
+        not converged: over the last 50 epochs the loss still fell by 0.0094 ± 0.00098 nats per row
     """
     _check_losses(losses)
     width = len(losses) // LEAST
