@@ -5,9 +5,8 @@ r"""A network of sets as guide: the latents of each group from the rows of that 
     q(z_g \mid x_{1:N}, \theta) = \mathcal{N}(\mu_g, \mathrm{diag}(\sigma_g^2)), \qquad
     (\mu_g, \log \sigma_g) = \rho(h_g, \log(1 + n_g), \theta)
 
-where :math:`n_g` counts the rows of group `g`: it is the same in whatever order these come, and
-any function of a set, by :math:`\phi` and :math:`\rho` that are wide enough. :math:`\theta` are
-latents that all groups share, if they are given.
+with :math:`n_g` rows in group `g`, in whatever order: any function of a set, by networks that are
+wide enough. :math:`\theta` are latents that all groups share, if they are given.
 
 Shapes: `B` rows, `D` features, `G` groups, `E` numbers of a set, `K` latents, `S` shared numbers.
 
@@ -97,8 +96,7 @@ class GroupNormal(nn.Module):
         self.num_features, self.num_latents, self.num_groups = num_features, num_latents, num_groups
         self.num_shared, self.site = num_shared, site
         self.encoder = MLP(num_features, WIDTH) if encoder is None else encoder
-        inputs = WIDTH + 1 + num_shared
-        self.head = MLP(inputs, 2 * num_latents) if head is None else head
+        self.head = MLP(WIDTH + 1 + num_shared, 2 * num_latents) if head is None else head
         self.width = WIDTH if head is None else None  # that the encoder must have
         rows, group = self._rows(*data) if data else (None, None)
         self.register_buffer("rows", rows, persistent=False)
@@ -135,19 +133,17 @@ class GroupNormal(nn.Module):
         if embedded.ndim != 2 or self.width not in (None, embedded.shape[-1]):
             raise ValueError(
                 f"GroupNormal: expected its encoder to give {self.width or 'E'} numbers for each "
-                f"row, got {tuple(embedded.shape)}. Try a network with as many outputs, or a head "
-                f"for others."
+                f"row, got {tuple(embedded.shape)}. Try as many outputs, or a head for others."
             )
         none = rows.new_zeros(self.num_groups)
         count = none.index_add(0, group, torch.ones_like(rows[:, 0]))[:, None]  # n, (G, 1)
         total = none[:, None].expand(-1, embedded.shape[1]).index_add(0, group, embedded)  # (G, E)
-        shared = shared.expand(self.num_groups, -1)
-        return torch.cat([total / count.clamp(min=1), count.log1p(), shared], 1)
+        mean, shared = total / count.clamp(min=1), shared.expand(self.num_groups, -1)
+        return torch.cat([mean, count.log1p(), shared], 1)
 
     def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The own numbers of rows, `(B, *)`, and those that all share, `(S,)`."""
-        x = x.reshape(len(x), -1)
-        own = x.shape[1] - self.num_shared
+        x, own = x.reshape(len(x), -1), x[0].numel() - self.num_shared
         return x[:, :own], x[0, own:]
 
     def _rows(self, *data: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,15 +162,12 @@ class GroupNormal(nn.Module):
 
 def _check_groups(group: Tensor, num_groups: int, num_rows: int) -> None:
     """Raises unless there is one known group for each row, by its number."""
-    if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
-        raise TypeError(
-            f"GroupNormal: expected the groups of rows last, as whole numbers, got {group.dtype}. "
-            f"Try group.long(), and data of (x, group)."
-        )
-    if group.shape != (num_rows,):
-        raise ValueError(
-            f"GroupNormal: expected one group for each row, with shape ({num_rows},), got "
-            f"{tuple(group.shape)}. Try group.flatten()."
+    is_whole = not (group.is_floating_point() or group.is_complex() or group.dtype == torch.bool)
+    if not is_whole or group.shape != (num_rows,):
+        raise (ValueError if is_whole else TypeError)(
+            f"GroupNormal: expected the group of each row last, as whole numbers of shape "
+            f"({num_rows},), got {group.dtype} of shape {tuple(group.shape)}. Try data of "
+            f"(x, group), and group.flatten().long()."
         )
     if group.device.type != "cpu" or get_proxy_mode() is not None:
         return  # where to look is to wait, and no graph can hold a check
