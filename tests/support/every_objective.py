@@ -288,7 +288,11 @@ class InGroups(torch.nn.Module):
         super().__init__()
         self.register_buffer("zeros", torch.zeros(4))
 
-    def forward(self, x: Tensor, group: Tensor, size: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor | None = None, group: Tensor | None = None, size: int | None = None
+    ) -> Tensor:
+        if group is None:
+            group = torch.arange(size or 3, device=self.zeros.device) % 3
         scale = torch.ones_like(self.zeros)
         with pyro.plate("group", 3, dim=-1):
             z = pyro.sample("z", dist.Normal(self.zeros, scale).to_event(1))
