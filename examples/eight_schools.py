@@ -27,11 +27,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
@@ -178,9 +178,10 @@ def print_table(found: dict[str, Found]) -> None:
 
 def forest(found: dict[str, Found]) -> Figure:
     """The intervals of 50 and 90 % of each latent, one line for each way."""
-    figure, axes = plt.subplots(figsize=(8, 9), layout="constrained")
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    axes = figure.subplots()
     step = 0.8 / len(found)
-    colors = ["black", *plt.get_cmap("tab10").colors]  # type: ignore[attr-defined]
+    colors = ["black", *TABLEAU_COLORS]
     for n, (name, way) in enumerate(found.items()):
         y = np.arange(len(NAMES)) + (n - (len(found) - 1) / 2) * step
         low, lower, middle, upper, high = way.quantiles

@@ -9,6 +9,7 @@ from ppl_models.datasets import karate
 from tests.support.examples import check_pictures, load, numbers
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 50 draws have weights without variance")
 def test_graphs(tmp_path, capsys):
     tiny = ["--steps", "30", "--samples", "50", "--outdir", str(tmp_path)]
     load("graphs").main(tiny)

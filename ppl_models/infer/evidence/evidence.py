@@ -39,6 +39,7 @@ from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
 NO_VARIANCE = 0.5  # of weights with such a shape
+NO_MEAN = 0.7  # ... that any number of draws may know; few draws tell k badly, so no less for them
 MANY = 1000  # rows, whose tails are looked at after each evidence
 CARRYING = 50  # draws that must carry the weight of a row, for its Monte Carlo error to hold
 RUNS = 4  # of a program that may draw by itself, by which that shows
@@ -289,7 +290,7 @@ def _warn_where_few_carry(evidence: Evidence) -> None:
     draws = evidence.num_samples
     if evidence._are_few():
         found = f"are as good as {evidence._carrying():.1f} (Evidence.effective_draws)"
-    elif evidence._typical_k() > threshold(draws):
+    elif evidence._typical_k() > NO_MEAN:
         found = "have weights without variance (Evidence.pareto_k)"
     else:
         return

@@ -21,7 +21,11 @@ from ppl_models.infer.training import blocks
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 
-pytestmark = pytest.mark.usefixtures("graphs_as_traced")
+pytestmark = [
+    pytest.mark.usefixtures("graphs_as_traced"),
+    # Of parameters that some of these programs have for others.
+    pytest.mark.filterwarnings("ignore:elbo. the loss does not depend on model.small"),
+]
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 DOUBLE = {"dtype": torch.float64}
 SCALE = 1.5  # which a case moves
