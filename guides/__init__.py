@@ -15,6 +15,7 @@ from guides.factor_normal import FactorNormal
 from guides.factorization import FactorizationNormal
 from guides.factorization_gamma import FactorizationGamma
 from guides.graph import GraphNormal
+from guides.groups import GroupNormal
 from guides.ladder import BottomUpNormal, LadderNormal
 from guides.mixture import MeanFieldMixture, MixturePosterior
 from guides.shared import SharedAndLocal
@@ -34,6 +35,7 @@ __all__ = [
     "FactorizationGamma",
     "FactorizationNormal",
     "GraphNormal",
+    "GroupNormal",
     "LabelNormal",
     "LadderNormal",
     "MeanFieldMixture",

@@ -36,6 +36,7 @@ from guides import (
     FactorizationNormal,
     FactorNormal,
     GraphNormal,
+    GroupNormal,
     LabelNormal,
     LadderNormal,
     MixturePosterior,
@@ -278,6 +279,32 @@ def shared_and_local() -> Any:
     return elbo(model, SharedAndLocal(shared, AmortizedNormal(8, 4), ["loc"]))
 
 
+class InGroups(torch.nn.Module):
+    """Rows around the mean of their group."""
+
+    zeros: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(4))
+
+    def forward(
+        self, x: Tensor | None = None, group: Tensor | None = None, size: int | None = None
+    ) -> Tensor:
+        if group is None:
+            group = torch.arange(size or 3, device=self.zeros.device) % 3
+        scale = torch.ones_like(self.zeros)
+        with pyro.plate("group", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(self.zeros, scale).to_event(1))
+        with data_plate(x, size):
+            loc = z.index_select(-2, group)
+            return pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+
+def in_groups() -> Any:
+    return elbo(InGroups(), GroupNormal(4, 4, 3, data=(X, LABELS)))
+
+
 def programs(objective: Any) -> tuple[Any, Any]:
     """The model that an objective trains, and its guide, or None."""
     if hasattr(objective, "parts"):  # of a weighted sum
@@ -412,6 +439,7 @@ COMPILED: dict[str, Row] = {
         lambda: elbo(VAE(4, 2), AmortizedFlow(4, 2, hidden=(8,))), (BINARY,), "lower bound"
     ),
     "SharedAndLocal": Row(lambda: shared_and_local(), (X,), "lower bound"),
+    "GroupNormal": Row(lambda: in_groups(), (X, LABELS), "lower bound"),
     "iwae": Row(lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3), (BINARY,), "lower bound"),
     "iwae, doubly reparameterised": Row(
         lambda: iwae(VAE(4, 2), AmortizedNormal(4, 2), 3, doubly_reparameterised=True),

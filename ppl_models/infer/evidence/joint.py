@@ -13,6 +13,7 @@ Shapes: `S` draws, `N` rows.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -40,7 +41,7 @@ from ppl_models.infer.trials.independence import FEW as TRIED
 from ppl_models.infer.trials.independence import Pair, Trial, first_line
 from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.trials.precision import check_precision
-from ppl_models.infer.trials.shapes import check_rows
+from ppl_models.infer.trials.shapes import check_rows, replayed
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 AT_ONCE = 4096  # rows that are tried
@@ -158,7 +159,7 @@ class Joint:
         call, batch = self._call_on(rows, count)
         with checks.noting_batch(batch), self.guide.noticing(), self.model.noticing():
             guide = call(poutine.trace(self.guide).get_trace)
-            model = call(poutine.trace(poutine.replay(self.model, trace=guide)).get_trace)
+            model = call(partial(replayed, self.model, guide))
         checks.check_support(model, batch, self.data)
         check_rows(model, "model", batch)
         check_rows(guide, "guide", batch)

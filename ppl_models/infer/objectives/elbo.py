@@ -34,7 +34,7 @@ from ppl_models.infer.trials.independence import (
 )
 from ppl_models.infer.trials.masks import follow_masks
 from ppl_models.infer.trials.precision import lost_digits
-from ppl_models.infer.trials.shapes import check_entries, check_no_outer, check_rows
+from ppl_models.infer.trials.shapes import check_entries, check_no_outer, check_rows, replayed
 from ppl_models.infer.trials.supports import outside
 from ppl_models.scoped import kept_rng
 from ppl_models.user_line import warn
@@ -206,7 +206,7 @@ class EvidenceLowerBound(Objective):
         """Runs the guide, and the model on what it sampled."""
         with checks.noting_batch(batch), self._guide.noticing(), self._model.noticing():
             guide = poutine.trace(self._guide).get_trace(*batch, size=size)
-            model = poutine.trace(poutine.replay(self._model, guide)).get_trace(*batch, size=size)
+            model = replayed(self._model, guide, *batch, size=size)
         return model, guide
 
     def _check_auxiliary(

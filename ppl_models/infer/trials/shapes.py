@@ -5,6 +5,10 @@ Pyro's plates go by position: the plate `"data"` takes the last batch dimension 
 them as rows, nothing shows it but what is left over: a dimension that belongs to no plate.
 """
 
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -13,9 +17,56 @@ from ppl_models.infer.programs.sites import (
     has_entries,
     in_data_plate,
     kind,
+    latent_sites,
     observed_sites,
     random_sites,
 )
+
+
+def replayed(model: Callable[..., Any], guide: poutine.Trace, *args: Any, size: int) -> Any:
+    """Runs a model on what its guide drew; where it fails for latents of another shape, says so."""
+    handler = poutine.trace(poutine.replay(model, trace=guide))
+    try:
+        trace = handler.get_trace(*args, size=size)
+    except Exception:
+        check_latents(handler.trace, guide)  # those before the failure
+        raise
+    check_latents(trace, guide)
+    return trace
+
+
+def check_latents(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raises where a latent is of one shape in the guide, and of another in the model.
+
+    Such shapes may broadcast without an error, and a plate of another size scales what is in it.
+    """
+    others = latent_sites(guide)
+    for name, site in latent_sites(model).items():
+        if name in others:
+            _check_plates(name, site, others[name])
+            _check_shape(name, site, others[name])
+
+
+def _check_plates(name: str, model: dict, guide: dict) -> None:
+    sizes = {frame.name: frame.full_size for frame in guide["cond_indep_stack"]}
+    for plate in model["cond_indep_stack"]:
+        size = sizes.get(plate.name, plate.full_size)
+        if size != plate.full_size and plate.name != "data":  # which has checks of its own
+            raise ValueError(
+                f"site {name!r}: the plate {plate.name!r} holds {plate.full_size} entries in the "
+                f"model, and {size} in the guide. Expected as many in both. Try a guide made for "
+                f"{plate.full_size}."
+            )
+
+
+def _check_shape(name: str, model: dict, guide: dict) -> None:
+    own, other = model["fn"].shape(), guide["fn"].shape()
+    if any(a != b for a, b in zip_longest(reversed(own), reversed(other), fillvalue=1)):
+        raise ValueError(
+            f"site {name!r}: the {kind(guide['fn'])} of the guide has shape {tuple(other)}, and "
+            f"the {kind(model['fn'])} of the model {tuple(own)}. Expected the same shape. Try the "
+            f"plates, the .to_event(1) and the number of latents of the model in the guide."
+        )
 
 
 def check_rows(trace: poutine.Trace, program: str, batch: tuple[Tensor, ...]) -> None:

@@ -1,5 +1,7 @@
 """A missing `.to_event(1)`, where there are as many features as rows and no error shows it."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -140,3 +142,55 @@ def turned_rightly(x: Tensor, size: int | None = None) -> None:
 def test_plates_of_features_pass(model):
     found = log_evidence(model, None, X)
     torch.testing.assert_close(found.value, dist.Normal(0.0, 1.0).log_prob(X).sum(1))
+
+
+def in_groups(*shape: int, count: int = 5, events: int = 1) -> Any:
+    """A program of a latent in a plate of groups, whose rows are as groups are."""
+
+    def program(x: Tensor, size: int | None = None) -> None:
+        with pyro.plate("group", count, dim=-1):
+            loc = pyro.param("loc", x.new_zeros(()))
+            z = pyro.sample("z", dist.Normal(loc.expand(*shape), 1.0).to_event(events))
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(z.sum() + x.new_zeros(len(x)), 1.0), obs=x[:, 0])
+
+    return program
+
+
+def whole(x: Tensor, size: int | None = None) -> None:
+    z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+    with data_plate(x, size):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def of_groups(x: Tensor, size: int | None = None) -> None:
+    with pyro.plate("group", 5, dim=-1):
+        loc = pyro.param("of_groups", x.new_zeros(5, 1))
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+ANOTHER = r"site 'z': the Normal of the guide has shape \(5, 1\), and the \w+ of the model \({}\)"
+IN_PLATE = "site 'z': the plate 'group' holds {} entries in the model, and 5 in the guide"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (in_groups(5, events=0), ANOTHER.format("5,")),
+        (in_groups(5, 3), ANOTHER.format("5, 3")),
+        (in_groups(1, count=4), IN_PLATE.format(4)),
+        (in_groups(1, count=6), IN_PLATE.format(6)),
+        (whole, ANOTHER.format("1,")),  # which fails by itself, at the rows
+    ],
+)
+def test_a_latent_is_of_one_shape(model: Any, message: str) -> None:
+    """In the guide and in the model, for any number of rows."""
+    with pytest.raises(ValueError, match=message):
+        quiet(elbo(model, of_groups), X, steps=2)
+    with pytest.raises(ValueError, match=message):
+        log_evidence(model, of_groups, X, num_samples=5)
+
+
+def test_latents_of_one_shape_are_let_through() -> None:
+    quiet(elbo(in_groups(5, 1), of_groups), X, steps=2)
+    assert log_evidence(in_groups(5, 1), of_groups, X, num_samples=5).num_rows == SIZE
