@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def seed_of(seed: int | None) -> int:
+    """Returns a seed: that which is given, or one from torch's generator."""
+    return int(torch.randint(2**31, ())) if seed is None else seed
+
+
 @contextmanager
 def modes(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
     """A context in which modules train, or do not; afterwards each is as it was before."""

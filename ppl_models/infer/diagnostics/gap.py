@@ -37,6 +37,7 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks
 from ppl_models.infer.programs.program import modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.scoped import seed_of
 
 
 class Bounds(NamedTuple):
@@ -158,7 +159,7 @@ def inference_gap(
     check_count(num_samples=num_samples, steps=steps, batch_size=batch_size)
     check_positive(lr=lr)
     data = as_rows(data, modules_of_programs(model, guide))
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    seed = seed_of(seed)
     elbo = _bounds(model, guide, data, num_samples, batch_size, seed)
     better = None
     if isinstance(getattr(guide, "encoder", None), nn.Module) and len(elbo.value) > 1:

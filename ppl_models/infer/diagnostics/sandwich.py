@@ -39,7 +39,7 @@ from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.sampling.annealed import Weights, backward, forward, prepare
 from ppl_models.infer.sampling.of_rows import OfRows
 from ppl_models.infer.sampling.slopes import AnotherProgramError, Slopes
-from ppl_models.scoped import modes, own_rng
+from ppl_models.scoped import modes, own_rng, seed_of
 
 NOT_SIMULATED = (
     "these rows are no draws of the model, so that no exact draw of their posterior is known; "
@@ -138,7 +138,7 @@ def sandwich(
     check_count(num_steps=num_steps, batch_size=batch_size)
     check_at_least(2, num_chains=num_chains)
     data = as_rows(data, modules_of_programs(model, guide))
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    seed = seed_of(seed)
     latents: dict[str, Tensor] = {}
     if simulate:
         data, latents = _simulated(model, data, seed)

@@ -34,6 +34,7 @@ from ppl_models.infer.diagnostics.calibration.draws import Some
 from ppl_models.infer.diagnostics.calibration.ranks import Counts
 from ppl_models.infer.diagnostics.calibration.result import JOINT, Calibration
 from ppl_models.infer.diagnostics.calibration.simulations import Wanted, simulations
+from ppl_models.scoped import seed_of
 
 
 def sbc(
@@ -88,7 +89,7 @@ def sbc(
         >>> found.p_value > 0.01
         True
     """
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = seed_of(seed)
     wanted = Wanted(size, num_simulations, num_draws, refit, num_jobs, batch_size, seed)
     with simulations(model, guide, inputs, wanted) as found:
         counts = Counts(_quantities(found.truth))

@@ -32,6 +32,7 @@ from torch import Tensor
 from ppl_models.infer.diagnostics.calibration.ranks import Counts
 from ppl_models.infer.diagnostics.calibration.result import DISTANCE, Calibration
 from ppl_models.infer.diagnostics.calibration.simulations import Wanted, simulations
+from ppl_models.scoped import seed_of
 
 PENALTIES = tuple(10.0**power for power in range(-3, 7))  # of the regression
 
@@ -76,7 +77,7 @@ def tarp(
         >>> found.p_value > 0.01
         True
     """
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = seed_of(seed)
     wanted = Wanted(size, num_simulations, num_draws, refit, num_jobs, batch_size, seed)
     with simulations(model, guide, inputs, wanted) as found:
         bank, data = found.others()

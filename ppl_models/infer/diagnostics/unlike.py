@@ -40,7 +40,7 @@ from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
-from ppl_models.scoped import modes, own_rng
+from ppl_models.scoped import modes, own_rng, seed_of
 
 SHOWN = 10  # rows that are named
 FALSE = 0.05  # the share of false discoveries among rows that are called unlike
@@ -139,7 +139,7 @@ def predictive_pvalues(
         [99]
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    seed = seed_of(seed)
     data = as_rows(data, modules_of_programs(model, guide))
     draws = partial(log_evidence, model, guide, num_samples=num_samples, batch_size=batch_size)
     with warnings.catch_warnings():  # whether few draws carry a row: p-values hold if they do

@@ -33,7 +33,7 @@ from ppl_models.infer.sampling.chains import Chains, Settings, num_cores, nutpie
 from ppl_models.infer.sampling.density import Density
 from ppl_models.infer.sampling.unconstrained import Unconstrained
 from ppl_models.infer.trials.precision import in_double
-from ppl_models.scoped import modes, own_rng
+from ppl_models.scoped import modes, own_rng, seed_of
 
 LATER = 4  # draws of each chain at which code and program are compared again
 # What the sampler says of each draw, and its name among ArviZ's statistics.
@@ -103,7 +103,7 @@ def nuts(
     program = Program(model, "model")
     program.is_evaluated = True
     data = as_rows(data, modules_of_programs(model, guide))
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = seed_of(seed)
     settings = Settings(draws, tune, chains, target_accept, seed, progress)
     with _evaluated(program, seed, chains):
         _check_device(program, data)

@@ -26,7 +26,7 @@ from ppl_models.infer.evidence.evidence import log_evidence
 from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em
-from ppl_models.scoped import mix, own_rng
+from ppl_models.scoped import mix, own_rng, seed_of
 
 NEEDS = ("em_step", "initialise", "evidence", "num_parameters")
 
@@ -74,7 +74,7 @@ def compare(
     x = as_data(x, candidates.values() if isinstance(candidates, Mapping) else ())
     _check(candidates, x, folds)
     check_count(restarts=restarts, max_steps=max_steps)
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    seed = seed_of(seed)
     settings = {"restarts": restarts, "max_steps": max_steps, "tolerance": tolerance}
     with own_rng(mix(seed, 0), x.device):
         fold = torch.randperm(len(x), device=x.device) % folds  # of each row, (N,)
