@@ -16,7 +16,7 @@ HOUSE = ROOT / "ppl_models"
 # What all may import: files of their own, and folders.
 GROUND = {
     *("plates", "checks", "linalg", "likelihoods", "missing", "priors", "criteria", "transformed"),
-    *("levels", "row_weights", "scoped", "user_line", "nn"),
+    *("levels", "row_weights", "scoped", "user_line", "nn", "processes"),
 }
 FAMILIES = {
     *("densities", "supervised", "mixtures", "factors", "autoregressive", "autoencoders"),
