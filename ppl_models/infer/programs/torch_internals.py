@@ -4,7 +4,8 @@
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed._composable_state import _module_state_mapping
 
 # `Tensor.lerp_` of many tensors at once, on a GPU in one kernel: in public there is no such thing.
 lerp_each_ = torch._foreach_lerp_
@@ -22,3 +23,12 @@ def tensor_of_no_values(
     The way that torch documents for such subclasses (`__torch_dispatch__`), with an underscore.
     """
     return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+
+
+def forget_shards(module: nn.Module) -> None:
+    """Lets torch know no more that a module was given to `fully_shard`.
+
+    There is a public way into `fully_shard`, and none out of it: a module that was in it once could
+    not be given to it again.
+    """
+    _module_state_mapping.pop(module, None)

@@ -20,6 +20,7 @@ from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay, copy_all
 from ppl_models.infer.training.batches import Batch, Chosen
 from ppl_models.infer.training.ends.slopes import are_finite, origin
+from ppl_models.infer.training.files import held
 from ppl_models.infer.training.optimizers import (
     LearningRateSchedule,
     Optimizer,
@@ -31,7 +32,12 @@ from ppl_models.infer.training.together.agreement import SitesSeen, check_same_s
 from ppl_models.infer.training.together.as_one import whole_draws
 from ppl_models.infer.training.together.exchange import Exchange
 from ppl_models.infer.training.together.generators import go_on_from, states_of_all
+from ppl_models.infer.training.together.sharded import Shards
 from ppl_models.infer.training.together.trial import Parted
+from ppl_models.infer.training.together.whether import (
+    check_moves_each_alone,
+    check_rows_for_all,
+)
 from ppl_models.processes import ALONE, Processes, Share, sharing
 from ppl_models.scoped import get_rng_state, kept_rng, modes, set_rng_state
 from ppl_models.user_line import warn
@@ -90,6 +96,7 @@ class Descent:
         ema: The decay of an average of the parameters, between 0 and 1; None for no average.
         compile: Whether the losses run as compiled code, where that gives the same numbers.
         processes: Those that share each batch. The first one is the whole, on each of them.
+        shard: Whether they share the networks, too.
     """
 
     def __init__(
@@ -107,6 +114,7 @@ class Descent:
         ema: float | None = None,
         compile: bool = False,
         processes: Processes = ALONE,
+        shard: bool = False,
     ) -> None:
         check_decay(ema)
         self.objectives = as_objectives(objectives)
@@ -126,6 +134,14 @@ class Descent:
         self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
         self.parameters = [_trained(objective) for objective in self.objectives]
         self._warn_of_untrained()
+        self.processes = processes
+        self.exchange = None if processes.alone else Exchange(processes)
+        if self.exchange is not None:
+            check_same_start(processes, self.objectives, seen.found)
+            self._check_shared(batch, self.exchange)
+        self.shards = self._sharded(batch, optimizer) if shard and not processes.alone else None
+        if self.shards is not None:
+            self.parameters = [self.shards.here(p) for p in self.parameters]
         self.optimizers = [make_optimizer(optimizer, p, lr) for p in self.parameters]
         self.schedulers = [make_scheduler(schedule, o, steps) for o in self.optimizers]
         self.horizon = steps if schedule is not None and takes_steps(schedule) else None
@@ -133,11 +149,6 @@ class Descent:
         self.average = None if ema is None else Average(moved, ema)
         self.compiled = [Compiled(objective) for objective in self.objectives]
         self.reports = [Reports(objective) for objective in self.objectives]
-        self.processes = processes
-        self.exchange = None if processes.alone else Exchange(processes)
-        if self.exchange is not None:
-            check_same_start(processes, self.objectives, seen.found)
-            self._check_shared(batch, self.exchange)
         self.by_blocks = False  # whether compiled steps come in blocks, and single ones do not
         recorder = recorder_for(self.device) if compile and processes.alone else None
         self.replay: Replay | None = None
@@ -179,6 +190,14 @@ class Descent:
             trial = Parted(objective.name, loss, modules, self.device)
             names = trial.check(exchange.processes, len(batch.values[0]))
             exchange.names[objective.name] = names
+
+    def _sharded(self, batch: Batch, optimizer: Optimizer | None) -> Shards:
+        """The networks of the objective, which are split from here on."""
+        check_moves_each_alone(optimizer, self.lr)
+        (objective,) = self.objectives
+        numbers, modules = partial(self._numbers, objective, batch), self.modules()
+        rows = len(batch.values[0])
+        return Shards(objective.name, modules, numbers, rows, self.processes, self.device)
 
     def _numbers(
         self, objective: Objective, batch: Batch, places: Tensor, total: int
@@ -260,11 +279,15 @@ class Descent:
         self.optimizers[i].zero_grad(set_to_none=True)
         if self.exchange is None:
             numbers = self._differentiated(i, batch)
+        elif self.shards is not None:
+            numbers = self._differentiated_in_shards(i, batch, self.exchange, self.shards)
         else:
             numbers = self._averaged_over_processes(i, batch, self.exchange)
         if self.step_number == 0:
             self._warn_of_idle(i)
-        if self.clip is not None:
+        if self.clip is not None and self.shards is not None:
+            self.shards.clip(self.parameters[i], self.clip)
+        elif self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
         self.optimizers[i].step()
         self.objectives[i].stepped()
@@ -284,6 +307,30 @@ class Descent:
         weight = len(batch.share.places) / batch.share.total
         name = self.objectives[i].name
         return exchange.average(name, self.parameters[i], numbers, weight, error)
+
+    def _differentiated_in_shards(
+        self, i: int, batch: Batch, exchange: Exchange, shards: Shards
+    ) -> dict[str, Tensor]:
+        """The same where networks are gathered on the way, by all processes together."""
+        share, objective, error = batch.share, self.objectives[i], None
+        assert share is not None
+        check_rows_for_all(share.total, self.processes)
+        weight = len(share.places) / share.total
+        shards.forget_slopes()
+        with pyro.validation_enabled(False):
+            loss = self.evaluate(objective, batch)
+            (loss * weight).backward()
+        shards.take_slopes()
+        numbers = {objective.name: loss.detach(), **objective.reports}
+        if not (torch.isfinite(loss) and are_finite(self.parameters[i])):
+            what = "a gradient is not finite, of a loss of" if loss.isfinite() else "the loss is"
+            error = FloatingPointError(
+                f"{objective.name}: {what} {loss.item():.5g} at step {self.step_number + 1}. Try a "
+                f"smaller lr, clip=1.0, or the run without shard=True, which names the site."
+            )
+        whole = shards.whole_ones(self.parameters[i])
+        numbers = {name: x.detach() * weight for name, x in numbers.items()}
+        return exchange.average(objective.name, whole, numbers, 1.0, error)
 
     def _differentiated(self, i: int, batch: Batch) -> dict[str, Tensor]:
         """Gives the parameters of an objective their gradients; returns what there is to record."""
@@ -363,6 +410,21 @@ class Descent:
         self.step_number = state["step"]
         go_on_from(state, self.processes, self.device)
 
+    @contextmanager
+    def joined_afterwards(self) -> Iterator[None]:
+        """A context after which networks are whole again, also where all raise the same error."""
+        try:
+            yield
+        except (FloatingPointError, ValueError):
+            self.join()
+            raise
+        self.join()
+
+    def join(self) -> None:
+        """Makes networks that are split over processes whole again, on each."""
+        if self.shards is not None:
+            self.shards.join()
+
     def close(self) -> None:
         """Lets recordings go, and the data that they hold, also where a run was interrupted."""
         if self.replay is not None:
@@ -400,6 +462,18 @@ class Descent:
 
     def check_parameters(self) -> None:
         """Raises where parameters turned up after the start, or are no longer finite."""
+        if self.shards is None:
+            self._check_parameters()
+        else:  # of which each process has others
+            raised = None
+            try:
+                self._check_parameters()
+            except FloatingPointError as error:
+                raised = str(error)
+            for text in filter(None, self.processes.gather_values(raised)):
+                raise FloatingPointError(text)
+
+    def _check_parameters(self) -> None:
         for objective, names in zip(self.objectives, self.names, strict=True):
             for name, parameter in objective.named_parameters():
                 if name not in names:
@@ -407,7 +481,7 @@ class Descent:
                         f"{objective.name}: the parameter {name} first came up after the start, "
                         f"and is not trained. Try a program that declares all on every call."
                     )
-                if not torch.isfinite(parameter).all():
+                if not torch.isfinite(held(parameter)).all():
                     raise FloatingPointError(
                         f"{objective.name}: the parameter {name} is not finite after step "
                         f"{self.step_number}. Try a smaller lr, or clip=1.0."

@@ -74,7 +74,12 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
 def fill(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Copies values into live tensors, in place."""
     for name, target in targets.items():
-        target.copy_(values[name])
+        held(target).copy_(held(values[name]))
+
+
+def held(x: Tensor) -> Tensor:
+    """What is here of a tensor that may be split over processes."""
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def check_tensors_match(where: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

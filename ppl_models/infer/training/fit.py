@@ -35,6 +35,7 @@ from ppl_models.infer.training.start.beginning import (
 from ppl_models.infer.training.start.options import check_length, check_no_more, check_options
 from ppl_models.infer.training.together.agreement import check_can_share
 from ppl_models.infer.training.together.generators import take_first, take_own
+from ppl_models.infer.training.together.whether import check_can_shard
 from ppl_models.processes import together
 from ppl_models.scoped import mix, modes
 from ppl_models.user_line import warn
@@ -91,6 +92,7 @@ def fit(
     checkpoint_every: float = 30.0,
     resume: bool = False,
     progress: bool = True,
+    shard: bool = False,
 ) -> Run:
     r"""Descends an objective, or several in turns, on minibatches of data.
 
@@ -158,6 +160,10 @@ def fit(
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
             be as before, but for `epochs` and `steps`.
         progress: Whether to show a progress bar (on a terminal).
+        shard: Whether several processes, as `torchrun` starts them, split networks too large for
+            one: each holds its share of their parameters, gradients and moments, and gathers a
+            layer when it is called. Before and after the fit, and in a checkpoint, parameters
+            are whole; one process alone trains as without. See `docs/many_machines.md`.
 
     Raises:
         TypeError: If the objective or the optimiser is none.
@@ -190,21 +196,24 @@ def fit(
     compile = as_written(compile, written)
 
     start = partial(Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule)
-    start = partial(start, amp=amp, ema=ema, processes=processes)
+    start = partial(start, amp=amp, ema=ema, processes=processes, shard=shard)
     move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
-    check_can_share(processes, objectives, [train, *([held_out.source] if held_out else [])], first)
+    every = [train, *([held_out.source] if held_out else [])]
+    check_can_share(processes, objectives, every, first)
+    if shard:
+        check_can_shard(processes, objectives, every, compile)
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
         rows = in_memory_rows(train)
         descent = start(objectives, first, rows, steps=total, compile=compile is True)
         common = settings(descent, train, held_out is not None, patience, compile, until)
         reached = Progress(descent, order_seed, common)
         take_own(processes, order_seed, descent.device)
-        if written is not None and path is not None:
-            reached.restore(written, path, seed)
-        if held_out is not None:
-            held_out.check(descent, order_seed)
-        with closing(descent):
+        with closing(descent), descent.joined_afterwards():
+            if written is not None and path is not None:
+                reached.restore(written, path, seed)
+            if held_out is not None:
+                held_out.check(descent, order_seed)
             loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt, end)
             loop.run(total, progress and processes.is_first)
             take_first(processes, descent.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_models.infer.training import files
 from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.together.written import gathered, own_part
 from ppl_models.user_line import warn
 
 READ_EVERY = 100  # losses that are read at once
@@ -138,6 +139,8 @@ class Progress:
             **self.descent.state_dict(),
             "progress": {name: getattr(self, name) for name in _WRITTEN},
         }
+        if self.descent.shards is not None:
+            checkpoint = gathered(checkpoint, self.descent.shards, self.descent.parameters)
         with processes.all_or_none(f"writing the checkpoint {path}"):
             if processes.is_first:
                 files.write(path, checkpoint)
@@ -155,6 +158,11 @@ class Progress:
                 f"{path}: it was written with seed={progress['order_seed']}, got seed={seed}. "
                 f"Try the same seed, or none."
             )
+        if self.descent.shards is not None:
+            split = {name for name, x in self._tensors().items() if files.held(x) is not x}
+            shards, parameters = self.descent.shards, self.descent.parameters
+            checkpoint = own_part(checkpoint, shards, parameters, split)
+            progress["best"] = checkpoint["progress"]["best"]
         files.fill(self._tensors(), checkpoint["tensors"])
         self.descent.load_state_dict(checkpoint)
         for name in _WRITTEN:

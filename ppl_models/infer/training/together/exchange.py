@@ -64,7 +64,8 @@ class Exchange:
             fault = fault or [_ERROR, f"{name}: a gradient is sparse. Try layers with sparse=False"]
         names = self.names[name]
         if name not in self.rooms:
-            self.rooms[name] = _Room(parameters, len(_SAID) + len(parameters) + len(names))
+            place = next((x.device for x in (*parameters, *numbers.values())), torch.device("cpu"))
+            self.rooms[name] = _Room(parameters, len(_SAID) + len(parameters) + len(names), place)
         room, here = self.rooms[name], fault is None and bool(numbers)
 
         slopes = [p.grad if here else None for p in parameters]
@@ -106,9 +107,10 @@ class _Room:
     Arguments:
         parameters: The parameters.
         tail: How many numbers go beside the gradients.
+        place: Where they are.
     """
 
-    def __init__(self, parameters: list[Tensor], tail: int) -> None:
+    def __init__(self, parameters: list[Tensor], tail: int, place: torch.device) -> None:
         sizes: dict[torch.dtype, int] = {}
         starts = []
         for p in parameters:
@@ -117,7 +119,6 @@ class _Room:
         carrier = next((kind for kind in EXACT if kind in sizes), torch.float64)
         end = sizes.get(carrier, 0)
         sizes[carrier] = end + tail
-        place = parameters[0].device
         self.buffers = {kind: torch.zeros(n, dtype=kind, device=place) for kind, n in sizes.items()}
         self.tail = self.buffers[carrier][end:]
         self.views = [

@@ -97,6 +97,22 @@ def even_draws() -> TorchDispatchMode:
     return _Even()
 
 
+@contextmanager
+def evenly(modules: list[nn.Module], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """A context for a trial: modules train, rows draw alike, and all is as before afterwards.
+
+    It gives the buffers of the modules.
+    """
+    with (
+        kept_rng(device),
+        modes(modules, training=True),
+        _restored(modules) as buffers,
+        pyro.validation_enabled(False),
+        even_draws(),
+    ):
+        yield buffers
+
+
 class Parted:
     """What the trial of one objective needs.
 
@@ -169,13 +185,7 @@ class Parted:
     @torch.no_grad()
     def _evaluated(self, places: Tensor, rows: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The numbers of some rows, and the buffers afterwards, which are then as before."""
-        with (
-            kept_rng(self.device),
-            modes(self.modules, training=True),
-            _restored(self.modules) as buffers,
-            pyro.validation_enabled(False),
-            even_draws(),
-        ):
+        with evenly(self.modules, self.device) as buffers:
             numbers = {name: x.detach().clone() for name, x in self.loss(places, rows).items()}
             after = {name: x.detach().clone() for name, x in buffers.items()}
         return numbers, after
