@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = ["torch", "torch.distributed", "pyro", "pyro.infer.autoguide", "ppl_models", "guides"]
+PRELOADED = ["torch", "torch.distributed.fsdp", "pyro", "pyro.infer.autoguide"]
+PRELOADED += ["ppl_models", "guides"]
 
 
 def run_together(

@@ -32,12 +32,12 @@ from ppl_models.infer.training.together.agreement import SitesSeen, check_same_s
 from ppl_models.infer.training.together.as_one import whole_draws
 from ppl_models.infer.training.together.exchange import Exchange
 from ppl_models.infer.training.together.generators import go_on_from, states_of_all
-from ppl_models.infer.training.together.sharded import Shards
-from ppl_models.infer.training.together.trial import Parted
-from ppl_models.infer.training.together.whether import (
+from ppl_models.infer.training.together.shards.shards import Shards
+from ppl_models.infer.training.together.shards.whether import (
     check_moves_each_alone,
     check_rows_for_all,
 )
+from ppl_models.infer.training.together.trial import Parted
 from ppl_models.processes import ALONE, Processes, Share, sharing
 from ppl_models.scoped import get_rng_state, kept_rng, modes, set_rng_state
 from ppl_models.user_line import warn
@@ -143,6 +143,8 @@ class Descent:
         if self.shards is not None:
             self.parameters = [self.shards.here(p) for p in self.parameters]
         self.optimizers = [make_optimizer(optimizer, p, lr) for p in self.parameters]
+        if self.shards is not None:
+            self.shards.check_given(self.optimizers[0], self.parameters[0])
         self.schedulers = [make_scheduler(schedule, o, steps) for o in self.optimizers]
         self.horizon = steps if schedule is not None and takes_steps(schedule) else None
         moved = list(chain.from_iterable(self.parameters))
@@ -195,9 +197,8 @@ class Descent:
         """The networks of the objective, which are split from here on."""
         check_moves_each_alone(optimizer, self.lr)
         (objective,) = self.objectives
-        numbers, modules = partial(self._numbers, objective, batch), self.modules()
-        rows = len(batch.values[0])
-        return Shards(objective.name, modules, numbers, rows, self.processes, self.device)
+        numbers, rows = partial(self._numbers, objective, batch), len(batch.values[0])
+        return Shards(objective, numbers, rows, self.processes, self.device)
 
     def _numbers(
         self, objective: Objective, batch: Batch, places: Tensor, total: int
@@ -317,20 +318,36 @@ class Descent:
         check_rows_for_all(share.total, self.processes)
         weight = len(share.places) / share.total
         shards.forget_slopes()
-        with pyro.validation_enabled(False):
+        rng = get_rng_state(self.device)
+        with pyro.validation_enabled(False), shards.gathering():
             loss = self.evaluate(objective, batch)
             (loss * weight).backward()
         shards.take_slopes()
         numbers = {objective.name: loss.detach(), **objective.reports}
         if not (torch.isfinite(loss) and are_finite(self.parameters[i])):
-            what = "a gradient is not finite, of a loss of" if loss.isfinite() else "the loss is"
             error = FloatingPointError(
-                f"{objective.name}: {what} {loss.item():.5g} at step {self.step_number + 1}. Try a "
-                f"smaller lr, clip=1.0, or the run without shard=True, which names the site."
+                f"{objective.name}: a gradient is not finite at step {self.step_number + 1}. Try a "
+                f"smaller lr, or the run without shard=True, which names the line and the rows."
             )
         whole = shards.whole_ones(self.parameters[i])
         numbers = {name: x.detach() * weight for name, x in numbers.items()}
-        return exchange.average(objective.name, whole, numbers, 1.0, error)
+        try:
+            return exchange.average(objective.name, whole, numbers, 1.0, error)
+        except FloatingPointError:
+            self.join()
+            set_rng_state(rng, self.device)
+            self._blame_together(objective, batch, loss.detach())
+            raise
+
+    def _blame_together(self, objective: Objective, batch: Batch, loss: Tensor) -> None:
+        """Raises on all processes where a loss is not finite, as the one says that has it."""
+        text = None
+        if not torch.isfinite(loss):
+            text = self.blame(objective, batch, loss, f"at step {self.step_number + 1}")
+        found = self.processes.gather_values(text)
+        for rank, said in enumerate(found):
+            if said is not None:
+                raise FloatingPointError(f"on process {rank} of {len(found)}, {said}") from None
 
     def _differentiated(self, i: int, batch: Batch) -> dict[str, Tensor]:
         """Gives the parameters of an objective their gradients; returns what there is to record."""

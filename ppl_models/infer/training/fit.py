@@ -35,7 +35,7 @@ from ppl_models.infer.training.start.beginning import (
 from ppl_models.infer.training.start.options import check_length, check_no_more, check_options
 from ppl_models.infer.training.together.agreement import check_can_share
 from ppl_models.infer.training.together.generators import take_first, take_own
-from ppl_models.infer.training.together.whether import check_can_shard
+from ppl_models.infer.training.together.shards.whether import check_can_shard
 from ppl_models.processes import together
 from ppl_models.scoped import mix, modes
 from ppl_models.user_line import warn

@@ -50,7 +50,8 @@ class HeldOut:
             total = sum(v * n for v, n in zip(values, counts, strict=True))
             both = torch.tensor([total, sum(counts)], dtype=torch.float64)
             total, count = processes.total(both).tolist()
-        if not math.isfinite(total) and descent.shards is not None:  # to find it takes all processes
+        # With shards it takes all processes to find the place.
+        if not math.isfinite(total) and descent.shards is not None:
             raise FloatingPointError(
                 f"on the validation data after step {descent.step_number}, the loss is {total}. "
                 f"Try the run without shard=True, which names the site."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_models.infer.training import files
 from ppl_models.infer.training.descent import Descent
-from ppl_models.infer.training.together.written import gathered, own_part
+from ppl_models.infer.training.together.shards.written import gathered, own_part
 from ppl_models.user_line import warn
 
 READ_EVERY = 100  # losses that are read at once

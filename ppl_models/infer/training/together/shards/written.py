@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_models.infer.training.together.sharded import Shards
+from ppl_models.infer.training.together.shards.shards import Shards
 
 State = dict[str, Any]
 

@@ -7,7 +7,7 @@ gradient. That is its forward, and nothing else, where
 2. the loss depends on them through what these calls return,
 3. what they return are tensors, in memory of their own.
 
-All of that is seen in one evaluation of the loss: the calls by hooks, the uses by torch's functions,
+All of that is seen in one evaluation of the loss: calls by hooks, uses by torch's functions, and
 the way from the loss to the parameters by the graph of its gradient.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -92,7 +91,7 @@ class Networks:
     """
 
     def __init__(self, modules: list[nn.Module], loss: Callable[[], Tensor]) -> None:
-        parameters = [p for module in modules for p in module.parameters()]
+        parameters: list[Tensor] = [p for module in modules for p in module.parameters()]
         with _Statements() as statements, _noted(parameters) as self._uses:
             self.loss = loss()
         self._stored = statements.found
