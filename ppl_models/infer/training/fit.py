@@ -25,6 +25,7 @@ from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
 from ppl_models.infer.training.progress import Progress
 from ppl_models.infer.training.start.beginning import (
     as_written,
+    check_together,
     checkpoint_path,
     end_of,
     move,
@@ -33,9 +34,7 @@ from ppl_models.infer.training.start.beginning import (
     sources,
 )
 from ppl_models.infer.training.start.options import check_length, check_no_more, check_options
-from ppl_models.infer.training.together.agreement import check_can_share
 from ppl_models.infer.training.together.generators import take_first, take_own
-from ppl_models.infer.training.together.shards.whether import check_can_shard
 from ppl_models.processes import together
 from ppl_models.scoped import mix, modes
 from ppl_models.user_line import warn
@@ -207,17 +206,13 @@ def fit(
     written = files.read_by_first(path, processes) if resume and path is not None else None
     compile = as_written(compile, written)
 
-    start = partial(Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule)
-    start = partial(start, amp=amp, ema=ema, processes=processes, shard=shard)
+    start = partial(Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp)
+    start = partial(start, ema=ema, processes=processes, shard=shard, compile=compile is True)
     move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
-    every = [train, *([held_out.source] if held_out else [])]
-    check_can_share(processes, objectives, every, first)
-    if shard:
-        check_can_shard(processes, objectives, every, compile)
+    check_together(processes, objectives, train, held_out, first, shard, compile)
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
-        rows = in_memory_rows(train)
-        descent = start(objectives, first, rows, steps=total, compile=compile is True)
+        descent = start(objectives, first, in_memory_rows(train), steps=total)
         common = settings(descent, train, held_out is not None, patience, compile, until)
         reached = Progress(descent, order_seed, common)
         take_own(processes, order_seed, descent.device)

@@ -9,11 +9,13 @@ from torch.utils.data import DataLoader
 from ppl_models.checks import allows_missing
 from ppl_models.infer.objectives.objective import Objective, modules_of
 from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.training.batches import Source, source
+from ppl_models.infer.training.batches import Batch, Source, source
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.ends.drift import UntilConverged
 from ppl_models.infer.training.held_out import HeldOut
+from ppl_models.infer.training.together.agreement import check_can_share
 from ppl_models.infer.training.together.generators import take_first
+from ppl_models.infer.training.together.shards.whether import check_can_shard
 from ppl_models.processes import Processes
 
 
@@ -42,6 +44,22 @@ def seeded(seed: int | None, processes: Processes) -> int:
         return int(torch.randint(2**31, ()))
     torch.manual_seed(seed)
     return seed
+
+
+def check_together(
+    processes: Processes,
+    objectives: list[Objective],
+    train: Source,
+    held_out: HeldOut | None,
+    first: Batch,
+    shard: bool,
+    compile: bool | Literal["auto"],
+) -> None:
+    """Raises on all processes where they cannot share batches or, if they are to, networks."""
+    every = [train, *([held_out.source] if held_out else [])]
+    check_can_share(processes, objectives, every, first)
+    if shard:
+        check_can_shard(processes, objectives, every, compile)
 
 
 def move(objectives: list[Objective], place: torch.device | None) -> None:

@@ -1,7 +1,6 @@
 """What one process would train, several do, number by number."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -21,18 +20,13 @@ from ppl_models import (
     data_plate,
     denoising,
     elbo,
-    fit,
     iwae,
 )
-from ppl_models.infer.training.together.as_one import as_one_process
 from ppl_models.likelihoods import Bernoulli
 from ppl_models.processes import together
 from ppl_models.transformed import Transformed
+from tests.support.as_one import rows, trained
 from tests.support.together import all_returned, run_together
-
-
-def rows(n: int, d: int = 5) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
 def vae() -> tuple[Any, Any, dict]:
@@ -124,30 +118,6 @@ PROGRAMS = [
     *(vae, importance_weighted, mixture, regression, per_row, game, diffusion, dropping),
     transformed,
 ]
-
-
-def trained(made: Callable[[], tuple[Any, Any, dict]], **options: Any) -> dict[str, Any]:
-    """The losses of each epoch, and the parameters, of a run by all processes there are."""
-    torch.manual_seed(3)
-    pyro.clear_param_store()
-    objective, data, own = made()
-    with as_one_process():
-        run = fit(
-            objective,
-            data,
-            epochs=4,
-            lr=1e-2,
-            seed=1,
-            compile=False,
-            progress=False,
-            **own,
-            **options,
-        )
-    objectives = objective if isinstance(objective, list) else [objective]
-    named = [pair for one in objectives for pair in one.named_parameters()]
-    parameters = {name: x.detach().numpy().copy() for name, x in named}
-    after = torch.rand(3).tolist()  # what is drawn next
-    return {"history": run.history, "steps": run.steps, "parameters": parameters, "next": after}
 
 
 def _all_trained(names: list[str]) -> dict[str, Any]:

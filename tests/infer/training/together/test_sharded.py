@@ -32,7 +32,7 @@ from ppl_models.infer.training.together.shards.networks import Networks
 from ppl_models.infer.training.together.shards.shards import Shards
 from ppl_models.infer.training.together.shards.whether import check_moves_each_alone
 from ppl_models.processes import together
-from tests.infer.training.together.test_as_one import rows, trained
+from tests.support.as_one import rows, trained
 from tests.support.together import all_returned, run_together
 
 
