@@ -5,7 +5,7 @@ r"""What a step costs that several processes share: the sum of the gradient over
 Measured: the sum of one flat tensor, and all of the exchange of `fit` (gradients in, sum, gradients
 out, and what goes beside them), between processes of this machine by gloo over loopback; the first
 deciles of many.
-Modelled: the time of a sum over `P` processes, by a line that is fitted to the measured ones,
+Modelled: the time of a sum over `P` processes, by the line through the smallest and the largest,
 
 .. math::
     t = \alpha \log_2 P + 2 \, \frac{P - 1}{P} \, \frac{n}{\beta}
@@ -68,19 +68,18 @@ def modelled(size: float, count: int, latency: float, bandwidth: float) -> float
     return latency * math.log2(count) + 2 * (count - 1) / count * size / bandwidth
 
 
-def fitted(sizes: Sequence[float], seconds: Sequence[float], count: int) -> tuple[float, float]:
-    """The latency and the bandwidth by which relative errors of the line are least.
+def fitted(sizes: Sequence[int], seconds: Sequence[float], count: int) -> tuple[float, float]:
+    """The latency and the bandwidth of the line through the smallest and the largest size.
 
     Example:
-        >>> times = [modelled(n, 2, 1e-4, 1e9) for n in (1e4, 1e6, 1e8)]
-        >>> [f"{x:.3g}" for x in fitted([1e4, 1e6, 1e8], times, 2)]
+        >>> times = [modelled(n, 2, 1e-4, 1e9) for n in (10**4, 10**6, 10**8)]
+        >>> [f"{x:.3g}" for x in fitted([10**4, 10**6, 10**8], times, 2)]
         ['0.0001', '1e+09']
     """
-    t = torch.tensor(seconds, dtype=torch.float64)
-    n = torch.tensor(sizes, dtype=torch.float64)
-    columns = [math.log2(count) / t, 2 * (count - 1) / count * n / t]
-    found = torch.linalg.lstsq(torch.stack(columns, 1), torch.ones(len(t), 1).double()).solution
-    return found[0].item(), 1 / found[1].item()
+    (few, soon), *_, (many, late) = zip(sizes, seconds, strict=True)
+    a_byte = (late - soon) / (many - few)
+    latency = (soon - a_byte * few) / math.log2(count)
+    return latency, 2 * (count - 1) / count / a_byte
 
 
 def timed(call: Callable[[], object], here: Processes, size: int) -> float:
