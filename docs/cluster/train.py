@@ -1,7 +1,7 @@
 """A fit that one process makes, or many on many machines, and that goes on where it was.
 
-    python docs/cluster/train.py
-    torchrun --nproc-per-node 2 docs/cluster/train.py
+python docs/cluster/train.py
+torchrun --nproc-per-node 2 docs/cluster/train.py
 """
 
 import argparse
@@ -18,7 +18,9 @@ from ppl_models.processes import together
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--folder", type=Path, default=Path("outputs"), help="that all machines see")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("outputs"), help="that all machines see"
+    )
     parser.add_argument("--shard", action="store_true", help="split the networks, too")
     args = parser.parse_args()
 
