@@ -143,10 +143,11 @@ class Descent:
         self.shards = self._sharded(batch, optimizer) if shard and not processes.alone else None
         if self.shards is not None:
             self.parameters = [self.shards.here(p) for p in self.parameters]
-        self.optimizers = [make_optimizer(optimizer, p, lr) for p in self.parameters]
-        if self.shards is not None:
-            self.shards.check_given(self.optimizers[0], self.parameters[0])
-        self.schedulers = [make_scheduler(schedule, o, steps) for o in self.optimizers]
+        with self.joined_on(Exception):
+            self.optimizers = [make_optimizer(optimizer, p, lr) for p in self.parameters]
+            if self.shards is not None:
+                self.shards.check_given(self.optimizers[0], self.parameters[0])
+            self.schedulers = [make_scheduler(schedule, o, steps) for o in self.optimizers]
         self.horizon = steps if schedule is not None and takes_steps(schedule) else None
         moved = list(chain.from_iterable(self.parameters))
         self.average = None if ema is None else Average(moved, ema)
@@ -431,12 +432,18 @@ class Descent:
     @contextmanager
     def joined_afterwards(self) -> Iterator[None]:
         """A context after which networks are whole again, also where all raise the same error."""
+        with self.joined_on(FloatingPointError):
+            yield
+        self.join()
+
+    @contextmanager
+    def joined_on(self, kind: type[Exception]) -> Iterator[None]:
+        """A context after which networks are whole again where an error is raised on all."""
         try:
             yield
-        except (FloatingPointError, ValueError):
+        except kind:
             self.join()
             raise
-        self.join()
 
     def join(self) -> None:
         """Makes networks that are split over processes whole again, on each."""

@@ -193,8 +193,7 @@ def fit(
     check_no_more(more)
     check_length(epochs, steps)
     check_options(lr, clip, patience, validation, compile, until, ema)
-    path = checkpoint_path(checkpoint, resume)
-    began = time.perf_counter()
+    path, began = checkpoint_path(checkpoint, resume), time.perf_counter()
     processes = together()
     place = None if device is None else choose_device(device)
     objectives = as_objectives(objective)
@@ -217,10 +216,11 @@ def fit(
         reached = Progress(descent, order_seed, common)
         take_own(processes, order_seed, descent.device)
         with closing(descent), descent.joined_afterwards():
-            if written is not None and path is not None:
-                reached.restore(written, path, seed)
-            if held_out is not None:
-                held_out.check(descent, order_seed)
+            with descent.joined_on(ValueError):
+                if written is not None and path is not None:
+                    reached.restore(written, path, seed)
+                if held_out is not None:
+                    held_out.check(descent, order_seed)
             loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt, end)
             loop.run(total, progress and processes.is_first)
             take_first(processes, descent.device)

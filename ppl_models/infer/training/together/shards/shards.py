@@ -92,7 +92,7 @@ class Shards:
         trial = SameAsWhole(objective.name, modules, numbers, rows, processes, device)
         with evenly(modules, device):
             networks = Networks(modules, trial.whole)
-            _check_found(networks, objective)
+            _check_found(networks, objective, processes)
             slopes = trial.slopes(networks)
             networks.forget()
         wholes = _wholes(networks.found, {id(p): n for n, p in objective.named_parameters()})
@@ -146,10 +146,9 @@ class Shards:
         return [p for p in parameters if self.part_of(p) is None]
 
     def check_given(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
-        """Raises, with whole networks, where an optimiser has not the parameters it was given."""
+        """Raises where an optimiser has not the parameters that it was given."""
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if moved - {id(p) for p in parameters}:
-            self.join()
             raise ValueError(
                 "shard: expected an optimiser of the parameters that it was given, which are the "
                 "rows that a process holds, got one that has others. Try a callable "
@@ -229,8 +228,8 @@ class Shards:
         self._by_id.clear()
 
 
-def _check_found(networks: Networks, objective: Objective) -> None:
-    """Raises where there is nothing to shard; warns where much is left."""
+def _check_found(networks: Networks, objective: Objective, processes: Processes) -> None:
+    """Raises where there is nothing to shard, or not the same; warns where much is left."""
     if not networks.found:
         raise ValueError(
             f"shard: {objective.name}: expected a network that can be split over processes: a "
@@ -242,6 +241,12 @@ def _check_found(networks: Networks, objective: Objective) -> None:
     split = {id(p) for network in networks.found for p in network.parameters()}
     named = dict(objective.named_parameters())
     left = {name: x.numel() for name, x in named.items() if id(x) not in split}
+    processes.check_agree(
+        "shard",
+        "Programs must call the same networks whatever they draw.",
+        parameters_that_stay_whole=list(left),
+        units=[[type(unit).__name__ for unit in units] for units in networks.units],
+    )
     every = sum(x.numel() for x in named.values())
     if sum(left.values()) > MUCH * every:
         warn(

@@ -51,7 +51,7 @@ def check_moves_each_alone(optimizer: Optimizer | None, lr: float) -> None:
         >>> check_moves_each_alone(torch.optim.AdamW, lr=0.1)
         >>> check_moves_each_alone(torch.optim.Adafactor, lr=0.1)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: shard: expected an optimiser that moves each number by its own gradient ...
+        ValueError: shard: expected an optimiser that moves each number by its own gradient...
     """
     whole = [_numbers(6, 4), _numbers(5)]
     parts = [p[rows].clone() for p in whole for rows in (slice(0, 3), slice(3, None))]
