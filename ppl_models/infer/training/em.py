@@ -17,6 +17,7 @@ from ppl_models.checks import allows_missing, check_count, check_devices, check_
 from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.training.batches import InMemory, Loaded, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
+from ppl_models.processes import ALONE, Part, Processes, fingerprint, takes_parts, together
 from ppl_models.row_weights import check_sample_weight
 from ppl_models.user_line import warn
 
@@ -26,7 +27,11 @@ SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, r
 
 
 class HasEMStep(Protocol):
-    """A module that knows the steps of EM."""
+    """A module that knows the steps of EM.
+
+    Under `torchrun` all processes take the same steps on all rows, unless `em_step` says that it
+    takes a part of them, and adds its sums over the processes: `ppl_models.processes.by_parts`.
+    """
 
     def initialise(self, x: Tensor) -> None:
         """Chooses where to start. Raises where the rows `x` cannot be fitted."""
@@ -116,6 +121,10 @@ def fit_em(
     time, and so are the parts of a tensor on the CPU, where a `batch_size` is given: data that do
     not fit on a GPU stay where they are (`x.pin_memory()` makes the copies faster).
 
+    Under `torchrun` each process takes its part of the rows, and sums over rows are added over the
+    processes: the fit is that of one process, to rounding. Starts are chosen by the first one, and
+    so is every decision. All are given the same data and settings.
+
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
         data: A tensor (array, data frame) of rows, or a tuple of them where `em_step` takes more
@@ -137,7 +146,8 @@ def fit_em(
         their number.
 
     Raises:
-        ValueError: If an argument or the data do not fit.
+        ValueError: If an argument or the data do not fit, or are not the same on all processes.
+        ProcessError: If another process failed, or does not answer.
         TypeError: If the model has no such step, or none that takes weights.
         RuntimeError: If a step lowers the evidence, which no step of EM does.
 
@@ -152,33 +162,44 @@ def fit_em(
         >>> run.history["loss"][-1] <= run.history["loss"][0]
         True
     """
-    _check_arguments(model, initialise, restarts, max_steps, tolerance)
+    here = together()
     began = time.perf_counter()
-    missing = allows_missing([model])
-    place = next(iter(model.parameters())).device
-    data = as_data(data, [model])
-    rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
-    if isinstance(rows, InMemory):
-        _check_takes(model, len(rows.tensors))
-    weight = _weight(model, rows, sample_weight)
-    if seed is not None:
-        torch.manual_seed(seed)
-    x, start = _rows_and_start(rows, weight, batch_size, place, missing)
-    check_devices({"model": model}, start[:1], "a batch_size, with which parts of them are moved")
+    with here.all_or_none("fit_em"):
+        _check_arguments(model, initialise, restarts, max_steps, tolerance)
+        missing = allows_missing([model])
+        place = next(iter(model.parameters())).device
+        data = as_data(data, [model])
+        rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
+        if isinstance(rows, InMemory):
+            _check_takes(model, len(rows.tensors))
+        weight = _weight(model, rows, sample_weight)
+        if seed is not None:
+            torch.manual_seed(seed)
+        sharing = here if takes_parts(model.em_step) else ALONE
+        x, start = _rows_and_start(rows, weight, batch_size, place, missing, sharing)
+        advice = "a batch_size, with which parts of them are moved"
+        check_devices({"model": model}, start[:1], advice)
+    settings = [initialise, restarts, max_steps, tolerance, batch_size, seed]
+    _check_alike(here, model, rows, start, settings)
 
     ends = []
-    with tqdm(desc="EM", disable=None if progress else True) as bar:
+    with tqdm(desc="EM", disable=None if progress and here.is_first else True) as bar:
         candidates = _candidates(model, restarts, x)
         # Steps of several are cheap: they go on a little, as they do side by side until all end.
         least = tolerance / 10 if len(candidates) > 1 and isinstance(model, HasClimb) else tolerance
         for candidate in candidates:
             if initialise:
-                candidate.initialise(*start)
-            ends.append(_climb(candidate, x, max_steps, least, bar))
+                _start(candidate, start, here)
+            # Steps that share nothing are taken by each process for itself.
+            with (ALONE if sharing is here else here).all_or_none("fit_em"):
+                ends.append(_climb(candidate, x, max_steps, least, bar, sharing))
     values, state = max(ends, key=lambda end: end[0][-1])
     for name, value in model.state_dict().items():
         value.copy_(state[name])
-    _warn_of_the_end(model, values, max_steps, tolerance)
+    here.take_from_first(list(model.state_dict().values()))
+    values = here.gather_values(values)[0]
+    if here.is_first:
+        _warn_of_the_end(model, values, max_steps, tolerance)
     return Run({"loss": [-value for value in values]}, len(values), time.perf_counter() - began)
 
 
@@ -188,10 +209,12 @@ def _rows_and_start(
     batch_size: int | None,
     place: torch.device,
     missing: bool,
+    here: Processes,
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """What each step goes through, and rows to choose a start from; each with its weights."""
     if not isinstance(rows, InMemory):
-        return _with(_Streamed(rows, missing), weight), _first_rows(rows, weight, missing)
+        streamed = _part(_Streamed(rows, missing), here)
+        return _with(streamed, weight), _first_rows(rows, weight, missing)
     tensors = _whole(rows)
     if weight is not None and not (weight > 0).all():  # what is left out is so once for all
         keep = weight > 0
@@ -201,8 +224,75 @@ def _rows_and_start(
         _check_alone(tensors)
         some = _random_rows(x)
         start = _with(x[some].to(place), None if weight is None else weight[some])
-        return _with(_Moved(x, rows.batch_size, place), weight), start
-    return _with(tensors, weight), _with(tensors, weight)
+        return _with(_part(_Moved(x, rows.batch_size, place), here), weight), start
+    return _with(tuple(_part(x, here) for x in tensors), weight), _with(tensors, weight)
+
+
+def _part(x: Any, here: Processes) -> Any:
+    """The rows of this process, of all or of each batch of them; all of them if it is alone."""
+    if here.alone:
+        return x
+    if isinstance(x, Tensor):
+        return Part([(x[here.own(len(x))], len(x))], here)
+    return Part(_Dealt(x, here), here)
+
+
+class _Dealt:
+    """The rows of this process of each batch, and how many the batch has."""
+
+    def __init__(self, batches: Iterable[Tensor], here: Processes) -> None:
+        self.batches, self.here = batches, here
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for batch in self.batches:
+            yield batch[self.here.own(len(batch))], len(batch)
+
+
+def _check_alike(
+    here: Processes, model: Any, rows: Source, start: tuple[Tensor, ...], settings: list[Any]
+) -> None:
+    """Raises on all processes where they do not have the same, or less than a row each."""
+    if here.alone:
+        return
+    # Rows that are streamed are known by the first of them.
+    known = (*rows.tensors, *start) if type(rows) is InMemory else start
+    values = dict(model.state_dict())
+    here.check_agree(
+        "fit_em",
+        "Try the same lines on all of them, with torch.manual_seed(0) before data and models are "
+        "made. Rows are split over the processes here.",
+        settings=settings,
+        model=[type(model).__name__, list(values)],
+        data=[rows.size, fingerprint(*known)],
+        parameters=fingerprint(*values.values()),
+    )
+    count = min(rows.size, len(start[0])) if type(rows) is InMemory else rows.size
+    if count < here.count:
+        raise ValueError(
+            f"fit_em: expected a row or more for each of {here.count} processes, got {count} in "
+            f"all. Try torchrun --nproc-per-node {max(count, 1)}."
+        )
+
+
+def _start(model: Any, start: tuple[Tensor, ...], here: Processes) -> None:
+    """Chooses where to begin, which is where the first process does."""
+    with here.all_or_none("fit_em"):
+        model.initialise(*start)
+    here.take_from_first(list(model.state_dict().values()))
+
+
+def _of_first(model: Any, found: Tensor, here: Processes) -> Tensor:
+    """The objective that the first process has found, on all, which then have its parameters.
+
+    All have found the same but for a last bit, on which what is done next must not depend.
+    """
+    if here.alone:
+        return found
+    state = [value for value in model.state_dict().values() if value.is_floating_point()]
+    found, *values = here.first_of(found, *state)
+    for value, of_first in zip(state, values, strict=True):
+        value.copy_(of_first)
+    return found
 
 
 def _with(x: Any, weight: Tensor | None) -> tuple[Any, ...]:
@@ -280,7 +370,7 @@ class _Steps:
 
 @torch.no_grad()
 def _climb(
-    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float, bar: tqdm
+    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float, bar: tqdm, here: Processes
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Steps until all restarts have converged; the objectives of the best, and its parameters.
 
@@ -295,7 +385,7 @@ def _climb(
     try:
         while True:
             before, state = state, step.state()
-            found = step()
+            found = _of_first(model, step(), here)
             value = found.reshape(-1).tolist()  # one read for each step
             if error := _fault(model, value, values):
                 state = before
