@@ -198,8 +198,7 @@ def fit_em(
         value.copy_(state[name])
     here.take_from_first(list(model.state_dict().values()))
     values = here.gather_values(values)[0]
-    if here.is_first:
-        _warn_of_the_end(model, values, max_steps, tolerance)
+    _warn_of_the_end(model, values, max_steps, tolerance)
     return Run({"loss": [-value for value in values]}, len(values), time.perf_counter() - began)
 
 
@@ -213,8 +212,8 @@ def _rows_and_start(
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """What each step goes through, and rows to choose a start from; each with its weights."""
     if not isinstance(rows, InMemory):
-        streamed = _part(_Streamed(rows, missing), here)
-        return _with(streamed, weight), _first_rows(rows, weight, missing)
+        batches = Part(_Streamed(rows, missing, here), here)
+        return _with(batches, weight), _first_rows(rows, weight, missing)
     tensors = _whole(rows)
     if weight is not None and not (weight > 0).all():  # what is left out is so once for all
         keep = weight > 0
@@ -224,28 +223,11 @@ def _rows_and_start(
         _check_alone(tensors)
         some = _random_rows(x)
         start = _with(x[some].to(place), None if weight is None else weight[some])
-        return _with(_part(_Moved(x, rows.batch_size, place), here), weight), start
-    return _with(tuple(_part(x, here) for x in tensors), weight), _with(tensors, weight)
-
-
-def _part(x: Any, here: Processes) -> Any:
-    """The rows of this process, of all or of each batch of them; all of them if it is alone."""
+        return _with(Part(_Moved(x, rows.batch_size, place, here), here), weight), start
     if here.alone:
-        return x
-    if isinstance(x, Tensor):
-        return Part([(x[here.own(len(x))], len(x))], here)
-    return Part(_Dealt(x, here), here)
-
-
-class _Dealt:
-    """The rows of this process of each batch, and how many the batch has."""
-
-    def __init__(self, batches: Iterable[Tensor], here: Processes) -> None:
-        self.batches, self.here = batches, here
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for batch in self.batches:
-            yield batch[self.here.own(len(batch))], len(batch)
+        return _with(tensors, weight), _with(tensors, weight)
+    parts = tuple(Part([(x[here.own(len(x))], len(x))], here) for x in tensors)
+    return _with(parts, weight), _with(tensors, weight)
 
 
 def _check_alike(
@@ -479,28 +461,30 @@ def _choose(back: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
 
 class _Streamed:
-    """Rows that are streamed: each time it is gone through, all of them once."""
+    """Rows that are streamed: each time it is gone through, all of them once, or those here."""
 
-    def __init__(self, rows: Source, missing: bool) -> None:
-        self.rows, self.missing, self.checked = rows, missing, False
+    def __init__(self, rows: Source, missing: bool, here: Processes) -> None:
+        self.rows, self.missing, self.here, self.checked = rows, missing, here, False
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.rows.epoch(0, shuffle=False):
-            if not self.checked:
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for batch in self.rows.epoch(0, shuffle=False, processes=self.here):
+            own = batch.values[0]
+            if not self.checked and (len(own) or batch.share is None):
                 check_tensors(batch.values, self.missing)
-            yield batch.values[0]
+            yield own, len(own) if batch.share is None else batch.share.total
         self.checked = True
 
 
 class _Moved:
     """A tensor of rows on the CPU, of which parts are moved to where the model is."""
 
-    def __init__(self, x: Tensor, batch_size: int, place: torch.device) -> None:
-        self.x, self.batch_size, self.place = x, batch_size, place
+    def __init__(self, x: Tensor, batch_size: int, place: torch.device, here: Processes) -> None:
+        self.x, self.batch_size, self.place, self.here = x, batch_size, place, here
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         for part in self.x.split(self.batch_size):
-            yield part.to(self.place, non_blocking=True)  # it stays as it is
+            own = part[self.here.own(len(part))]
+            yield own.to(self.place, non_blocking=True), len(part)  # it stays as it is
 
 
 def _random_rows(x: Tensor) -> Tensor | slice:

@@ -117,7 +117,7 @@ def fitted(kind: str, way: str) -> tuple[list[float], dict[str, Tensor]]:
     model = MODELS[kind]()
     model = model if kind == "in float32" else model.double()
     x = data_of(kind, way)
-    options: dict = {"seed": 0, "max_steps": 12, "tolerance": 1e-9, "progress": False}
+    options: dict = {"seed": 0, "max_steps": 8, "tolerance": 1e-9, "progress": False}
     if "weighted" in way:
         options["sample_weight"] = weights(x)
     if way == "restarts":
