@@ -18,7 +18,9 @@ from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.training.batches import InMemory, Loaded, Source, in_memory, streamed
 from ppl_models.infer.training.fit import Run
 from ppl_models.processes import ALONE, Part, Processes, fingerprint, takes_parts, together
+from ppl_models.processes.jobs import jobs_at_once, side_by_side
 from ppl_models.row_weights import check_sample_weight
+from ppl_models.scoped import get_host_rng_state, get_rng_state, set_host_rng_state, set_rng_state
 from ppl_models.user_line import warn
 
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
@@ -133,7 +135,8 @@ def fit_em(
             which a `DataLoader` must not shuffle. Default: once.
         initialise: Whether to choose a start; else it is where the model is.
         restarts: The number of starts, of which the best end is kept. The first is what a single
-            one would be.
+            one would be. Where `joblib.parallel_config` says so, they run side by side, to the same
+            end.
         max_steps: The largest number of steps.
         tolerance: Stop when a step raises the evidence by no more, in nats per row.
         batch_size: The rows of a batch of a `Dataset`, or of a tensor that stays on the CPU while
@@ -182,12 +185,12 @@ def fit_em(
     settings = [initialise, restarts, max_steps, tolerance, batch_size, seed]
     _check_alike(here, model, rows, start, settings)
 
-    ends = []
     with tqdm(desc="EM", disable=None if progress and here.is_first else True) as bar:
         candidates = _candidates(model, restarts, x)
         # Steps of several are cheap: they go on a little, as they do side by side until all end.
         least = tolerance / 10 if len(candidates) > 1 and isinstance(model, HasClimb) else tolerance
-        for candidate in candidates:
+        ends = _side_by_side(candidates, x, start, max_steps, least, bar)
+        for candidate in candidates if not ends else []:
             if initialise:
                 _start(candidate, start, here)
             # Steps that share nothing are taken by each process for itself.
@@ -261,6 +264,50 @@ def _start(model: Any, start: tuple[Tensor, ...], here: Processes) -> None:
     with here.all_or_none("fit_em"):
         model.initialise(*start)
     here.take_from_first(list(model.state_dict().values()))
+
+
+def _side_by_side(
+    candidates: list[Any],
+    x: tuple[Any, ...],
+    start: tuple[Tensor, ...],
+    max_steps: int,
+    tolerance: float,
+    bar: tqdm,
+) -> list[tuple[list[float], dict[str, Tensor]]]:
+    """The ends of several restarts, where joblib's context has them run at once; else none.
+
+    Starts are drawn here, one after the other; where steps draw as well, their order matters, and
+    nothing has happened.
+    """
+    if len(candidates) == 1 or jobs_at_once("fit_em") == 1:
+        return []
+    place = start[0].device
+    before, host = get_rng_state(place), get_host_rng_state()
+    begun = copy.deepcopy(candidates)
+    for candidate in begun:
+        candidate.initialise(*start)
+    climbs = [(candidate, x, max_steps, tolerance) for candidate in begun]
+    ends = []
+    for end, drew in side_by_side(_climb_apart, climbs, "fit_em"):
+        if drew:
+            set_rng_state(before, place)
+            set_host_rng_state(host)
+            return []
+        ends.append(end)
+        bar.update(len(end[0]))
+    return ends
+
+
+def _climb_apart(
+    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float
+) -> tuple[tuple[list[float], dict[str, Tensor]], bool]:
+    """The end of a restart in another process, and whether its steps drew random numbers."""
+    device = next(iter(model.parameters())).device
+    before, host = get_rng_state(device), get_host_rng_state()
+    end = _climb(model, x, max_steps, tolerance, tqdm(disable=True), ALONE)
+    after = get_rng_state(device)
+    drew = any(not torch.equal(before[kind], after[kind]) for kind in before)
+    return end, drew or host != get_host_rng_state()
 
 
 def _of_first(model: Any, found: Tensor, here: Processes) -> Tensor:
