@@ -319,3 +319,19 @@ def test_the_first_process_alone_warns() -> None:
     (_, first), (shown, other) = all_returned(run_together(_told, 2))
     assert any("still rising" in message for message in first)
     assert (shown, other) == ("", [])
+
+
+def _from_other_seeds(kind: str) -> list[Tensor]:
+    """Generators that nobody seeded alike: the first process says where to start."""
+    torch.manual_seed(3)
+    model = MODELS[kind]().double()
+    torch.manual_seed(4 + together().rank)
+    fit_em(model, clusters(), restarts=2, tolerance=1e-4, progress=False)
+    return list(model.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", ["own", "shared", "diag"])
+def test_starts_are_those_of_the_first_process(kind: str) -> None:
+    first, other = all_returned(run_together(_from_other_seeds, 2, kind))
+    assert all(map(torch.equal, first, other))
+    torch.testing.assert_close(first, _from_other_seeds(kind))
