@@ -4,10 +4,10 @@ python -m benchmarks.speed.em_processes                     # two cores, three m
 python -m benchmarks.speed.em_processes --rows 50000 --rounds 2
 
 The first table: a step of `fit_em` from the same place, in a process with two threads, in two by
-`torchrun --nproc-per-node 2` with one thread each, and in one with one thread, in turns; of each
-the shortest of five fits in each round. Times are those of the clock and, which others on the
-machine disturb less, of the processor: of two processes the longer one. Losses of all steps are
-compared number by number. What the exchange costs is the step of 100 rows.
+`torchrun --nproc-per-node 2` with one thread each, and in one with one thread, in turns: by how
+much the shortest of three longer fits takes longer. Times are those of the clock and, which others
+on the machine disturb less, of the processor: of two processes the longer one. Losses of all steps
+are compared number by number. What the exchange costs is the step of 100 rows.
 The second: `compare` by joblib's loky, whose workers have started, beside the same here.
 """
 
@@ -64,24 +64,29 @@ def cases(number: int) -> dict[str, tuple[Callable[[], Any], Tensor]]:
 
 
 def steps(make: Callable[[], Any], x: Tensor, number: int) -> tuple[float, float, list[float]]:
-    """Seconds of a step by the clock and of the processor, of the shortest fit, and the losses."""
-    found, used = [], []
-    for _ in range(6):
-        torch.manual_seed(1)
-        began = time.process_time()
-        run = fit_em(
-            make().double(), x, initialise=False, max_steps=number, tolerance=0.0, progress=False
-        )
-        used.append((time.process_time() - began) / run.steps)
-        found.append(run.seconds / run.steps)
-    cpu = max(together().gather_values(min(used[1:])))
-    return min(found[1:]), cpu, run.history["loss"]
+    """Seconds of a step by the clock and of the processor, and the losses.
+
+    Those by which fits of more steps take longer, of several the shortest.
+    """
+    options = {"initialise": False, "tolerance": 0.0, "progress": False}
+    shortest = []
+    for count in (number, 4 * number):
+        found = []
+        for _ in range(4):
+            torch.manual_seed(1)
+            began = time.process_time()
+            run = fit_em(make().double(), x, max_steps=count, **options)
+            found.append((run.seconds, time.process_time() - began, run.steps))
+        shortest.append([min(values) for values in zip(*found[1:], strict=True)])
+    few, many = shortest
+    wall, cpu, more = (b - a for a, b in zip(few, many, strict=True))
+    return wall / more, max(together().gather_values(cpu / more)), run.history["loss"]
 
 
 def work(number: int) -> None:
     """What is timed in a process of its own, or in two."""
     warnings.simplefilter("ignore")
-    found = {name: steps(*case, number=6) for name, case in cases(number).items()}
+    found = {name: steps(*case, number=3) for name, case in cases(number).items()}
     if together().is_first:
         print("FOUND", json.dumps(found))
 

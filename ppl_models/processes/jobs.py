@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pickle import PicklingError
 from typing import Any, NamedTuple
 
@@ -152,6 +153,14 @@ def _unsendable(pieces: Sequence[tuple[Any, ...]], names: Sequence[str]) -> str:
     return "something else"
 
 
+@cache
+def _libraries() -> Any:
+    """Those of linear algebra that NumPy and SciPy brought along; found once, in 5 ms."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
 class Settings(NamedTuple):
     """What numbers depend on beside seeds, as far as it is the same for a whole process."""
 
@@ -162,9 +171,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def of_here(cls) -> "Settings":
-        from threadpoolctl import threadpool_info
-
-        blas = [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+        blas = [found["num_threads"] for found in _libraries().info()]
         return cls(
             torch.get_num_threads(),
             max(blas, default=1),
@@ -180,12 +187,10 @@ class Settings(NamedTuple):
     @contextmanager
     def kept(self) -> Iterator[None]:
         """A context with these, after which all is as before."""
-        from threadpoolctl import threadpool_limits
-
         before = Settings.of_here()
         try:
             self.set()
-            with threadpool_limits(self.blas, user_api="blas"):
+            with _libraries().limit(limits=self.blas):
                 yield
         finally:
             before.set()
