@@ -45,6 +45,7 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.trials.auxiliary import Draw
 from ppl_models.infer.trials.points import point_sites
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import kept_rng
 
 
@@ -95,6 +96,9 @@ def aggregate(
     """
     check_at_least(2, num_samples=num_samples)
     check_count(batch_size=batch_size)
+    check_same(
+        "aggregate", (vae, guide), data, num_samples=num_samples, batch_size=batch_size, seed=seed
+    )
     with sampling(vae, guide, data, seed) as joint:
         name = _latent(joint)
         drawn = _draw(joint, name, num_samples, batch_size)

@@ -53,6 +53,13 @@ class Processes:
         """Whether it is this one that shows and writes what all have in common."""
         return self.rank == 0
 
+    @property
+    def place(self) -> torch.device:
+        """Where lies what is exchanged by itself: on the CPU, if that can be."""
+        if self.alone or any(kind in dist.get_backend_config() for kind in ("gloo", "mpi")):
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+
     def own(self, size: int) -> slice:
         """Which of so many rows in a line are those of this process: every `count`-th.
 
@@ -178,6 +185,7 @@ class Processes:
 
 
 ALONE = Processes()
+_apart = 0  # how many contexts this process is in, in which it computes by itself
 
 
 def together() -> Processes:
@@ -190,7 +198,7 @@ def together() -> Processes:
         >>> together()
         Processes(rank=0, count=1)
     """
-    if not dist.is_available():
+    if _apart or not dist.is_available():
         return ALONE
     if not dist.is_initialized():
         if not _is_launched():
@@ -198,6 +206,23 @@ def together() -> Processes:
         dist.init_process_group(timeout=TIMEOUT)
         atexit.register(_leave)
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """A context in which this process computes by itself, as each of several does its own work.
+
+    Example:
+        >>> with apart():
+        ...     together().alone
+        True
+    """
+    global _apart
+    _apart += 1
+    try:
+        yield
+    finally:
+        _apart -= 1
 
 
 def _is_launched() -> bool:
@@ -214,8 +239,7 @@ def _leave() -> None:
 
 def _bytes(content: bytes) -> Tensor:
     """Bytes as a tensor, where messages of this kind go."""
-    by_cpu = any(kind in dist.get_backend_config() for kind in ("gloo", "mpi"))
-    place = torch.device("cpu") if by_cpu else torch.device("cuda", torch.cuda.current_device())
+    place = together().place
     if not content:
         return torch.empty(0, dtype=torch.uint8, device=place)
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(place)

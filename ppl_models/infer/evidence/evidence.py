@@ -35,6 +35,7 @@ from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.conditionals import check_conditionals, pseudo_likelihoods
 from ppl_models.infer.trials.points import check_no_point
 from ppl_models.infer.trials.precision import check_density
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
@@ -244,6 +245,15 @@ def log_evidence(
     if method not in ("auto", "exact", "importance"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
+    check_same(
+        "log_evidence",
+        (model, guide),
+        data,
+        num_samples=num_samples,
+        method=method,
+        batch_size=batch_size,
+        seed=seed,
+    )
     data = as_rows(data, modules_of_programs(model, guide))
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
