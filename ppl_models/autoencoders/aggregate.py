@@ -67,6 +67,8 @@ def aggregate(
     :math:`S N^2 K`: give it some thousand rows at most. A latent of one dimension with Gaussian
     posteriors and a prior of Gaussians is integrated, without a Monte Carlo error.
 
+    Processes share the draws, as in `log_evidence`; each weighs all of them.
+
     Arguments:
         vae: A Pyro program with one continuous latent for each row, whose prior is the same for
             all rows.

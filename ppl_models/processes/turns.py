@@ -2,6 +2,7 @@
 
 Which process does a piece changes nothing of it, so that one process and many have the same in the
 same order. What pieces give is exchanged after a while of work, so that the exchange costs little.
+Others wait for a piece that takes long, no longer than the time-out of `torch.distributed`.
 """
 
 import time

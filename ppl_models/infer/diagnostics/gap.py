@@ -131,7 +131,8 @@ def inference_gap(
     The family of a guide is what its `encoder` can be replaced in: a module that it calls once with
     something of each row. The best member is found by descent of numbers for each row, in the place
     of the outputs, from what the encoder gives on; all other parameters of model and guide stay as
-    they are. A guide without such a module has a total gap alone.
+    they are. A guide without such a module has a total gap alone. Processes share the draws, as in
+    `log_evidence`, and each finds the best members by itself.
 
     Arguments:
         model: A Pyro program.

@@ -94,7 +94,7 @@ def khat(
     r"""Returns Pareto's :math:`\hat{k}` of the importance weights of a guide.
 
     Weights that differ by no more than the rounding of their densities are constant: k = 0, as with
-    the exact posterior.
+    the exact posterior. Processes share the draws, as in `log_evidence`.
 
     Arguments:
         model: A Pyro program.

@@ -61,6 +61,8 @@ def loo(
 ) -> LeftOut:
     r"""Returns the log density of each row given all others, from draws of a fitted guide.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program whose latents are shared by all rows; enumerated ones are summed out.
         guide: Its fitted guide.

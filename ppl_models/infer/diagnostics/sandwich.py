@@ -113,6 +113,8 @@ def sandwich(
     draws discrete latents, or ones that rows share, or keeps parameters for each row, the lower
     bound is that of `log_evidence`, and the result says so.
 
+    Processes that compute together share the rows, `batch_size` chains at a time.
+
     Arguments:
         model: A Pyro program.
         guide: Its guide, which takes any rows (an amortised one); None where the model knows its

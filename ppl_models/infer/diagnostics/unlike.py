@@ -118,6 +118,8 @@ def predictive_pvalues(
 ) -> PredictivePvalues:
     r"""Returns the predictive p-value of the evidence of each row.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program whose rows are independent, which draws `size` of them without data.
         guide: Its guide, which infers the latents of any rows; None as in `log_evidence`.

@@ -61,6 +61,8 @@ def from_pyro_svi(
     along `"x_entry"`. Of latents that are masked in part, as those of `obs_mask`, the posterior
     holds draws of the model's own there, of which the data say nothing.
 
+    Processes share the draws, as in `log_evidence`.
+
     `az.loo` is meant for latents shared by all rows. With latents of a row (a VAE), leaving that
     row out changes its posterior altogether: use `log_evidence` there.
 

@@ -214,6 +214,11 @@ def log_evidence(
     of whether it is one.
     Modules are in evaluation mode meanwhile.
 
+    Processes that compute together, as `torchrun` starts them, share the draws: those that are made
+    at once are made by one of them, with random numbers of their own, so that all have the numbers
+    that one process has. Closed forms, trials and what is summed at the end are not shared. With
+    fewer batches than processes some have nothing to do: try a smaller `batch_size`.
+
     A guide that leaves out a part of the posterior leaves out its evidence, and no error tells:
     the components of a mixture have :math:`K!` labelings, all alike, and with a guide of one of
     them, well apart from the others, :math:`\log K!` nats of the whole data are missing. Where few

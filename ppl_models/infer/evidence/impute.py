@@ -49,7 +49,8 @@ def impute(
 
     For models with latents of rows and `missing="marginalise"`, such as `VAE`. Where a model has a
     method `impute`, as mixtures and factor models have, its draws are exact, and there is no need
-    of a guide, nor of particles.
+    of a guide, nor of particles. Processes that compute together share the rows, but not for exact
+    draws, which each makes.
 
     Arguments:
         model: A Pyro program of rows with NaN.

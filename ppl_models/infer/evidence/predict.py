@@ -67,6 +67,8 @@ def predict(
     those of a VAE, have their latents inferred by the guide (enumerated ones from their posterior),
     and are drawn anew from these.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program.
         guide_or_posterior: Its fitted guide; or what `from_pyro_svi` or `from_pyro_mcmc` returned;

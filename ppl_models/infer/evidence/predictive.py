@@ -53,6 +53,8 @@ def log_predictive(
     It compares models by rows held out, where `log_evidence` compares them by those that were
     fitted. A density and a probability do not compare: round both to the same levels.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program whose latents are shared by all rows.
         guide: Its fitted guide.

@@ -68,6 +68,9 @@ def nuts(
     computed in double precision. Beside the groups of `from_pyro_svi`, `sample_stats` holds `log_p`
     and what the sampler says of each draw: `diverging`, `n_steps`, `energy`, `step_size`.
 
+    Processes that compute together, as `torchrun` starts them, share the chains; one whose chains
+    take longer than those of others by more than the time-out of `torch.distributed` is given up.
+
     Arguments:
         model: A Pyro program.
         data: The rows, as the model takes them; none if it takes none.

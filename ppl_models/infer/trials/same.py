@@ -52,7 +52,7 @@ def check_same(
             "parameters": _parameters(modules),
             "programs": [_name(x) for x in programs],
             "code": _code(programs),
-            "draws": fingerprint(*(x for program in programs for x in _draws(program))),
+            "given_draws": fingerprint(*(x for program in programs for x in _draws(program))),
         }
     here.check_agree(where, ADVICE, **found, **numbers)
 

@@ -28,6 +28,7 @@ from ppl_models import (
     khat,
     log_evidence,
     loo,
+    nuts,
     predict,
     predictive_pvalues,
     sandwich,
@@ -82,6 +83,14 @@ def by_item(x, y=None, size=None):
     with data_plate(x, size):
         mean = x[:, 0] * float(weights[0]) + x[:, 1] * float(weights[1])
         return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def on_a_value(x, y=None, size=None):
+    """What no code can stand for."""
+    weights = pyro.sample("weights", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+    scale = 1.0 if weights[0] > 0.5 else 1.1
+    with data_plate(x, size):
+        return pyro.sample("y", dist.Normal(x @ weights, scale), obs=y)
 
 
 def by_host(x, y=None, size=None):
@@ -225,6 +234,22 @@ def _calibrated():
     }
 
 
+def _chains(model):
+    x, y = _supervised()
+    found = nuts(model, x, y, draws=5, tune=10, chains=3, seed=0, progress=False)
+    weights = found["posterior"]["weights"].values
+    assert len(np.unique(weights[:, -1], axis=0)) == 3  # chains of their own
+    return _arrays(found)
+
+
+def _by_program():
+    return _chains(on_a_value)
+
+
+def _by_code():
+    return _chains(regression)
+
+
 def _quietly(function):
     """What a function returns, and whether threads or random numbers are left as they were."""
     with warnings.catch_warnings():
@@ -248,6 +273,8 @@ def _is_same(a, b):
         _of_shared_latents,
         _of_enumerated_latents,
         _calibrated,
+        _by_program,
+        pytest.param(_by_code, marks=pytest.mark.slow),
     ],
 )
 def test_one_process_and_several_have_the_same_numbers(function):
