@@ -1,16 +1,21 @@
 """The processes that compute together."""
 
 from ppl_models.processes.fingerprint import fingerprint
-from ppl_models.processes.group import ALONE, ProcessError, Processes, apart, together
+from ppl_models.processes.group import ALONE, ProcessError, Processes, apart, is_other, together
+from ppl_models.processes.share import Share, places_of, sharing
 from ppl_models.processes.turns import Turns, in_turn
 
 __all__ = [
     "ALONE",
     "ProcessError",
     "Processes",
+    "Share",
     "Turns",
     "apart",
     "fingerprint",
     "in_turn",
+    "is_other",
+    "places_of",
+    "sharing",
     "together",
 ]

@@ -22,6 +22,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from ppl_models.processes.meeting import meet
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what `torchrun` sets
 TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer is given up
@@ -53,13 +56,6 @@ class Processes:
         """Whether it is this one that shows and writes what all have in common."""
         return self.rank == 0
 
-    @property
-    def place(self) -> torch.device:
-        """Where lies what is exchanged by itself: on the CPU, if that can be."""
-        if self.alone or any(kind in dist.get_backend_config() for kind in ("gloo", "mpi")):
-            return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
-
     def own(self, size: int) -> slice:
         """Which of so many rows in a line are those of this process: every `count`-th.
 
@@ -73,10 +69,15 @@ class Processes:
         """The sum of tensors of one shape over all processes; the same bits on each."""
         if self.alone:
             return x
-        result = x.detach().contiguous().clone()
-        with _answered("a sum"):
-            dist.all_reduce(result)
+        result = x.detach().clone(memory_format=torch.contiguous_format)
+        self.sum_into(result)
         return result
+
+    def sum_into(self, x: Tensor) -> None:
+        """Puts the sum of tensors over all processes, which lie in one piece, in their place."""
+        if not self.alone:
+            with _answered("a sum"):
+                dist.all_reduce(x)
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes in their order, whose shapes may differ."""
@@ -84,13 +85,14 @@ class Processes:
             return [x]
         shapes = self.gather_values(list(x.shape))
         sizes = [int(torch.Size(shape).numel()) for shape in shapes]
-        row = x.new_zeros(max(sizes))
+        place = x.device if x.device.type != "cpu" else _place()
+        row = torch.zeros(max(sizes), dtype=x.dtype, device=place)
         row[: x.numel()] = x.detach().reshape(-1)
         rows = [torch.empty_like(row) for _ in shapes]
         with _answered("results"):
             dist.all_gather(rows, row)
         both = zip(rows, shapes, sizes, strict=True)
-        return [found[:size].view(shape) for found, shape, size in both]
+        return [found[:size].view(shape).to(x.device) for found, shape, size in both]
 
     def gather_values(self, value: Any) -> list[Any]:
         """What all processes have to say, in their order: whatever JSON can hold."""
@@ -203,8 +205,9 @@ def together() -> Processes:
     if not dist.is_initialized():
         if not _is_launched():
             return ALONE
-        dist.init_process_group(timeout=TIMEOUT)
-        atexit.register(_leave)
+        if torch.cuda.is_available():  # each process of a machine has a GPU of its own
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        _join()
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
@@ -225,11 +228,23 @@ def apart() -> Iterator[None]:
         _apart -= 1
 
 
+def is_other() -> bool:
+    """Whether this process has joined others, of which it is not the first."""
+    return not _apart and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+
+
 def _is_launched() -> bool:
     """Whether this process was started beside others, and is no child of one that was."""
     if not all(name in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         return False
     return multiprocessing.parent_process() is None
+
+
+def _join() -> None:
+    store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
+    here = dist.PrefixStore(meet(store, rank, count, TIMEOUT), store)
+    dist.init_process_group(store=here, rank=rank, world_size=count, timeout=TIMEOUT)
+    atexit.register(_leave)
 
 
 def _leave() -> None:
@@ -238,11 +253,17 @@ def _leave() -> None:
 
 
 def _bytes(content: bytes) -> Tensor:
-    """Bytes as a tensor, where messages of this kind go."""
-    place = together().place
+    """Bytes as a tensor, where messages go."""
     if not content:
-        return torch.empty(0, dtype=torch.uint8, device=place)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(place)
+        return torch.empty(0, dtype=torch.uint8, device=_place())
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(_place())
+
+
+def _place() -> torch.device:
+    """Where tensors on the CPU are sent from: a backend of GPUs alone takes none."""
+    if any(kind in dist.get_backend_config() for kind in ("gloo", "mpi")):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _short(text: str) -> str:

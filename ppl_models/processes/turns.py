@@ -82,8 +82,7 @@ class Turns:
     def _packed(self, found: Sequence[Results | None]) -> Tensor:
         """The bytes of all tensors."""
         rows = [_bytes_of(x) for one in found if one is not None for x in one.values()]
-        empty = torch.empty(0, dtype=torch.uint8, device=self.here.place)
-        return torch.cat([empty, *(row.to(self.here.place) for row in rows)])
+        return torch.cat([torch.empty(0, dtype=torch.uint8), *(row.cpu() for row in rows)])
 
     def _unpacked(self, shapes: list[Any], content: Tensor) -> list[Results | None]:
         """The tensors of another process."""

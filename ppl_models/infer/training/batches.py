@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_models.checks import check_tensors
+from ppl_models.infer.training.together.as_one import whole_draws
+from ppl_models.processes import ALONE, Processes, Share
 from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
 
@@ -24,6 +26,7 @@ class Batch(NamedTuple):
     values: tuple[Tensor, ...]
     rows: Tensor | None  # which rows, None where that is not known
     size: int  # the number of rows in all
+    share: Share | None = None  # where they are in a batch that several processes share
 
 
 class Chosen(NamedTuple):
@@ -33,14 +36,16 @@ class Chosen(NamedTuple):
     rows: Tensor
     size: int
     transform: Callable[..., Any] | None = None
+    share: Share | None = None
 
     def gathered(self) -> Batch:
         whole = len(self.rows) == self.size
         values = tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
         if self.transform is not None:
-            result = self.transform(*values)
+            with whole_draws(self.share):
+                result = self.transform(*values)
             values = result if isinstance(result, tuple) else (result,)
-        return Batch(values, self.rows, self.size)
+        return Batch(values, self.rows, self.size, self.share)
 
 
 class InMemory:
@@ -65,16 +70,21 @@ class InMemory:
         tensors = tuple(x.to(device) for x in self.tensors)
         return InMemory(tensors, self.batch_size, self.transform)
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
-        for chosen in self.choices(seed, start, shuffle):
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
+        for chosen in self.choices(seed, start, shuffle, processes):
             yield chosen.gathered()
 
-    def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
+    def choices(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Chosen]:
         """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
         for rows in _split(self.size, self.batch_size, seed, shuffle, device)[start:]:
-            yield Chosen(self.tensors, rows, self.size, self.transform)
+            own, share = shared(rows, processes)
+            yield Chosen(self.tensors, own, self.size, self.transform, share)
 
     def order(self, seed: int) -> Tensor:
         """The rows of an epoch in their order."""
@@ -96,14 +106,22 @@ class ByIndex:
         self.batch_size = min(batch_size or self.size, self.size)
         self.batches = -(-self.size // self.batch_size)
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
         parts = _split(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
         generator = torch.Generator().manual_seed(seed)
-        indices = [part.tolist() for part in parts]
+        own = [shared(part, processes) for part in parts]
+        # Where no row is here, one is read for its shape.
+        indices = [
+            (rows if len(rows) else part[:1]).tolist()
+            for (rows, _), part in zip(own, parts, strict=True)
+        ]
         loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
-        for rows, values in zip(parts, loader, strict=True):
-            yield Batch(_tensors(values, self.device), rows.to(self.device), self.size)
+        for (rows, share), read in zip(own, loader, strict=True):
+            values = tuple(x[: len(rows)] for x in _tensors(read, self.device))
+            yield Batch(values, rows.to(self.device), self.size, share)
 
 
 class Loaded:
@@ -122,8 +140,10 @@ class Loaded:
                 f"Try drop_last=False."
             )
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
         # The loader draws its order from torch at its first batch: from this epoch's seed.
         state = get_rng_state(self.device)
         torch.manual_seed(seed)
@@ -136,10 +156,21 @@ class Loaded:
         skipped = [next(batches) for _ in range(start or 1)]
         set_rng_state(state, self.device)
         for values in batches if start else itertools.chain(skipped, batches):
-            yield Batch(_tensors(values, self.device), None, self.size)
+            read = _tensors(values, self.device)
+            own, share = shared(torch.arange(len(read[0]), device=self.device), processes)
+            part = read if share is None else tuple(x[own] for x in read)
+            yield Batch(part, None, self.size, share)
 
 
 Source = InMemory | ByIndex | Loaded
+
+
+def shared(rows: Tensor, processes: Processes) -> tuple[Tensor, Share | None]:
+    """The rows of a batch that this process takes, and where they are in it."""
+    if processes.alone:
+        return rows, None
+    places = torch.arange(len(rows), device=rows.device)[processes.own(len(rows))]
+    return rows[places], Share(places, len(rows))
 
 
 def source(

@@ -46,7 +46,7 @@ def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks 
     """What takes the steps in blocks: compiled ones on the CPU, else nothing."""
     descent = progress.descent
     on_cpu = descent.compile and descent.device.type == "cpu" and descent.replay is None
-    if not on_cpu:
+    if not on_cpu or descent.exchange is not None:
         return None
     ahead: Ahead
     if isinstance(train, InMemory):
