@@ -29,6 +29,7 @@ from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.processes import Processes
 
 Call = Callable[[], Any]
+Side = tuple[int, int]  # how many processes, and threads of each
 
 
 def regression(x: torch.Tensor, y: torch.Tensor | None = None, size: int | None = None) -> Any:
@@ -59,7 +60,7 @@ def calls() -> dict[str, Call]:
 
 
 def work(pipe: Connection, threads: int, rank: int, count: int, store: str) -> None:
-    """Answers each name with the seconds and bytes that this call took, and its number."""
+    """Answers each name with what this call took, and its number."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     if count > 1:
@@ -74,11 +75,12 @@ def work(pipe: Connection, threads: int, rank: int, count: int, store: str) -> N
     known = calls()
     while name := pipe.recv():
         sent[:] = 0, 0
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         found = known[name]()
+        seconds = time.perf_counter() - began[0], time.process_time() - began[1]
         is_number = isinstance(found, Evidence)
         value = found.mean if is_number else float(found["posterior"]["z"].sum())
-        pipe.send((time.perf_counter() - began, *sent, value))
+        pipe.send((*seconds, *sent, value))
 
 
 def main() -> None:
@@ -88,36 +90,40 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:
         store = Path(folder, "store").as_uri()
-        sides = {}
-        for count in (1, 2):
-            sides[count] = [context.Pipe() for _ in range(count)]
-            for rank, (_, other) in enumerate(sides[count]):
-                args = (other, 3 - count, rank, count, store)
+        sides: dict[Side, Any] = {(1, 1): [], (1, 2): [], (2, 1): []}
+        for (count, threads), pipes in sides.items():
+            for rank in range(count):
+                pipe, other = context.Pipe()
+                args = (other, threads, rank, count, store)
                 context.Process(target=work, args=args, daemon=True).start()
+                pipes.append(pipe)
         for name in calls():
             _show(name, _timed(name, sides, repeats))
 
 
-def _timed(name: str, sides: dict[int, Any], repeats: int) -> dict[int, list[Any]]:
-    """All that both sides answer, in turns, after one that does not count."""
-    found: dict[int, list[Any]] = {count: [] for count in sides}
+def _timed(name: str, sides: dict[Side, Any], repeats: int) -> dict[Side, list[Any]]:
+    """All that the sides answer, in turns, after one that does not count."""
+    found: dict[Side, list[Any]] = {side: [] for side in sides}
     for _ in range(1 + repeats):
-        for count, pipes in sides.items():
-            for pipe, _ in pipes:
+        for side, pipes in sides.items():
+            for pipe in pipes:
                 pipe.send(name)
-            found[count].append(max(pipe.recv() for pipe, _ in pipes))
+            found[side].append([max(each) for each in zip(*(p.recv() for p in pipes), strict=True)])
     assert len({value for each in found.values() for *_, value in each}) == 1
-    return {count: each[1:] for count, each in found.items()}
+    return {side: each[1:] for side, each in found.items()}
 
 
-def _show(name: str, found: dict[int, list[Any]]) -> None:
-    one, two = (statistics.median(seconds for seconds, *_ in found[n]) for n in (1, 2))
-    ratios = [a[0] / b[0] for a, b in zip(found[1], found[2], strict=True)]
+def _show(name: str, found: dict[Side, list[Any]]) -> None:
+    wall = {side: statistics.median(one[0] for one in each) for side, each in found.items()}
+    used = {side: statistics.median(one[1] for one in each) for side, each in found.items()}
+    ratios = [a[0] / b[0] for a, b in zip(found[1, 2], found[2, 1], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    _, times, size, _ = found[2][0]
+    times, size = found[2, 1][0][2:4]
     print(
-        f"{name}: one process {one:.3f} s, two {two:.3f} s; one / two {middle:.2f} "
-        f"(quartiles {low:.2f} to {high:.2f}); {times} exchanges of {size / 2**20:.2f} MiB in all",
+        f"{name}: one process {wall[1, 1]:.3f} s, of two threads {wall[1, 2]:.3f} s, two processes "
+        f"{wall[2, 1]:.3f} s; two threads / two processes {middle:.2f} (quartiles {low:.2f} to "
+        f"{high:.2f}); CPU of one {used[1, 1]:.3f} s, of each of two {used[2, 1]:.3f} s, ratio "
+        f"{used[1, 1] / used[2, 1]:.2f}; {times} exchanges, {size / 2**20:.2f} MiB of each",
         flush=True,
     )
 

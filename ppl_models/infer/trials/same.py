@@ -122,6 +122,10 @@ def _draws(program: Any) -> Iterator[Tensor]:
     """The draws that an ArviZ object holds."""
     if program is None or callable(program):
         return
-    for values in program["posterior"].data_vars.values():
+    try:
+        found = program["posterior"].data_vars
+    except (TypeError, KeyError, AttributeError):  # whoever uses it says so
+        return
+    for values in found.values():
         if np.issubdtype(values.dtype, np.number) or values.dtype == bool:
             yield torch.from_numpy(np.ascontiguousarray(values.values))

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoNormal
 
 from guides import AmortizedNormal, ExactPosterior, MeanFieldMixture
@@ -22,6 +23,7 @@ from ppl_models import (
     FactorAnalysis,
     aggregate,
     data_plate,
+    from_pyro_mcmc,
     from_pyro_svi,
     impute,
     inference_gap,
@@ -149,7 +151,7 @@ def _of_rows_with_latents():
     values = predictive_pvalues(vae, guide, x, num_simulations=40, **options)
     found |= {"p-values": values.value, "simulated": values.simulated}
     bounds = sandwich(
-        vae, guide, x, simulate=True, num_steps=2, num_chains=4, batch_size=32, seed=1
+        vae, guide, x, simulate=True, num_steps=2, num_chains=4, batch_size=64, seed=1
     )
     found |= {"below": bounds.lower.value, "above": bounds.upper.value}
     found["accepted"] = bounds.accepted
@@ -419,6 +421,11 @@ def _differs(what):
         torch.manual_seed(int(other))
         vae, guide = VAE(2, 2).double(), AmortizedNormal(2, 2).double()
         return log_evidence(vae, guide, x, **options)
+    if what == "draws of MCMC":
+        torch.manual_seed(int(other))
+        sampler = MCMC(NUTS(model), num_samples=4, warmup_steps=4, disable_progbar=True)
+        sampler.run(x, y)
+        return from_pyro_mcmc(sampler)
     if what == "values of pyro.param":
         pyro.param("shift", torch.tensor(1.0 if other else 0.0, dtype=REAL))
         model = shifted
@@ -447,11 +454,11 @@ def shifted(x, y=None, size=None):
     "what",
     [
         *("data", "rows", "seed", "num samples", "programs", "code", "parameters"),
-        "values of pyro.param",
+        *("values of pyro.param", "draws of MCMC"),
     ],
 )
 def test_processes_that_are_given_different_things(what):
-    named = {"rows": "data", "programs": "programs"}.get(what, what)
+    named = {"rows": "data", "draws of MCMC": "data"}.get(what, what)
     for error in run_together(_differs, 2, what):
         assert isinstance(error, ValueError), error
         assert f"expected the same {named} on all 2 processes" in str(error)
