@@ -73,6 +73,36 @@ class Processes:
         self.sum_into(result)
         return result
 
+    def totals(self, *parts: Tensor | float) -> tuple[Any, ...]:
+        """The sums of several numbers and tensors over all processes, in one exchange.
+
+        Alone they are what they were; else tensors in float64 that lie where the first one does.
+
+        Example:
+            >>> ALONE.totals(torch.ones(2), 3)
+            (tensor([1., 1.]), 3)
+        """
+        if self.alone:
+            return parts
+        place = next((x.device for x in parts if isinstance(x, Tensor)), torch.device("cpu"))
+        tensors = [torch.as_tensor(x, dtype=torch.float64, device=place) for x in parts]
+        whole = self.total(torch.cat([x.detach().reshape(-1) for x in tensors]))
+        pieces = whole.split([x.numel() for x in tensors])
+        return tuple(piece.view(x.shape) for piece, x in zip(pieces, tensors, strict=True))
+
+    def first_of(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """What the first process has of several tensors of floating-point numbers.
+
+        In one exchange, as new tensors.
+        """
+        if self.alone:
+            return own
+        whole = torch.cat([x.detach().reshape(-1).double() for x in own])
+        self.take_from_first([whole])
+        pieces = whole.split([x.numel() for x in own])
+        both = zip(pieces, own, strict=True)
+        return tuple(piece.view(x.shape).to(x.dtype) for piece, x in both)
+
     def sum_into(self, x: Tensor) -> None:
         """Puts the sum of tensors over all processes, which lie in one piece, in their place."""
         if not self.alone:
@@ -178,6 +208,8 @@ class Processes:
             if error is not None:
                 raise error
             return
+        if not self._is_told(error is not None):
+            return
         texts = self.gather_values(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
@@ -185,8 +217,14 @@ class Processes:
         if failed is not None:
             raise ProcessError(f"{what} failed on process {failed}: {texts[failed]}")
 
+    def _is_told(self, by_this: bool) -> bool:
+        """Whether any process has something to tell."""
+        flag = torch.tensor([float(by_this)], device=_bytes(b"").device)
+        return bool(self.total(flag) > 0)
+
 
 ALONE = Processes()
+_apart = 0  # how many contexts this process is in, in which it computes by itself
 
 
 def together() -> Processes:
@@ -199,7 +237,7 @@ def together() -> Processes:
         >>> together()
         Processes(rank=0, count=1)
     """
-    if not dist.is_available():
+    if _apart or not dist.is_available():
         return ALONE
     if not dist.is_initialized():
         if not _is_launched():
@@ -210,9 +248,26 @@ def together() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """A context in which this process computes by itself, as each of several does its own work.
+
+    Example:
+        >>> with apart():
+        ...     together().alone
+        True
+    """
+    global _apart
+    _apart += 1
+    try:
+        yield
+    finally:
+        _apart -= 1
+
+
 def is_other() -> bool:
     """Whether this process has joined others, of which it is not the first."""
-    return dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+    return not _apart and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
 
 
 def _is_launched() -> bool:

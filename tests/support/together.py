@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 PRELOADED = ["torch", "torch.distributed.fsdp", "pyro", "pyro.infer.autoguide"]
-PRELOADED += ["ppl_models", "guides"]
+PRELOADED += ["ppl_models", "guides", "arviz", "torch._dynamo"]  # and what is imported late
 
 
 def run_together(

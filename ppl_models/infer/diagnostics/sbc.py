@@ -60,6 +60,10 @@ def sbc(
     least effective size if that is less than `num_draws`: ranks among draws that depend on each
     other are not uniform. What they would be among `num_draws` is then drawn at random.
 
+    Processes that compute together, as `torchrun` starts them, share the draws, as in
+    `log_evidence`, and the data sets of `refit`, which each process fits by itself, in jobs of its
+    own. The simulations are drawn by each.
+
     Arguments:
         model: A Pyro program that draws data where it is given none. Its parameters stay as they
             are.
@@ -72,8 +76,8 @@ def sbc(
         num_draws: How many draws of the posterior each has, `L`, 10 or more.
         refit: Called as `refit(model, *data)`: returns a guide fitted to these data, or an ArviZ
             object such as that of `nuts`.
-        num_jobs: In how many processes `refit` runs: one for each core by default, 1 for this one.
-            The ranks do not depend on it.
+        num_jobs: In how many processes `refit` runs: one for each core by default, or as many as
+            `joblib.parallel_config` says, 1 for this one. The ranks do not depend on it.
         batch_size: How many draws are evaluated at once, as in `log_evidence`.
         seed: Seeds all of it; by default it comes from torch's generator.
 
