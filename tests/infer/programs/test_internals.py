@@ -17,6 +17,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops import packed
 from torch import Tensor
+from torch.distributed._composable_state import _insert_module_state, _State
 from torch.distributions import constraints
 
 from ppl_models import data_plate
@@ -266,3 +267,12 @@ def test_versions_are_bounded_to_what_is_tested(name):
     (bound,) = [r for r in map(Requirement, project["dependencies"]) if r.name == name]
     assert {s.operator for s in bound.specifier} == {">=", "<"}
     assert bound.specifier.contains(version(name).split("+")[0])
+
+
+def test_a_module_is_known_as_sharded_until_it_is_forgotten():
+    module, state = torch.nn.Linear(1, 1), _State()
+    _insert_module_state(module, state)
+    with pytest.raises(AssertionError, match="more than once"):
+        _insert_module_state(module, state)
+    torch_internals.forget_shards(module)
+    _insert_module_state(module, state)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from guides import AmortizedNormal
 from ppl_models import (
@@ -240,6 +241,8 @@ class Reading(nn.Module):
         mean = self.network(x).squeeze(-1)
         if self.use == "read":
             mean = mean + x @ self.network[0].weight[0]
+        if self.use == "read without a gradient":
+            mean = mean + x @ self.network[0].weight[0].detach()
         if self.use == "called in parts":
             mean = mean + self.network[0](x)[:, 0]
         if self.use == "kept":
@@ -258,6 +261,7 @@ class Reading(nn.Module):
         ("", ["model.network"]),
         ("asked", ["model.network"]),
         ("read", ["model.network.2"]),
+        ("read without a gradient", ["model.network.2"]),
         ("kept", ["model.network.2"]),
         ("called in parts", ["model.network.0", "model.network.2"]),
         ("statement", []),
@@ -356,6 +360,9 @@ def _refused(case: str) -> None:
         },
         "schedule": {"schedule": lambda optimizer: None},
     }.get(case, {})
+    if case == "gradient":  # a fault that is planted: half of it
+        set_factor = FSDPModule.set_gradient_divide_factor
+        FSDPModule.set_gradient_divide_factor = lambda self, factor: set_factor(self, 2 * factor)
     objective: Any = elbo(model) if case != "game" else adversarial(GAN(5, 2).double())
     data: Any = (x, x[:, 0]) if case != "game" else x
     try:
@@ -375,6 +382,7 @@ def _refused(case: str) -> None:
         ("optimizer", "expected an optimiser that moves each number by its own gradient"),
         ("statement", "elbo: expected a network that can be split"),
         ("schedule", "expected a callable that returns a scheduler"),
+        ("gradient", "not what it was: the gradient of model.network.0.weight differs"),
         ("stale", "a sharded network is not what it was"),
         ("other parameters", "expected an optimiser of the parameters that it was given"),
     ],
