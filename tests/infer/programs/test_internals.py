@@ -240,6 +240,15 @@ def test_many_tensors_move_at_once():
     assert [x.tolist() for x in tensors] == [[0.25] * 2, [2.0] * 3]
 
 
+def test_a_module_is_known_as_sharded_until_it_is_forgotten():
+    module, state = torch.nn.Linear(1, 1), _State()
+    _insert_module_state(module, state)
+    with pytest.raises(AssertionError, match="more than once"):
+        _insert_module_state(module, state)
+    torch_internals.forget_shards(module)
+    _insert_module_state(module, state)
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
@@ -267,12 +276,3 @@ def test_versions_are_bounded_to_what_is_tested(name):
     (bound,) = [r for r in map(Requirement, project["dependencies"]) if r.name == name]
     assert {s.operator for s in bound.specifier} == {">=", "<"}
     assert bound.specifier.contains(version(name).split("+")[0])
-
-
-def test_a_module_is_known_as_sharded_until_it_is_forgotten():
-    module, state = torch.nn.Linear(1, 1), _State()
-    _insert_module_state(module, state)
-    with pytest.raises(AssertionError, match="more than once"):
-        _insert_module_state(module, state)
-    torch_internals.forget_shards(module)
-    _insert_module_state(module, state)
