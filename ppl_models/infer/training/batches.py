@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from ppl_models.checks import check_tensors
+from ppl_models.infer.programs.tables import as_data
+from ppl_models.infer.reading.arrays import mapped
+from ppl_models.infer.reading.arrow import Table, is_table
+from ppl_models.infer.reading.columns import ANY, Taken
+from ppl_models.infer.reading.items import batches_of, check_length
 from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
 
@@ -34,9 +40,12 @@ class Chosen(NamedTuple):
     size: int
     transform: Callable[..., Any] | None = None
 
-    def gathered(self) -> Batch:
+    def gathered(self, device: torch.device | None = None) -> Batch:
+        """Those rows, on a device where they are to be moved."""
         whole = len(self.rows) == self.size
         values = tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
+        if device is not None:
+            values = tuple(x.to(device, non_blocking=True) for x in values)
         if self.transform is not None:
             result = self.transform(*values)
             values = result if isinstance(result, tuple) else (result,)
@@ -73,7 +82,7 @@ class InMemory:
     def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
         """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
-        for rows in _split(self.size, self.batch_size, seed, shuffle, device)[start:]:
+        for rows in _split(self.size, self.batch_size, seed, start, shuffle, device):
             yield Chosen(self.tensors, rows, self.size, self.transform)
 
     def order(self, seed: int) -> Tensor:
@@ -87,30 +96,60 @@ class InMemory:
         return self.transform is None or getattr(torch, name, None) is self.transform
 
 
+class OnDisk(InMemory):
+    """Minibatches of arrays on disk, by index: what is gathered is read, and moved to a device."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        batch_size: int,
+        transform: Callable[..., Any] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(tensors, batch_size, transform)
+        self.device = device or torch.device("cpu")
+
+    def to(self, device: torch.device) -> "OnDisk":
+        """The same rows, whose batches come on a device."""
+        return OnDisk(self.tensors, self.batch_size, self.transform, device)
+
+    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on."""
+        for chosen in self.choices(seed, start, shuffle):
+            yield chosen.gathered(self.device)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether gathering is the work of the device."""
+        return self.device.type == "cpu" and super().recordable
+
+
 class ByIndex:
     """Minibatches of a `Dataset`, by index."""
 
-    def __init__(self, dataset: Dataset, batch_size: int | None, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
+    def __init__(
+        self, dataset: Dataset, batch_size: int | None, device: torch.device, taken: Taken
+    ) -> None:
+        self.dataset, self.device, self.taken = dataset, device, taken
         self.size = _length(dataset)
         self.batch_size = min(batch_size or self.size, self.size)
         self.batches = -(-self.size // self.batch_size)
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
-        parts = _split(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
-        generator = torch.Generator().manual_seed(seed)
-        indices = [part.tolist() for part in parts]
-        loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
-        for rows, values in zip(parts, loader, strict=True):
-            yield Batch(_tensors(values, self.device), rows.to(self.device), self.size)
+        parts = _split(self.size, self.batch_size, seed, start, shuffle, torch.device("cpu"))
+        for rows, values in batches_of(self.dataset, parts, seed):
+            tensors = self.taken.tensors(values, self.device)
+            check_length(tensors, rows)
+            yield Batch(tensors, rows.to(self.device), self.size)
 
 
 class Loaded:
     """Minibatches of a `DataLoader`, in its own order. Which rows they hold is not known."""
 
-    def __init__(self, loader: DataLoader, device: torch.device) -> None:
-        self.loader, self.device = loader, device
+    def __init__(self, loader: DataLoader, device: torch.device, taken: Taken) -> None:
+        self.loader, self.device, self.taken = loader, device, taken
+        _check_not_split(loader)
         _length(loader.dataset)
         self.size = _length(loader.sampler) if loader.batch_size else _length(loader.dataset)
         self.batch_size = loader.batch_size or self.size
@@ -136,14 +175,18 @@ class Loaded:
         skipped = [next(batches) for _ in range(start or 1)]
         set_rng_state(state, self.device)
         for values in batches if start else itertools.chain(skipped, batches):
-            yield Batch(_tensors(values, self.device), None, self.size)
+            yield Batch(self.taken.tensors(values, self.device), None, self.size)
 
 
 Source = InMemory | ByIndex | Loaded
 
 
 def source(
-    data: Any, batch_size: int | None, device: torch.device | None, missing: bool = False
+    data: Any,
+    batch_size: int | None,
+    device: torch.device | None,
+    missing: bool = False,
+    taken: Taken = ANY,
 ) -> Source:
     """Returns the minibatches of tensors, a `Dataset` or a `DataLoader`, after checking them.
 
@@ -152,11 +195,23 @@ def source(
         batch_size: The rows of a minibatch. Default: all, or what the `DataLoader` gives.
         device: Where the minibatches go. Default: tensors stay, streamed rows come on the CPU.
         missing: Whether NaN stands for what was not observed.
+        taken: What programs take: the names of their arguments, and their precision.
     """
-    memory = in_memory(data, batch_size, missing)
-    if memory is None:
-        return streamed(data, batch_size, device or torch.device("cpu"))
-    return memory if device is None else memory.to(device)
+    _check_batch_size(batch_size)
+    found: InMemory | None = on_disk(data, batch_size, taken)
+    if found is None:
+        found = in_memory(as_data(data, taken.modules), batch_size, missing)
+    if found is None:
+        return streamed(data, batch_size, device or torch.device("cpu"), taken)
+    return found if device is None else found.to(device)
+
+
+def on_disk(data: Any, batch_size: int | None, taken: Taken) -> OnDisk | None:
+    """Returns the minibatches of arrays on disk; None where there are none, or all is one batch."""
+    rows = mapped(data, taken.modules) if batch_size is not None else None
+    if rows is None or batch_size is None or batch_size >= len(rows.tensors[0]):
+        return None
+    return OnDisk(rows.tensors, batch_size, rows.transform)
 
 
 def in_memory(data: Any, batch_size: int | None, missing: bool = False) -> InMemory | None:
@@ -174,7 +229,9 @@ def in_memory(data: Any, batch_size: int | None, missing: bool = False) -> InMem
     return None
 
 
-def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex | Loaded:
+def streamed(
+    data: Any, batch_size: int | None, device: torch.device, taken: Taken = ANY
+) -> ByIndex | Loaded:
     """Returns the minibatches of a `Dataset` or a `DataLoader`, moved to a device one by one."""
     if isinstance(data, DataLoader):
         if batch_size is not None:
@@ -182,9 +239,11 @@ def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex
                 f"batch_size: the DataLoader has one of its own ({data.batch_size}); "
                 f"got {batch_size}. Try batch_size=None."
             )
-        return Loaded(data, device)
-    if isinstance(data, Dataset):
-        return ByIndex(data, batch_size, device)
+        return Loaded(data, device, taken)
+    if is_table(data):
+        data = Table(data)
+    if isinstance(data, Dataset) or hasattr(data, "__getitems__"):
+        return ByIndex(data, batch_size, device, taken)
     raise TypeError(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
         f"got {type(data).__name__}. Try torch.as_tensor(data)."
@@ -193,7 +252,7 @@ def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex
 
 def in_memory_rows(source: Source) -> tuple[Tensor, ...] | None:
     """All the rows as programs get them, where they are in memory."""
-    if isinstance(source, InMemory) and source.transform is None:
+    if type(source) is InMemory and source.transform is None:
         return source.tensors
     return None
 
@@ -219,11 +278,29 @@ def _length(dataset: Any) -> int:
     return rows
 
 
+def _check_not_split(loader: DataLoader) -> None:
+    """Raises where a loader has only the rows of one process: `fit` splits rows by itself."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        if isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                "data: expected a DataLoader of all rows, got one with a DistributedSampler, which "
+                "gives each process other rows. Under torchrun the rows of a batch are split over "
+                "the processes here. Try the DataLoader with shuffle=True in its place, or the "
+                "Dataset with a batch_size."
+            )
+
+
 def _split(
-    size: int, batch_size: int, seed: int, shuffle: bool, device: torch.device
-) -> tuple[Tensor, ...]:
-    """The rows of each batch of an epoch."""
-    return _order(size, batch_size, seed, shuffle).to(device).split(batch_size)
+    size: int, batch_size: int, seed: int, start: int, shuffle: bool, device: torch.device
+) -> Iterator[Tensor]:
+    """The rows of each batch of an epoch from number `start` on."""
+    starts = range(start * batch_size, size, batch_size)
+    if not shuffle or batch_size >= size:  # without a list of all of them
+        stops = (min(first + batch_size, size) for first in starts)
+        pairs = zip(starts, stops, strict=True)
+        return (torch.arange(first, stop, device=device) for first, stop in pairs)
+    order = _order(size, batch_size, seed, True).to(device)
+    return (order[first : first + batch_size] for first in starts)
 
 
 def _order(size: int, batch_size: int, seed: int, shuffle: bool) -> Tensor:
@@ -231,14 +308,3 @@ def _order(size: int, batch_size: int, seed: int, shuffle: bool) -> Tensor:
     if shuffle and batch_size < size:
         return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     return torch.arange(size)
-
-
-def _tensors(values: Any, device: torch.device) -> tuple[Tensor, ...]:
-    values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-    for value in values:
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"data: expected batches of tensors or tuples of them, got {type(value)}. "
-                f"Try a Dataset whose items are tensors, such as TensorDataset(x)."
-            )
-    return tuple(value.to(device, non_blocking=True) for value in values)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ppl_models.checks import allows_missing, check_count
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
-from ppl_models.infer.programs.tables import as_data
+from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.training import files
 from ppl_models.infer.training.average import check_decay
 from ppl_models.infer.training.batches import (
@@ -393,11 +393,12 @@ def _sources(
     """The rows to learn from, and those held out, where there are any."""
     modules = modules_of(objectives)
     missing = allows_missing(modules)
-    train = source(as_data(data, modules), batch_size, place, missing)
+    taken = Taken(objectives[0].arguments, modules)
+    train = source(data, batch_size, place, missing, taken)
     if validation is None:
         return train, None
     at_once = None if isinstance(validation, DataLoader) else batch_size
-    return train, HeldOut(source(as_data(validation, modules), at_once, place, missing))
+    return train, HeldOut(source(validation, at_once, place, missing, taken))
 
 
 def _seeded(seed: int | None) -> int:
