@@ -20,6 +20,7 @@ from ppl_models.infer.reading.arrays import mapped
 from ppl_models.infer.reading.arrow import Table, is_table
 from ppl_models.infer.reading.columns import ANY, Taken
 from ppl_models.infer.reading.items import batches_of, check_length
+from ppl_models.infer.reading.position import Position, position
 from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
 
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
     values: tuple[Tensor, ...]
     rows: Tensor | None  # which rows, None where that is not known
     size: int  # the number of rows in all
+    position: Position | None = None  # where the loader is after it, if it says so
 
 
 class Chosen(NamedTuple):
@@ -149,6 +151,7 @@ class Loaded:
 
     def __init__(self, loader: DataLoader, device: torch.device, taken: Taken) -> None:
         self.loader, self.device, self.taken = loader, device, taken
+        self.resumed: tuple[int, Position] | None = None
         _check_not_split(loader)
         _length(loader.dataset)
         self.size = _length(loader.sampler) if loader.batch_size else _length(loader.dataset)
@@ -163,6 +166,8 @@ class Loaded:
 
     def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on."""
+        if start >= self.batches:
+            return
         # The loader draws its order from torch at its first batch: from this epoch's seed.
         state = get_rng_state(self.device)
         torch.manual_seed(seed)
@@ -171,11 +176,25 @@ class Loaded:
             generator = getattr(owner, "generator", None)
             if generator is not None:
                 generator.manual_seed(seed)
+        batches, again = self._begin(start)
+        set_rng_state(state, self.device)
+        for values in itertools.chain(again, batches):
+            tensors = self.taken.tensors(values, self.device)
+            yield Batch(tensors, None, self.size, position(self.loader))
+
+    def resume(self, start: int, found: Position | None) -> None:
+        """Goes on from where a loader was after `start` batches of an epoch, if it said so."""
+        self.resumed = (start, found) if found is not None and start else None
+
+    def _begin(self, start: int) -> tuple[Iterator[Any], list[Any]]:
+        """The batches after so many, and the first of them, which has drawn the order."""
+        found, self.resumed = self.resumed, None
+        if found is not None and found[0] == start:
+            self.loader.load_state_dict(found[1]["state"])  # type: ignore[attr-defined]
+            start = 0
         batches = iter(self.loader)
         skipped = [next(batches) for _ in range(start or 1)]
-        set_rng_state(state, self.device)
-        for values in batches if start else itertools.chain(skipped, batches):
-            yield Batch(self.taken.tensors(values, self.device), None, self.size)
+        return batches, [] if start else skipped
 
 
 Source = InMemory | ByIndex | Loaded

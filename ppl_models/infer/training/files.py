@@ -119,6 +119,11 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def check_can_hold(state: Any) -> None:
+    """Raises a TypeError where the state of a loader is nothing that a checkpoint can hold."""
+    _pack({"the state of the DataLoader": state}, "", {})
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Reads what `write` wrote.
 

@@ -17,12 +17,14 @@ from ppl_models.checks import allows_missing, check_count
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
 from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.position import check_goes_on
 from ppl_models.infer.training import files
 from ppl_models.infer.training.average import check_decay
 from ppl_models.infer.training.batches import (
     Batch,
     Chosen,
     InMemory,
+    Loaded,
     Source,
     in_memory_rows,
     source,
@@ -193,6 +195,8 @@ def fit(
     )
     _move(objectives, place)
     first = next(train.epoch(mix(order_seed, 0)))
+    if path is not None:
+        files.check_can_hold(first.position)
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
         rows = in_memory_rows(train)
         descent = start(objectives, first, rows, steps=total, compile=compile is True)
@@ -201,6 +205,7 @@ def fit(
         reached = Progress(descent, order_seed, settings)
         if written is not None and path is not None:
             reached.restore(written, path, seed)
+            _go_on_reading(train, reached, path)
         if held_out is not None:
             held_out.check(descent, order_seed)
         with closing(descent):
@@ -305,7 +310,8 @@ class _Loop:
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
             with _naming_epoch(self.progress, self.path):
-                self.progress.record(self.choice.step(batch, total))
+                losses, position = self.choice.step(batch, total), getattr(batch, "position", None)
+                self.progress.record(losses, position)
             self.choice.act()
             bar.update()
             if self.descent.step_number == total or self.interrupt.asked:
@@ -399,6 +405,14 @@ def _sources(
         return train, None
     at_once = None if isinstance(validation, DataLoader) else batch_size
     return train, HeldOut(source(validation, at_once, place, missing, taken))
+
+
+def _go_on_reading(train: Source, reached: Progress, path: Path) -> None:
+    """Has a loader go on from where it was, if it said so."""
+    loader = train.loader if isinstance(train, Loaded) else None
+    check_goes_on(reached.position, loader, path)
+    if isinstance(train, Loaded):
+        train.resume(reached.batch, reached.position)
 
 
 def _seeded(seed: int | None) -> int:

@@ -95,6 +95,9 @@ class RowsAhead:
                 times, batch = times - taken, batch + taken
         return [torch.cat(parts[width]) for width in widths]
 
+    def position(self) -> None:
+        """Where a loader was: there is none."""
+
     def forget(self) -> None:
         """Lets go of what came before: of rows in memory nothing."""
 
