@@ -85,16 +85,18 @@ def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
         )
 
 
-def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False, first: int = 0) -> None:
+def check_tensors(
+    tensors: tuple[Tensor, ...], missing: bool = False, numbers: Tensor | None = None
+) -> None:
     """Raises where tensors are empty, of different lengths, or not finite.
 
-    With `missing`, NaN stands for what was not observed, and is let through. Of a batch `first` is
-    the number of its first row.
+    With `missing`, NaN stands for what was not observed, and is let through. Of a batch
+    `numbers` says which rows it holds.
     """
     check_lengths(tensors)
     for i, x in enumerate(tensors):
         if x.is_floating_point():
-            check_finite(x, f"data[{i}]", missing=missing, first=first)
+            check_finite(x, f"data[{i}]", missing=missing, numbers=numbers)
 
 
 def check_lengths(tensors: tuple[Tensor, ...]) -> None:
@@ -123,7 +125,11 @@ def check_whole(modules: Iterable[object], data: tuple[Tensor, ...]) -> None:
 
 
 def check_finite(
-    x: Tensor, where: str, minimum: int = 1, missing: bool = False, first: int = 0
+    x: Tensor,
+    where: str,
+    minimum: int = 1,
+    missing: bool = False,
+    numbers: Tensor | None = None,
 ) -> None:
     """Raises a ValueError unless there are enough rows, and all are finite.
 
@@ -132,7 +138,7 @@ def check_finite(
         where: What to call them in errors.
         minimum: The fewest rows that will do.
         missing: Whether NaN stands for what was not observed, and is let through.
-        first: The number of the first row, of a batch of them.
+        numbers: Those of the rows, `(B,)`, of a batch of them. Default: from 0 on.
     """
     if len(x) < minimum:
         needed = {1: "one row", 2: "two rows"}.get(minimum, f"{minimum} rows")
@@ -145,7 +151,9 @@ def check_finite(
     finite = ~x.isinf() if missing else x.isfinite()
     if not finite.all():
         bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
-        rows = (first + bad.nonzero().flatten()).tolist()
+        rows = (
+            bad.nonzero().flatten() if numbers is None else numbers.to(bad.device)[bad]
+        ).tolist()
         noun = "row" if len(rows) == 1 else "rows"
         raise ValueError(
             f"{where}: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed(rows)}). "

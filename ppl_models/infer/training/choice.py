@@ -7,7 +7,7 @@ from torch import Tensor
 from ppl_models.infer.compiled.graph import CHANGES
 from ppl_models.infer.compiled.watch import holds
 from ppl_models.infer.compiled.worth import LEAST, Operations, pays
-from ppl_models.infer.training.batches import Batch, Chosen, Source
+from ppl_models.infer.reading.batches import Batch, Chosen, Source
 from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.progress import Progress
 

@@ -16,8 +16,8 @@ from ppl_models.infer.objectives.objective import Objective, as_objectives, modu
 from ppl_models.infer.objectives.reports import Reports
 from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.rows import Rows
+from ppl_models.infer.reading.batches import Batch, Chosen
 from ppl_models.infer.training.average import Average, check_decay, copy_all
-from ppl_models.infer.training.batches import Batch, Chosen
 from ppl_models.infer.training.ends.slopes import are_finite, origin
 from ppl_models.infer.training.optimizers import (
     LearningRateSchedule,

@@ -10,13 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.reading.columns import Taken
-from ppl_models.infer.training.batches import (
+from ppl_models.infer.reading.batches import (
     InMemory,
     Loaded,
     OnDisk,
@@ -25,6 +24,7 @@ from ppl_models.infer.training.batches import (
     on_disk,
     streamed,
 )
+from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.training.fit import Run
 from ppl_models.row_weights import check_sample_weight
 from ppl_models.user_line import warn
@@ -247,7 +247,7 @@ def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
                 f"fit_em: {name}.{method} takes no weights of rows, got sample_weight. Try rows "
                 f"that are repeated, or def {method}(self, x, sample_weight=None) in {name}."
             )
-    if isinstance(rows, Loaded) and not _in_order(rows.loader):
+    if isinstance(rows, Loaded) and not rows.in_order:
         raise ValueError(
             "sample_weight: expected rows in an order that is known, got a DataLoader that "
             "chooses its own. Try shuffle=False, or the Dataset with a batch_size."
@@ -255,13 +255,6 @@ def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
     weight = torch.as_tensor(sample_weight).double().cpu()
     check_sample_weight(weight, rows.size, "fit_em")
     return weight
-
-
-def _in_order(loader: Any) -> bool:
-    """Whether a loader gives the rows of its data set in their order."""
-    batches = loader.batch_sampler
-    order = loader.sampler if batches is None else getattr(batches, "sampler", None)
-    return type(order) is SequentialSampler and type(batches) in (BatchSampler, type(None))
 
 
 def _candidates(model: Any, restarts: int, x: tuple[Any, ...]) -> list[Any]:
@@ -420,12 +413,13 @@ class _Streamed:
         self.rows, self.missing, self.checked = rows, missing, False
 
     def __iter__(self) -> Iterator[Tensor]:
-        first = 0
+        start = 0
         for batch in self.rows.epoch(0, shuffle=False):
+            x = batch.values[0]
             if not self.checked:
-                check_tensors(batch.values, self.missing, first)
-            yield batch.values[0]
-            first += len(batch.values[0])
+                check_tensors(batch.values, self.missing, torch.arange(start, start + len(x)))
+            yield x
+            start += len(x)
         self.checked = True
 
 
@@ -488,7 +482,7 @@ def _first_rows(rows: Source, weight: Tensor | None, missing: bool) -> tuple[Ten
     """Rows to choose a start from, where the data are streamed, with their weights."""
     found, which, count = [], [], 0
     for batch in rows.epoch(0):
-        check_tensors(batch.values, missing)
+        check_tensors(batch.values, missing, batch.rows)
         found.append(batch.values[0])
         order = torch.arange(count, count + len(found[-1]))
         which.append(order if batch.rows is None else batch.rows.cpu())

@@ -16,11 +16,7 @@ from tqdm.auto import tqdm
 from ppl_models.checks import allows_missing, check_count
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
-from ppl_models.infer.reading.columns import Taken
-from ppl_models.infer.reading.position import check_goes_on
-from ppl_models.infer.training import files
-from ppl_models.infer.training.average import check_decay
-from ppl_models.infer.training.batches import (
+from ppl_models.infer.reading.batches import (
     Batch,
     Chosen,
     InMemory,
@@ -29,6 +25,10 @@ from ppl_models.infer.training.batches import (
     in_memory_rows,
     source,
 )
+from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.position import check_goes_on
+from ppl_models.infer.training import files
+from ppl_models.infer.training.average import check_decay
 from ppl_models.infer.training.blocks import Blocks
 from ppl_models.infer.training.choice import Choice
 from ppl_models.infer.training.descent import Descent
@@ -194,9 +194,7 @@ def fit(
         Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp, ema=ema
     )
     _move(objectives, place)
-    first = next(train.epoch(mix(order_seed, 0)))
-    if path is not None:
-        files.check_can_hold(first.position)
+    first = _first(train, order_seed, path)
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
         rows = in_memory_rows(train)
         descent = start(objectives, first, rows, steps=total, compile=compile is True)
@@ -405,6 +403,14 @@ def _sources(
         return train, None
     at_once = None if isinstance(validation, DataLoader) else batch_size
     return train, HeldOut(source(validation, at_once, place, missing, taken))
+
+
+def _first(train: Source, order_seed: int, path: Path | None) -> Batch:
+    """The first batch, by which all is checked."""
+    first = next(train.epoch(mix(order_seed, 0)))
+    if path is not None:
+        files.check_can_hold(first.position)
+    return first
 
 
 def _go_on_reading(train: Source, reached: Progress, path: Path) -> None:

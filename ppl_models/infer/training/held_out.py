@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_models.infer.training.batches import Batch, Source, in_memory_rows
+from ppl_models.infer.reading.batches import Batch, Source, in_memory_rows
 from ppl_models.infer.training.descent import Descent
 from ppl_models.scoped import get_rng_state, mix, modes, own_rng, set_rng_state
 

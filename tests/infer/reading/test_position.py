@@ -108,7 +108,7 @@ def test_another_loader_cannot_go_on(tmp_path, make, message):
 
 def test_a_state_that_no_checkpoint_can_hold_is_refused_at_once(tmp_path):
     data = Counting(kept={1, 2})
-    with pytest.raises(TypeError, match="cannot write /the state of the DataLoader.*type set"):
+    with pytest.raises(TypeError, match=r"cannot write /the state of the DataLoader.*type set"):
         run(loader(data), steps=3, checkpoint=tmp_path / "run")
     run(loader(data), steps=3)  # which nobody asked it to
     assert_resumes(tmp_path / "run", lambda: loader(Counting(kept=[1, 2])), 3, 7)

@@ -24,6 +24,9 @@ from ppl_models.infer.reading.position import Position, position
 from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
 
+AT_ONCE = 2**16  # rows that are looked at together, at most
+ROOM = 2**26  # ... and their bytes
+
 
 class Batch(NamedTuple):
     """Some rows of the data."""
@@ -182,6 +185,14 @@ class Loaded:
             tensors = self.taken.tensors(values, self.device)
             yield Batch(tensors, None, self.size, position(self.loader))
 
+    @property
+    def in_order(self) -> bool:
+        """Whether it gives the rows of its data set in their order."""
+        batches = self.loader.batch_sampler
+        order = self.loader.sampler if batches is None else getattr(batches, "sampler", None)
+        names = {type(order).__name__, type(batches).__name__}  # torchdata has its own of both
+        return names <= {"SequentialSampler", "BatchSampler", "NoneType"}
+
     def resume(self, start: int, found: Position | None) -> None:
         """Goes on from where a loader was after `start` batches of an epoch, if it said so."""
         self.resumed = (start, found) if found is not None and start else None
@@ -261,12 +272,44 @@ def streamed(
         return Loaded(data, device, taken)
     if is_table(data):
         data = Table(data)
-    if isinstance(data, Dataset) or hasattr(data, "__getitems__"):
+    if is_read(data):
         return ByIndex(data, batch_size, device, taken)
     raise TypeError(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
         f"got {type(data).__name__}. Try torch.as_tensor(data)."
     )
+
+
+def in_order(data: Any, device: torch.device, taken: Taken) -> Iterator[Batch] | None:
+    """Returns rows that are read, in their order, in batches of many; None for those in memory.
+
+    Arguments:
+        data: As `fit` takes them.
+        device: Where batches go.
+        taken: What programs take.
+    """
+    disk = on_disk(data, 1, taken)
+    if disk is None and not is_read(data):
+        return None
+    rows: Source = streamed(data, None, device, taken) if disk is None else disk.to(device)
+    if isinstance(rows, Loaded):
+        if not rows.in_order:
+            raise ValueError(
+                "data: expected rows in their order, got a DataLoader that chooses its own. Try "
+                "shuffle=False, or the Dataset itself."
+            )
+        return rows.epoch(0)
+    rows.batch_size = 1
+    (first,) = (batch.values for batch in itertools.islice(rows.epoch(0, shuffle=False), 1))
+    bytes_of_row = sum(x.numel() * x.element_size() for x in first)
+    rows.batch_size = max(1, min(AT_ONCE, ROOM // max(bytes_of_row, 1), rows.size))
+    return rows.epoch(0, shuffle=False)
+
+
+def is_read(data: Any) -> bool:
+    """Whether data are a `Dataset` of any kind, or a loader."""
+    known = isinstance(data, (Dataset, DataLoader)) and not isinstance(data, TensorDataset)
+    return known or is_table(data) or hasattr(data, "__getitems__")
 
 
 def in_memory_rows(source: Source) -> tuple[Tensor, ...] | None:
