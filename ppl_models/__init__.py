@@ -70,15 +70,15 @@ from ppl_models.infer.objectives.elbo import elbo
 from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.objectives.weighted import weighted
-from ppl_models.infer.reading.batches import Batch
 from ppl_models.infer.sampling.nuts import nuts
 from ppl_models.infer.selection.compare import compare
 from ppl_models.infer.selection.table import Comparison
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import descend
 from ppl_models.infer.training.em import fit_em
-from ppl_models.infer.training.every_row import check_data
 from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
+from ppl_models.infer.training.start.every_row import check_data
 from ppl_models.infer.transfer.freeze import freeze, unfreeze
 from ppl_models.infer.transfer.posterior_as_prior import posterior_as_prior
 from ppl_models.infer.transfer.warm_start import WarmStart, warm_start

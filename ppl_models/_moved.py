@@ -41,7 +41,7 @@ MOVED = {
     "engine.comparison": ["infer.selection.table"],
     "engine.compile": ["infer.compiled.graph"],
     "engine.components": ["mixtures.components"],
-    "engine.data": ["transformed", "checks", "infer.reading.batches"],
+    "engine.data": ["transformed", "checks", "infer.training.batches"],
     "engine.denoising": ["diffusion.denoising"],
     "engine.density": ["infer.evidence.weights"],
     "engine.descend": ["infer.training.optimizers", "infer.training.descent"],

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, TracebackType
 
+from ppl_models.processes import is_other
+
 # What may lie between a user's line and ours, besides ours.
 BETWEEN = ("torch", "pyro", "sklearn", "tqdm", "contextlib", "functools")
 
@@ -18,6 +20,8 @@ FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns at the innermost line outside of this library and of those that it is called through.
 
+    Of several processes that compute together, which all find the same, only the first one does.
+
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
@@ -25,6 +29,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         >>> print(caught[0].message)
         the noise is at its floor
     """
+    if is_other():
+        return
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(_passed_over()):
         level, frame = level + 1, frame.f_back

@@ -54,7 +54,7 @@ from ppl_models import (
     iwae,
     reconstruction,
 )
-from ppl_models.infer.reading.batches import Batch, Source, source
+from ppl_models.infer.training.batches import Batch, Source, source
 from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.progress import Progress

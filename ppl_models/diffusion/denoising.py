@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_choice
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.programs import checks, sites
+from ppl_models.processes import places_of
 
 WEIGHTS = ("bound", "simple")
 
@@ -154,7 +155,8 @@ class Denoising(Objective):
         """The terms of the loss of each row, (B,), in nats under the weights of the bound."""
         steps = self.diffusion.num_steps
         # One draw and even spacing: the same marginals as B draws, and less noise in their mean.
-        u = torch.rand((), device=x.device) + torch.arange(len(x), device=x.device) / len(x)
+        places, total = places_of(len(x), x.device)
+        u = torch.rand((), device=x.device) + places / total
         step = 1 + ((u % 1) * steps).long().clamp(max=steps - 1)  # (B,), from 1 to T
         if self.weights == "simple":
             log_snr = self.diffusion.log_snrs()[step]

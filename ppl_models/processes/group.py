@@ -66,10 +66,15 @@ class Processes:
         """The sum of tensors of one shape over all processes; the same bits on each."""
         if self.alone:
             return x
-        result = x.detach().contiguous().clone()
-        with _answered("a sum"):
-            dist.all_reduce(result)
+        result = x.detach().clone(memory_format=torch.contiguous_format)
+        self.sum_into(result)
         return result
+
+    def sum_into(self, x: Tensor) -> None:
+        """Puts the sum of tensors over all processes, which lie in one piece, in their place."""
+        if not self.alone:
+            with _answered("a sum"):
+                dist.all_reduce(x)
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes in their order, whose shapes may differ."""
@@ -77,13 +82,14 @@ class Processes:
             return [x]
         shapes = self.gather_values(list(x.shape))
         sizes = [int(torch.Size(shape).numel()) for shape in shapes]
-        row = x.new_zeros(max(sizes))
+        place = x.device if x.device.type != "cpu" else _place()
+        row = torch.zeros(max(sizes), dtype=x.dtype, device=place)
         row[: x.numel()] = x.detach().reshape(-1)
         rows = [torch.empty_like(row) for _ in shapes]
         with _answered("results"):
             dist.all_gather(rows, row)
         both = zip(rows, shapes, sizes, strict=True)
-        return [found[:size].view(shape) for found, shape, size in both]
+        return [found[:size].view(shape).to(x.device) for found, shape, size in both]
 
     def gather_values(self, value: Any) -> list[Any]:
         """What all processes have to say, in their order: whatever JSON can hold."""
@@ -200,6 +206,11 @@ def together() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
+def is_other() -> bool:
+    """Whether this process has joined others, of which it is not the first."""
+    return dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+
+
 def _is_launched() -> bool:
     """Whether this process was started beside others, and is no child of one that was."""
     if not all(name in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
@@ -213,12 +224,17 @@ def _leave() -> None:
 
 
 def _bytes(content: bytes) -> Tensor:
-    """Bytes as a tensor, where messages of this kind go."""
-    by_cpu = any(kind in dist.get_backend_config() for kind in ("gloo", "mpi"))
-    place = torch.device("cpu") if by_cpu else torch.device("cuda", torch.cuda.current_device())
+    """Bytes as a tensor, where messages go."""
     if not content:
-        return torch.empty(0, dtype=torch.uint8, device=place)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(place)
+        return torch.empty(0, dtype=torch.uint8, device=_place())
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(_place())
+
+
+def _place() -> torch.device:
+    """Where tensors on the CPU are sent from: a backend of GPUs alone takes none."""
+    if any(kind in dist.get_backend_config() for kind in ("gloo", "mpi")):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _short(text: str) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from ppl_models.datasets import binarize, binary_mnist, digits, fashion_mnist, mnist
 from ppl_models.datasets import idx as idx_files
-from ppl_models.infer.reading.batches import source
+from ppl_models.infer.training.batches import source
 from ppl_models.transformed import Transformed
 
 ROOT = Path(os.environ.get("PPL_DATA_ROOT") or Path(__file__).parents[3] / "shared" / "data")

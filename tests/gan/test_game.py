@@ -16,7 +16,7 @@ from ppl_models import VAE, elbo, log_evidence
 from ppl_models.gan.game import LOSSES, adversarial, gradient_penalty, in_packs
 from ppl_models.gan.latents import NormalOneHotLatents
 from ppl_models.gan.model import GAN
-from ppl_models.infer.reading.batches import Batch
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent, descend
 from ppl_models.priors import StandardNormal
 from tests.support.oracles import binary, same, state

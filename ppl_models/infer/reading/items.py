@@ -10,9 +10,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data.distributed import DistributedSampler
 
 from ppl_models.checks import listed
+from ppl_models.infer.reading.arrow import is_table
+
+
+def is_read(data: Any) -> bool:
+    """Whether data are a `Dataset` of any kind, or a loader, and not tensors in one."""
+    known = isinstance(data, (Dataset, DataLoader)) and not isinstance(data, TensorDataset)
+    return known or is_table(data) or hasattr(data, "__getitems__")
+
+
+def length_of(dataset: Any) -> int:
+    """The rows of a `Dataset`, one or more."""
+    try:
+        rows = len(dataset)
+    except TypeError:
+        raise TypeError(
+            f"data: {type(dataset).__name__} has no length, and a loss per row needs the number "
+            f"of rows. Try a Dataset with __len__ and __getitem__."
+        ) from None
+    if rows == 0:
+        raise ValueError("data: expected at least one row, got an empty Dataset.")
+    return rows
+
+
+def check_not_split(loader: DataLoader) -> None:
+    """Raises where a loader has only the rows of one process: `fit` splits rows by itself."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        if isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                "data: expected a DataLoader of all rows, got one with a DistributedSampler, which "
+                "gives each process other rows. Under torchrun the rows of a batch are split over "
+                "the processes here. Try the DataLoader with shuffle=True in its place, or the "
+                "Dataset with a batch_size."
+            )
 
 
 def batches_of(

@@ -20,10 +20,10 @@ from ppl_models.infer.compiled.steps.loop import PATIENCE, Kind, Loop, Plan, Use
 from ppl_models.infer.compiled.steps.snapshot import Snapshot
 from ppl_models.infer.compiled.watch import Watch, as_it_was, holds
 from ppl_models.infer.objectives.objective import Objective, nothing
-from ppl_models.infer.reading.batches import Batch, Chosen, InMemory, Source
 from ppl_models.infer.training.ahead.in_memory import RowsAhead
 from ppl_models.infer.training.ahead.protocol import Ahead
 from ppl_models.infer.training.ahead.streamed import BatchesAhead
+from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source
 from ppl_models.infer.training.descent import parts_of
 from ppl_models.infer.training.optimizers import only_schedules
 from ppl_models.infer.training.progress import Progress
@@ -46,7 +46,7 @@ def blocks_of(progress: Progress, train: Source, whole_epochs: bool) -> "Blocks 
     """What takes the steps in blocks: compiled ones on the CPU, else nothing."""
     descent = progress.descent
     on_cpu = descent.compile and descent.device.type == "cpu" and descent.replay is None
-    if not on_cpu:
+    if not on_cpu or descent.exchange is not None:
         return None
     ahead: Ahead
     if isinstance(train, InMemory):

@@ -7,7 +7,7 @@ from torch import Tensor
 from ppl_models.infer.compiled.graph import CHANGES
 from ppl_models.infer.compiled.watch import holds
 from ppl_models.infer.compiled.worth import LEAST, Operations, pays
-from ppl_models.infer.reading.batches import Batch, Chosen, Source
+from ppl_models.infer.training.batches import Batch, Chosen, Source
 from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.progress import Progress
 
@@ -52,6 +52,8 @@ class Choice:
         to_come, device = total - self.descent.step_number, self.descent.device.type
         if self.undecided and device != "cpu":
             self._stay_eager(f"steps on the device {device} are compiled by compile=True alone")
+        elif self.undecided and self.descent.exchange is not None:
+            self._stay_eager("steps of several processes come one by one")
         elif self.undecided and to_come <= LEAST:
             self._stay_eager(f"{to_come} steps to come are not worth a compilation")
 

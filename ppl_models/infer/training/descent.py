@@ -1,7 +1,8 @@
 """One step of descent: the loop under `fit`, for those who drive it themselves."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,8 +17,8 @@ from ppl_models.infer.objectives.objective import Objective, as_objectives, modu
 from ppl_models.infer.objectives.reports import Reports
 from ppl_models.infer.programs.checks import noting_batch
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.reading.batches import Batch, Chosen
 from ppl_models.infer.training.average import Average, check_decay, copy_all
+from ppl_models.infer.training.batches import Batch, Chosen
 from ppl_models.infer.training.ends.slopes import are_finite, origin
 from ppl_models.infer.training.optimizers import (
     LearningRateSchedule,
@@ -26,6 +27,12 @@ from ppl_models.infer.training.optimizers import (
     make_scheduler,
     takes_steps,
 )
+from ppl_models.infer.training.together.agreement import SitesSeen, check_same_start
+from ppl_models.infer.training.together.as_one import whole_draws
+from ppl_models.infer.training.together.exchange import Exchange
+from ppl_models.infer.training.together.generators import go_on_from, states_of_all
+from ppl_models.infer.training.together.trial import Parted
+from ppl_models.processes import ALONE, Processes, Share, sharing
 from ppl_models.scoped import get_rng_state, kept_rng, modes, set_rng_state
 from ppl_models.user_line import warn
 
@@ -82,6 +89,7 @@ class Descent:
         amp: Whether to run the programs under autocast to bfloat16.
         ema: The decay of an average of the parameters, between 0 and 1; None for no average.
         compile: Whether the losses run as compiled code, where that gives the same numbers.
+        processes: Those that share each batch. The first one is the whole, on each of them.
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class Descent:
         amp: bool = False,
         ema: float | None = None,
         compile: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         check_decay(ema)
         self.objectives = as_objectives(objectives)
@@ -105,8 +114,15 @@ class Descent:
         self.ema, self.compile = ema, compile
         self.device = batch.values[0].device
         self.step_number = 0
-        with kept_rng(self.device), modes(self.modules(), training=False):
-            self.check(batch, data)
+        with (
+            processes.all_or_none("fit: a check of the first batch"),
+            kept_rng(self.device),
+            modes(self.modules(), training=False),
+        ):
+            with SitesSeen() as seen:
+                self.check(batch, data)
+            if not processes.alone:
+                self._check_part(batch, processes)
         self.names = [[name for name, _ in o.named_parameters()] for o in self.objectives]
         self.parameters = [_trained(objective) for objective in self.objectives]
         self._warn_of_untrained()
@@ -117,8 +133,13 @@ class Descent:
         self.average = None if ema is None else Average(moved, ema)
         self.compiled = [Compiled(objective) for objective in self.objectives]
         self.reports = [Reports(objective) for objective in self.objectives]
+        self.processes = processes
+        self.exchange = None if processes.alone else Exchange(processes)
+        if self.exchange is not None:
+            check_same_start(processes, self.objectives, seen.found)
+            self._check_shared(batch, self.exchange)
         self.by_blocks = False  # whether compiled steps come in blocks, and single ones do not
-        recorder = recorder_for(self.device) if compile else None
+        recorder = recorder_for(self.device) if compile and processes.alone else None
         self.replay: Replay | None = None
         if recorder is not None:
             self.replay = Replay(recorder, self.compiled, self.optimizers, moved)
@@ -136,13 +157,44 @@ class Descent:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
         for objective in self.objectives:
             check_devices(objective.modules(), batch.values)
-            with Rows(batch.rows, batch.size, len(batch.values[0])):
+            with _placed(batch):
                 objective.prepare(*batch.values, size=batch.size, data=data)
+
+    def _check_part(self, batch: Batch, processes: Processes) -> None:
+        """Raises where the objectives cannot take the part of a batch that a process has."""
+        own = processes.own(len(batch.values[0]))
+        rows = None if batch.rows is None else batch.rows[own]
+        try:
+            self.check(Batch(tuple(x[own] for x in batch.values), rows, batch.size))
+        except ValueError as error:
+            raise ValueError(
+                f"on {processes.count} processes, each of which has a part of each batch: {error}"
+            ) from None
+
+    def _check_shared(self, batch: Batch, exchange: Exchange) -> None:
+        """Raises where a loss on a batch is not the mean over its parts."""
+        for objective in self.objectives:
+            loss = partial(self._numbers, objective, batch)
+            modules = list(objective.modules().values())
+            trial = Parted(objective.name, loss, modules, self.device)
+            names = trial.check(exchange.processes, len(batch.values[0]))
+            exchange.names[objective.name] = names
+
+    def _numbers(
+        self, objective: Objective, batch: Batch, places: Tensor, total: int
+    ) -> dict[str, Tensor]:
+        """The loss, and what it reports, on some of the first rows of a batch."""
+        loss = self._evaluated(objective, _some(batch, places, total))
+        return {objective.name: loss, **objective.reports}
 
     def evaluate(self, objective: Objective, batch: Batch) -> Tensor:
         """The loss of an objective on a batch, in nats per row."""
+        with whole_draws(batch.share):
+            return self._evaluated(objective, batch)
+
+    def _evaluated(self, objective: Objective, batch: Batch) -> Tensor:
         with (
-            Rows(batch.rows, batch.size, len(batch.values[0])),
+            _placed(batch),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp),
             noting_batch(batch.values),
         ):
@@ -205,8 +257,37 @@ class Descent:
 
     def _turn(self, i: int, batch: Batch) -> dict[str, Tensor]:
         """Moves the parameters of an objective once, and returns what there is to record."""
-        objective = self.objectives[i]
         self.optimizers[i].zero_grad(set_to_none=True)
+        if self.exchange is None:
+            numbers = self._differentiated(i, batch)
+        else:
+            numbers = self._averaged_over_processes(i, batch, self.exchange)
+        if self.step_number == 0:
+            self._warn_of_idle(i)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
+        self.optimizers[i].step()
+        self.objectives[i].stepped()
+        return numbers
+
+    def _averaged_over_processes(
+        self, i: int, batch: Batch, exchange: Exchange
+    ) -> dict[str, Tensor]:
+        """The same of a batch of which each process has a part, which may have no rows."""
+        assert batch.share is not None
+        numbers, error = {}, None
+        try:
+            if len(batch.share.places):
+                numbers = self._differentiated(i, batch)
+        except Exception as raised:  # of which the others are told
+            error = raised
+        weight = len(batch.share.places) / batch.share.total
+        name = self.objectives[i].name
+        return exchange.average(name, self.parameters[i], numbers, weight, error)
+
+    def _differentiated(self, i: int, batch: Batch) -> dict[str, Tensor]:
+        """Gives the parameters of an objective their gradients; returns what there is to record."""
+        objective = self.objectives[i]
         # Pyro's checks run once: on every step they would cost more than the mathematics.
         validate = pyro.settings.get("validate_infer") and self.step_number == 0
         # Reading the loss makes a GPU wait; there it is checked when it is reported.
@@ -219,15 +300,9 @@ class Descent:
             when = f"at step {self.step_number + 1}"
             raise FloatingPointError(self.blame(objective, batch, loss, when))
         loss.backward()
-        if self.step_number == 0:
-            self._warn_of_idle(i)
         if checked and not are_finite(self.parameters[i]):
             set_rng_state(rng, self.device)
-            raise FloatingPointError(self._blame_slope(i, batch, loss))
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters[i], self.clip)
-        self.optimizers[i].step()
-        objective.stepped()
+            raise FloatingPointError(self._blame_slope(i, batch._replace(share=None), loss))
         by_code = self.compile and not self.by_blocks and self.compiled[i].reason is None
         reports = self.reports[i].now() if by_code else objective.reports
         return {objective.name: loss.detach(), **reports}
@@ -271,7 +346,7 @@ class Descent:
             "average": self.average and self.average.tensors,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [s and s.state_dict() for s in self.schedulers],
-            "rng": get_rng_state(self.device),
+            **states_of_all(self.processes, self.device),
             "step": self.step_number,
         }
 
@@ -286,7 +361,7 @@ class Descent:
             if scheduler is not None:
                 scheduler.load_state_dict(its_state)
         self.step_number = state["step"]
-        set_rng_state(state["rng"], self.device)
+        go_on_from(state, self.processes, self.device)
 
     def close(self) -> None:
         """Lets recordings go, and the data that they hold, also where a run was interrupted."""
@@ -368,13 +443,40 @@ def _as_batch(given: Batch | Tensor | tuple[Tensor, ...]) -> Batch:
     return Batch(values, rows, len(rows))
 
 
+@contextmanager
+def _placed(batch: Batch) -> Iterator[None]:
+    """A context in which programs know where the rows of a batch are."""
+    with Rows(batch.rows, batch.size, len(batch.values[0])), sharing(batch.share):
+        yield
+
+
+def _some(batch: Batch, places: Tensor, total: int) -> Batch:
+    """Some of the first rows of a batch, as a part of those."""
+    rows = None if batch.rows is None else batch.rows[places]
+    values = tuple(x[places] for x in batch.values)
+    return Batch(values, rows, batch.size, Share(places, total))
+
+
 def parts_of(batch: Batch, turns: int) -> list[Batch]:
     """A batch in as many parts as an objective takes turns on it, one if that is all its rows."""
     if turns == 1:
         return [batch]
+    if batch.share is not None:
+        return list(_parts_of_share(batch, batch.share, turns))
     values = zip(*(x.chunk(turns) for x in batch.values), strict=True)
     rows = [None] * turns if batch.rows is None else batch.rows.chunk(turns)
     return [Batch(x, r, batch.size) for x, r in zip(values, rows, strict=False)]
+
+
+def _parts_of_share(batch: Batch, share: Share, turns: int) -> Iterator[Batch]:
+    """What is here of the parts of a batch that several processes share."""
+    width = -(-share.total // turns)
+    for start in range(0, share.total, width):
+        total = min(width, share.total - start)
+        here = (share.places >= start) & (share.places < start + total)
+        rows = None if batch.rows is None else batch.rows[here]
+        values = tuple(x[here] for x in batch.values)
+        yield Batch(values, rows, batch.size, Share(share.places[here] - start, total))
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.reading.batches import (
+from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.in_order import gives_in_order
+from ppl_models.infer.training.batches import (
     InMemory,
     Loaded,
     OnDisk,
@@ -24,7 +26,6 @@ from ppl_models.infer.reading.batches import (
     on_disk,
     streamed,
 )
-from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.training.fit import Run
 from ppl_models.row_weights import check_sample_weight
 from ppl_models.user_line import warn
@@ -247,7 +248,7 @@ def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
                 f"fit_em: {name}.{method} takes no weights of rows, got sample_weight. Try rows "
                 f"that are repeated, or def {method}(self, x, sample_weight=None) in {name}."
             )
-    if isinstance(rows, Loaded) and not rows.in_order:
+    if isinstance(rows, Loaded) and not gives_in_order(rows.loader):
         raise ValueError(
             "sample_weight: expected rows in an order that is known, got a DataLoader that "
             "chooses its own. Try shuffle=False, or the Dataset with a batch_size."

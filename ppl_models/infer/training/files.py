@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ppl_models.infer.programs.own import make_own, own_parameters
+from ppl_models.processes import Processes
 
 _FORMAT = "ppl_models"
 
@@ -122,6 +124,26 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
 def check_can_hold(state: Any) -> None:
     """Raises a TypeError where the state of a loader is nothing that a checkpoint can hold."""
     _pack({"the state of the DataLoader": state}, "", {})
+
+
+def read_by_first(path: str | Path, processes: Processes) -> dict[str, Any] | None:
+    """Reads what `write` wrote, where the first process finds it, on all processes; else None."""
+    content, path = b"", Path(path)
+    with processes.all_or_none(f"reading the checkpoint {path}"):
+        if processes.is_first and path.exists():
+            found = read(path)
+            if processes.alone:
+                return found
+            content = path.read_bytes()
+    content = processes.from_first(content)
+    return _parsed(content) if content else None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """What the bytes of a file hold that was read before."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8:end])["__metadata__"]
+    return _unpack(json.loads(metadata["tree"]), from_bytes(content))
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The only training loop."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,25 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ppl_models.checks import allows_missing, check_count
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
-from ppl_models.infer.reading.batches import (
+from ppl_models.infer.training import files
+from ppl_models.infer.training.batches import (
     Batch,
     Chosen,
     InMemory,
-    Loaded,
     Source,
     in_memory_rows,
-    source,
 )
-from ppl_models.infer.reading.columns import Taken
-from ppl_models.infer.reading.position import check_goes_on
-from ppl_models.infer.training import files
-from ppl_models.infer.training.average import check_decay
 from ppl_models.infer.training.blocks import Blocks
 from ppl_models.infer.training.choice import Choice
 from ppl_models.infer.training.descent import Descent
@@ -37,6 +29,21 @@ from ppl_models.infer.training.held_out import HeldOut
 from ppl_models.infer.training.interrupt import Interrupt, unwound
 from ppl_models.infer.training.optimizers import LearningRateSchedule, Optimizer
 from ppl_models.infer.training.progress import Progress
+from ppl_models.infer.training.start.beginning import (
+    as_written,
+    checkpoint_path,
+    end_of,
+    first_batch,
+    go_on,
+    move,
+    seeded,
+    settings,
+    sources,
+)
+from ppl_models.infer.training.start.options import check_length, check_no_more, check_options
+from ppl_models.infer.training.together.agreement import check_can_share
+from ppl_models.infer.training.together.generators import take_first, take_own
+from ppl_models.processes import together
 from ppl_models.scoped import mix, modes
 from ppl_models.user_line import warn
 
@@ -174,41 +181,41 @@ def fit(
         >>> run.steps, len(run.history["loss"])
         (15, 3)
     """
-    _check_no_more(more)
-    _check_length(epochs, steps)
-    _check_options(lr, clip, patience, validation, compile, until)
-    path = _checkpoint_path(checkpoint, resume)
+    check_no_more(more)
+    check_length(epochs, steps)
+    check_options(lr, clip, patience, validation, compile, until, ema)
+    path = checkpoint_path(checkpoint, resume)
     began = time.perf_counter()
+    processes = together()
     place = None if device is None else choose_device(device)
     objectives = as_objectives(objective)
-    end = _end(until, objectives)
-    check_decay(ema)
+    end = end_of(until, objectives)
 
-    train, held_out = _sources(objectives, data, validation, batch_size, place)
+    train, held_out = sources(objectives, data, validation, batch_size, place)
     total = steps or (epochs or 0) * train.batches  # one of them is given
-    order_seed = _seeded(seed)
-    written = files.read(path) if resume and path is not None and path.exists() else None
-    compile = _as_written(compile, written)
+    order_seed = seeded(seed, processes)
+    written = files.read_by_first(path, processes) if resume and path is not None else None
+    compile = as_written(compile, written)
 
-    start = partial(
-        Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp, ema=ema
-    )
-    _move(objectives, place)
-    first = _first(train, order_seed, path)
+    start = partial(Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule)
+    start = partial(start, amp=amp, ema=ema, processes=processes)
+    move(objectives, place)
+    first = first_batch(train, order_seed, path)
+    check_can_share(processes, objectives, [train, *([held_out.source] if held_out else [])], first)
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
         rows = in_memory_rows(train)
         descent = start(objectives, first, rows, steps=total, compile=compile is True)
-        settings = _settings(descent, train, validated=held_out is not None, patience=patience)
-        settings |= {"compile": compile, "until": until}
-        reached = Progress(descent, order_seed, settings)
+        common = settings(descent, train, held_out is not None, patience, compile, until)
+        reached = Progress(descent, order_seed, common)
+        take_own(processes, order_seed, descent.device)
         if written is not None and path is not None:
-            reached.restore(written, path, seed)
-            _go_on_reading(train, reached, path)
+            go_on(written, path, reached, train, seed)
         if held_out is not None:
             held_out.check(descent, order_seed)
         with closing(descent):
             loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt, end)
-            loop.run(total, progress)
+            loop.run(total, progress and processes.is_first)
+            take_first(processes, descent.device)
     return _finished(loop, total, began)
 
 
@@ -242,6 +249,12 @@ class _Loop:
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
         self.choice = Choice(progress, train, whole_epochs=held_out is not None)
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is to end after a step: of several processes, where one of them was asked."""
+        exchange = self.descent.exchange
+        return self.interrupt.asked if exchange is None else exchange.stop
 
     @property
     def blocks(self) -> Blocks | None:
@@ -287,12 +300,12 @@ class _Loop:
         try:
             return self.blocks.take(total)
         except RuntimeError:  # of batches that are read, as in `_until_interrupted`
-            if not self.interrupt.asked:
+            if not self.asked:
                 raise
             return True
 
     def _goes_on(self, total: int) -> bool:
-        ended = self.progress.stopped or self.interrupt.asked
+        ended = self.progress.stopped or self.asked
         return self.descent.step_number < total and not ended
 
     def _after_block(self, total: int) -> None:
@@ -307,25 +320,38 @@ class _Loop:
 
     def _go_through_batches(self, total: int, bar: tqdm) -> None:
         for batch in self._until_interrupted(self._batches()):
+            self._say()
             with _naming_epoch(self.progress, self.path):
                 losses, position = self.choice.step(batch, total), getattr(batch, "position", None)
                 self.progress.record(losses, position)
             self.choice.act()
             bar.update()
-            if self.descent.step_number == total or self.interrupt.asked:
+            if self.descent.step_number == total or self.asked:
                 return
-            if self.path is not None and time.perf_counter() - self.written_at >= self.every:
+            if self.path is not None and self._is_due():
                 self.progress.write(self.path)
                 self.written_at = time.perf_counter()
             if self.blocks is not None and self.blocks.open:
                 return
+
+    def _say(self) -> None:
+        """Has the next step tell other processes whether to stop, and whether to write."""
+        if exchange := self.descent.exchange:
+            exchange.stop = self.interrupt.asked
+            late = time.perf_counter() - self.written_at >= self.every
+            exchange.due = late and exchange.processes.is_first
+
+    def _is_due(self) -> bool:
+        if exchange := self.descent.exchange:
+            return exchange.due
+        return time.perf_counter() - self.written_at >= self.every
 
     def _until_interrupted(self, batches: Iterator[Batch | Chosen]) -> Iterator[Batch | Chosen]:
         """Batches up to an interrupt, which the processes of a `DataLoader` do not survive."""
         try:
             yield from batches
         except RuntimeError:
-            if not self.interrupt.asked:
+            if not self.interrupt.asked or self.descent.exchange is not None:
                 raise
 
     def _batches(self) -> Iterator[Batch | Chosen]:
@@ -336,7 +362,7 @@ class _Loop:
         gathers = self.descent.replay is not None
         if gathers and isinstance(self.train, InMemory) and self.train.recordable:
             return self.train.choices(seed, start)
-        return self.train.epoch(seed, start)
+        return self.train.epoch(seed, start, processes=self.descent.processes)
 
     def _end_epoch(self) -> None:
         """Closes an epoch, with the validation loss of the averages where there are any."""
@@ -368,11 +394,11 @@ class _Loop:
 def _finished(loop: _Loop, total: int, began: float) -> Run:
     """What a run leaves behind, with a warning where it ended before its time, or after it."""
     history, step = loop.progress.history, loop.descent.step_number
-    if loop.interrupt.asked:
+    if loop.asked:
         warn(_interrupted(step, total, loop.path))
     converged = None
     if loop.end is not None:
-        stopped = loop.interrupt.asked or loop.progress.stopped
+        stopped = loop.asked or loop.progress.stopped
         converged = loop.end.converged(history, warned=not stopped)
     seconds = time.perf_counter() - began
     return Run(history, step, seconds, loop.choice.eager_because, converged)
@@ -387,75 +413,6 @@ def _interrupted(step: int, total: int, path: Path | None) -> str:
     )
 
 
-def _sources(
-    objectives: list[Objective],
-    data: Any,
-    validation: Any,
-    batch_size: int | None,
-    place: torch.device | None,
-) -> tuple[Source, HeldOut | None]:
-    """The rows to learn from, and those held out, where there are any."""
-    modules = modules_of(objectives)
-    missing = allows_missing(modules)
-    taken = Taken(objectives[0].arguments, modules)
-    train = source(data, batch_size, place, missing, taken)
-    if validation is None:
-        return train, None
-    at_once = None if isinstance(validation, DataLoader) else batch_size
-    return train, HeldOut(source(validation, at_once, place, missing, taken))
-
-
-def _first(train: Source, order_seed: int, path: Path | None) -> Batch:
-    """The first batch, by which all is checked."""
-    first = next(train.epoch(mix(order_seed, 0)))
-    if path is not None:
-        files.check_can_hold(first.position)
-    return first
-
-
-def _go_on_reading(train: Source, reached: Progress, path: Path) -> None:
-    """Has a loader go on from where it was, if it said so."""
-    loader = train.loader if isinstance(train, Loaded) else None
-    check_goes_on(reached.position, loader, path)
-    if isinstance(train, Loaded):
-        train.resume(reached.batch, reached.position)
-
-
-def _seeded(seed: int | None) -> int:
-    """Seeds torch's generators, and returns the seed of the order of the rows."""
-    if seed is None:
-        return int(torch.randint(2**31, ()))
-    torch.manual_seed(seed)
-    return seed
-
-
-def _move(objectives: list[Objective], place: torch.device | None) -> None:
-    if place is not None:
-        for module in modules_of(objectives):
-            module.to(place)
-
-
-def _settings(
-    descent: Descent, train: Source, validated: bool, patience: int | None
-) -> dict[str, Any]:
-    """What a resumed run must have in common with this one."""
-    return {
-        "objectives": [objective.name for objective in descent.objectives],
-        "batch_size": train.batch_size,
-        "rows": train.size,
-        "lr": descent.lr,
-        "clip": descent.clip,
-        "amp": descent.amp,
-        "optimizer": type(descent.optimizers[0]).__name__,
-        "schedule": type(descent.schedulers[0]).__name__,
-        "horizon": descent.horizon,
-        "validated": validated,
-        "patience": patience,
-        "ema": descent.ema,
-        "frozen": descent.frozen(),
-    }
-
-
 @contextmanager
 def _naming_epoch(progress: Progress, path: Path | None) -> Iterator[None]:
     """Adds the epoch, and what is not lost, to the error of a loss that is not finite."""
@@ -464,73 +421,3 @@ def _naming_epoch(progress: Progress, path: Path | None) -> Iterator[None]:
     except FloatingPointError as error:
         kept = f" The last good checkpoint is kept in {path}." if path and path.exists() else ""
         raise FloatingPointError(f"epoch {progress.epoch + 1}, {error}{kept}") from None
-
-
-def _check_no_more(more: tuple[Any, ...]) -> None:
-    """Raises where a program, its guide and the data were given, or the data in parts."""
-    if more:
-        raise TypeError(
-            f"fit: expected an objective and the data, got {2 + len(more)} arguments. Try "
-            f"fit(elbo(model, guide), x, epochs=100), or data=(x, y) for rows with labels."
-        )
-
-
-def _check_length(epochs: int | None, steps: int | None) -> None:
-    if (epochs is None) == (steps is None):
-        raise ValueError(
-            f"fit: expected either epochs or steps, got epochs={epochs}, steps={steps}. "
-            f"Try epochs=100."
-        )
-    _check_counts(epochs=epochs, steps=steps)
-
-
-def _check_options(
-    lr: float, clip: float | None, patience: int | None, validation: Any, compile: Any, until: Any
-) -> None:
-    _check_counts(patience=patience)
-    if not math.isfinite(lr) or lr <= 0:
-        raise ValueError(f"lr: expected a positive number, got {lr!r}. Try 1e-3.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a positive norm, got {clip!r}. Try 1.0.")
-    if patience is not None and validation is None:
-        raise ValueError("patience: expected validation data to wait for, got validation=None.")
-    if until not in (None, "converged"):
-        raise ValueError(
-            f"until: expected 'converged' or None, got {until!r}. Try until='converged', with the "
-            f"most epochs that it may take as epochs."
-        )
-    if not (isinstance(compile, bool) or compile == "auto"):
-        raise ValueError(
-            f"compile: expected True, False or 'auto', got {compile!r}. Try compile='auto'."
-        )
-
-
-def _as_written(
-    compile: bool | Literal["auto"], written: dict[str, Any] | None
-) -> bool | Literal["auto"]:
-    """How a run is compiled: where that is left to it, as the run was that it goes on with."""
-    if compile == "auto" and written is not None:
-        return written.get("settings", {}).get("compile", False)
-    return compile
-
-
-def _end(until: str | None, objectives: list[Objective]) -> UntilConverged | None:
-    """What ends a run before its time, if anything."""
-    if until is None:
-        return None
-    if len(objectives) != 1:
-        raise ValueError(
-            f"until: expected one objective, whose loss falls until it has converged, got "
-            f"{len(objectives)}, which take turns. Try until=None, and metrics after the fit."
-        )
-    return UntilConverged(objectives[0].name)
-
-
-def _check_counts(**counts: int | None) -> None:
-    check_count(**{name: value for name, value in counts.items() if value is not None})
-
-
-def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None:
-    if resume and checkpoint is None:
-        raise ValueError("resume: expected checkpoint=, the file to go on from, got None.")
-    return None if checkpoint is None else Path(checkpoint)

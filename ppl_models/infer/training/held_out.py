@@ -8,8 +8,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_models.infer.reading.batches import Batch, Source, in_memory_rows
+from ppl_models.infer.training.batches import Batch, Source, in_memory_rows
 from ppl_models.infer.training.descent import Descent
+from ppl_models.infer.training.together.as_one import is_as_one
+from ppl_models.processes import ALONE, Processes
 from ppl_models.scoped import get_rng_state, mix, modes, own_rng, set_rng_state
 
 
@@ -31,26 +33,36 @@ class HeldOut:
                 f"Try validation=None, and metrics after the fit."
             )
         with _evaluating(descent, seed):
-            descent.check(next(self._batches()), in_memory_rows(self.source))
+            descent.check(next(self._batches(ALONE)), in_memory_rows(self.source))
 
     @torch.no_grad()
     def loss(self, descent: Descent, seed: int) -> float:
         """Their loss in nats per row, with the same draws each time."""
-        with _evaluating(descent, mix(seed, -1)):
-            losses, counts = [], []
+        processes, own_seed = descent.processes, mix(seed, -1)
+        if processes.rank and not is_as_one():
+            own_seed = mix(own_seed, processes.rank)
+        with _evaluating(descent, own_seed):
+            losses, counts = [torch.zeros((), device=descent.device)], [0]
             for loss, batch in self._losses(descent):
                 losses.append(loss)
                 counts.append(len(batch.values[0]))
             values = torch.stack(losses).tolist()  # read at once, from a GPU
-            mean = sum(v * n for v, n in zip(values, counts, strict=True)) / sum(counts)
-        if not math.isfinite(mean):
-            with _evaluating(descent, mix(seed, -1)):
+            total = sum(v * n for v, n in zip(values, counts, strict=True))
+            both = torch.tensor([total, sum(counts)], dtype=torch.float64)
+            total, count = processes.total(both).tolist()
+        if not math.isfinite(total):
+            with (
+                processes.all_or_none("fit: the validation loss"),
+                _evaluating(descent, own_seed),
+            ):
                 self._find_fault(descent)
-        return mean
+        return total / count
 
     def _losses(self, descent: Descent) -> Iterator[tuple[Tensor, Batch]]:
         (objective,) = descent.objectives
-        for batch in self._batches():
+        for batch in self._batches(descent.processes):
+            if not len(batch.values[0]):  # of few rows, none of which is here
+                continue
             with pyro.validation_enabled(False):
                 loss = descent.evaluate(objective, batch)
             yield loss, batch
@@ -65,9 +77,10 @@ class HeldOut:
                 raise FloatingPointError(descent.blame(descent.objectives[0], batch, loss, when))
             rng = get_rng_state(descent.device)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, processes: Processes) -> Iterator[Batch]:
         """Batches without their rows' places, for which no guide could have parameters."""
-        return (batch._replace(rows=None) for batch in self.source.epoch(0, shuffle=False))
+        batches = self.source.epoch(0, shuffle=False, processes=processes)
+        return (batch._replace(rows=None) for batch in batches)
 
 
 @contextmanager

@@ -128,8 +128,12 @@ class Progress:
         self.descent.check_parameters()
 
     def write(self, path: Path) -> None:
-        """Writes a checkpoint, unless the run is broken: the one before is then kept."""
+        """Writes a checkpoint, unless the run is broken: the one before is then kept.
+
+        Of several processes the first one writes it, with where the generators of all are.
+        """
         self.check_finite()
+        processes = self.descent.processes
         checkpoint = {
             "kind": "checkpoint",
             "settings": self.settings,
@@ -137,7 +141,9 @@ class Progress:
             **self.descent.state_dict(),
             "progress": {name: getattr(self, name) for name in _WRITTEN},
         }
-        files.write(path, checkpoint)
+        with processes.all_or_none(f"writing the checkpoint {path}"):
+            if processes.is_first:
+                files.write(path, checkpoint)
 
     def restore(self, checkpoint: dict[str, Any], path: Path, seed: int | None) -> None:
         """Goes on from the checkpoint that `path` holds, after checking that it fits."""

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from benchmarks.speed import tutorials
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, elbo, fit, iwae
-from ppl_models.infer.reading.batches import Chosen
+from ppl_models.infer.training.batches import Chosen
 from ppl_models.infer.training.descent import Descent
 from tests.support.every_objective import COMPILED
 from tests.support.tutorials import CompiledSVI

@@ -22,7 +22,7 @@ from ppl_models import (
     varimax_draws,
 )
 from ppl_models.diffusion.samplers import ancestral, ddim, heun, langevin
-from ppl_models.infer.reading.batches import InMemory
+from ppl_models.infer.training.batches import InMemory
 from ppl_models.infer.training.descent import Descent
 from ppl_models.linalg import cholesky
 from ppl_models.metrics import frechet, mode_coverage, prdc

@@ -16,7 +16,7 @@ from ppl_models import MADE, VAE, FactorAnalysis, data_plate, elbo, fit, iwae
 from ppl_models.infer.compiled import graph as compiling
 from ppl_models.infer.compiled.graph import Compiled
 from ppl_models.infer.compiled.traced import tracing
-from ppl_models.infer.reading.batches import Batch
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 from ppl_models.nn import MLP
 from tests.support.oracles import state

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from ppl_models import data_plate, elbo
-from ppl_models.infer.reading.batches import Batch
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 from tests.support.every_objective import COMPILED, SOME, X, semi_supervised
 

@@ -17,8 +17,8 @@ from ppl_models import SVI, data_plate, elbo, fit
 from ppl_models.infer.compiled import graph
 from ppl_models.infer.compiled.steps import loop
 from ppl_models.infer.compiled.traced.following import Record, value_of
-from ppl_models.infer.reading.batches import Batch
 from ppl_models.infer.training import blocks
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import Descent
 
 pytestmark = [

@@ -26,8 +26,8 @@ from ppl_models.infer.compiled import graph as compiling
 from ppl_models.infer.compiled import replay as replaying
 from ppl_models.infer.compiled.traced import evaluations
 from ppl_models.infer.drop_in import loss as dropping
-from ppl_models.infer.reading.batches import Chosen
 from ppl_models.infer.training import descent as descending
+from ppl_models.infer.training.batches import Chosen
 from ppl_models.infer.training.descent import Descent
 from ppl_models.nn import MLP
 from tests.support.every_objective import COMPILED

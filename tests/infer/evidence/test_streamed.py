@@ -9,14 +9,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, GaussianMixture, data_plate, log_evidence
-from ppl_models.infer.reading import batches
+from ppl_models.infer.reading import in_order
 from ppl_models.likelihoods import Normal
 from tests.support.runs import Rows
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(batches, "AT_ONCE", 64)
+    monkeypatch.setattr(in_order, "AT_ONCE", 64)
 
 
 def rows(count: int = 300) -> torch.Tensor:

@@ -9,8 +9,8 @@ from torch.utils.data import TensorDataset
 from guides import AmortizedNormal
 from ppl_models import VAE, GaussianMixture, Transformed, elbo, fit_em
 from ppl_models.infer.reading.arrays import mapped
-from ppl_models.infer.reading.batches import OnDisk, source
 from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.training.batches import OnDisk, source
 from ppl_models.likelihoods import Normal
 from tests.support.oracles import binary, state
 from tests.support.refusals import Refused, vae

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
 from ppl_models import VAE, FactorAnalysis, check, data_plate, descend, elbo, fit
-from ppl_models.infer.reading.batches import Batch
+from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.ends.slopes import are_finite
 from ppl_models.likelihoods import Normal
 from tests.support.oracles import Pull, binary, same, state

@@ -17,8 +17,9 @@ from ppl_models.infer.evidence.pareto import Smoothed, Tails
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import numbers_of
 from ppl_models.infer.reading.arrays import is_on_disk
-from ppl_models.infer.reading.batches import in_order, is_read
 from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.in_order import in_order
+from ppl_models.infer.reading.items import is_read
 from ppl_models.scoped import mix
 
 
@@ -29,8 +30,8 @@ def parts_of(data: tuple[Any, ...], *programs: Any) -> Iterator[tuple[Tensor, ..
         return None
     model, modules = Program(programs[0], "model"), modules_of_programs(*programs)
     taken, device = Taken(model.argument_names, modules), numbers_of(modules).device
-    batches = in_order(given, device, taken)
-    return None if batches is None else (batch.values for batch in batches)
+    found = in_order(given, device, taken)
+    return None if found is None else found.parts
 
 
 def together(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.infer.compiled.steps.step import Feed
-from ppl_models.infer.reading.batches import Batch, Chosen, InMemory
+from ppl_models.infer.training.batches import Batch, Chosen, InMemory
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ppl_models.infer.compiled.steps.step import Feed
-from ppl_models.infer.reading.batches import Batch, Chosen
 from ppl_models.infer.reading.position import Position
+from ppl_models.infer.training.batches import Batch, Chosen
 
 
 class Ahead(Protocol):

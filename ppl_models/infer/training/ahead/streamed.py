@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_models.infer.compiled.steps.step import Feed
-from ppl_models.infer.reading.batches import Batch, ByIndex, Loaded
 from ppl_models.infer.reading.position import Position
+from ppl_models.infer.training.batches import Batch, ByIndex, Loaded
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix
 from ppl_models.user_line import warn

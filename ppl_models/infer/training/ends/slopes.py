@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_models.infer.programs.not_finite import named
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.reading.batches import Batch
+from ppl_models.infer.training.batches import Batch
 from ppl_models.scoped import own_rng
 from ppl_models.user_line import statement_in
 

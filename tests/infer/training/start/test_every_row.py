@@ -22,13 +22,13 @@ from ppl_models import (
     elbo,
     weighted,
 )
-from ppl_models.infer.reading import batches
+from ppl_models.infer.reading import in_order
 from tests.support.runs import Rows
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(batches, "AT_ONCE", 64)
+    monkeypatch.setattr(in_order, "AT_ONCE", 64)
 
 
 def bound():

@@ -7,25 +7,30 @@ that a run can be resumed in the middle of one.
 
 import itertools
 from collections.abc import Callable, Iterator
+from itertools import tee
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
 
 from ppl_models.checks import check_tensors
 from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.reading.arrays import mapped
 from ppl_models.infer.reading.arrow import Table, is_table
 from ppl_models.infer.reading.columns import ANY, Taken
-from ppl_models.infer.reading.items import batches_of, check_length
+from ppl_models.infer.reading.items import (
+    batches_of,
+    check_length,
+    check_not_split,
+    is_read,
+    length_of,
+)
 from ppl_models.infer.reading.position import Position, position
+from ppl_models.infer.training.together.as_one import whole_draws
+from ppl_models.processes import ALONE, Processes, Share
 from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
-
-AT_ONCE = 2**16  # rows that are looked at together, at most
-ROOM = 2**26  # ... and their bytes
 
 
 class Batch(NamedTuple):
@@ -34,6 +39,7 @@ class Batch(NamedTuple):
     values: tuple[Tensor, ...]
     rows: Tensor | None  # which rows, None where that is not known
     size: int  # the number of rows in all
+    share: Share | None = None  # where they are in a batch that several processes share
     position: Position | None = None  # where the loader is after it, if it says so
 
 
@@ -44,17 +50,25 @@ class Chosen(NamedTuple):
     rows: Tensor
     size: int
     transform: Callable[..., Any] | None = None
+    share: Share | None = None
 
     def gathered(self, device: torch.device | None = None) -> Batch:
         """Those rows, on a device where they are to be moved."""
+        if device is None or device == self.rows.device:
+            return self._transformed(self._values(), self.rows)
+        values = tuple(x.to(device, non_blocking=True) for x in self._values())
+        return self._transformed(values, self.rows.to(device))
+
+    def _values(self) -> tuple[Tensor, ...]:
         whole = len(self.rows) == self.size
-        values = tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
-        if device is not None:
-            values = tuple(x.to(device, non_blocking=True) for x in values)
+        return tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
+
+    def _transformed(self, values: tuple[Tensor, ...], rows: Tensor) -> Batch:
         if self.transform is not None:
-            result = self.transform(*values)
+            with whole_draws(self.share):
+                result = self.transform(*values)
             values = result if isinstance(result, tuple) else (result,)
-        return Batch(values, self.rows, self.size)
+        return Batch(values, rows, self.size, self.share)
 
 
 class InMemory:
@@ -79,16 +93,21 @@ class InMemory:
         tensors = tuple(x.to(device) for x in self.tensors)
         return InMemory(tensors, self.batch_size, self.transform)
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
-        for chosen in self.choices(seed, start, shuffle):
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
+        for chosen in self.choices(seed, start, shuffle, processes):
             yield chosen.gathered()
 
-    def choices(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Chosen]:
+    def choices(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Chosen]:
         """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
         for rows in _split(self.size, self.batch_size, seed, start, shuffle, device):
-            yield Chosen(self.tensors, rows, self.size, self.transform)
+            own, share = shared(rows, processes)
+            yield Chosen(self.tensors, own, self.size, self.transform, share)
 
     def order(self, seed: int) -> Tensor:
         """The rows of an epoch in their order."""
@@ -118,9 +137,11 @@ class OnDisk(InMemory):
         """The same rows, whose batches come on a device."""
         return OnDisk(self.tensors, self.batch_size, self.transform, device)
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
-        for chosen in self.choices(seed, start, shuffle):
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
+        for chosen in self.choices(seed, start, shuffle, processes):
             yield chosen.gathered(self.device)
 
     @property
@@ -136,17 +157,25 @@ class ByIndex:
         self, dataset: Dataset, batch_size: int | None, device: torch.device, taken: Taken
     ) -> None:
         self.dataset, self.device, self.taken = dataset, device, taken
-        self.size = _length(dataset)
+        self.size = length_of(dataset)
         self.batch_size = min(batch_size or self.size, self.size)
         self.batches = -(-self.size // self.batch_size)
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
         parts = _split(self.size, self.batch_size, seed, start, shuffle, torch.device("cpu"))
-        for rows, values in batches_of(self.dataset, parts, seed):
+        own, asked = tee((*shared(part, processes), part) for part in parts)
+        # Where no row is here, one is read for its shape.
+        read = (rows if len(rows) else part[:1] for rows, _, part in asked)
+        for (rows, share, _), (there, values) in zip(
+            own, batches_of(self.dataset, read, seed), strict=True
+        ):
             tensors = self.taken.tensors(values, self.device)
-            check_length(tensors, rows)
-            yield Batch(tensors, rows.to(self.device), self.size)
+            check_length(tensors, there)
+            tensors = tuple(x[: len(rows)] for x in tensors)
+            yield Batch(tensors, rows.to(self.device), self.size, share)
 
 
 class Loaded:
@@ -155,9 +184,9 @@ class Loaded:
     def __init__(self, loader: DataLoader, device: torch.device, taken: Taken) -> None:
         self.loader, self.device, self.taken = loader, device, taken
         self.resumed: tuple[int, Position] | None = None
-        _check_not_split(loader)
-        _length(loader.dataset)
-        self.size = _length(loader.sampler) if loader.batch_size else _length(loader.dataset)
+        check_not_split(loader)
+        length_of(loader.dataset)
+        self.size = length_of(loader.sampler) if loader.batch_size else length_of(loader.dataset)
         self.batch_size = loader.batch_size or self.size
         self.batches = len(loader)
         if self.batches == 0:
@@ -167,8 +196,10 @@ class Loaded:
                 f"Try drop_last=False."
             )
 
-    def epoch(self, seed: int, start: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Yields the batches of one epoch from number `start` on."""
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
         if start >= self.batches:
             return
         # The loader draws its order from torch at its first batch: from this epoch's seed.
@@ -182,16 +213,10 @@ class Loaded:
         batches, again = self._begin(start)
         set_rng_state(state, self.device)
         for values in itertools.chain(again, batches):
-            tensors = self.taken.tensors(values, self.device)
-            yield Batch(tensors, None, self.size, position(self.loader))
-
-    @property
-    def in_order(self) -> bool:
-        """Whether it gives the rows of its data set in their order."""
-        batches = self.loader.batch_sampler
-        order = self.loader.sampler if batches is None else getattr(batches, "sampler", None)
-        names = {type(order).__name__, type(batches).__name__}  # torchdata has its own of both
-        return names <= {"SequentialSampler", "BatchSampler", "NoneType"}
+            read = self.taken.tensors(values, self.device)
+            own, share = shared(torch.arange(len(read[0]), device=self.device), processes)
+            part = read if share is None else tuple(x[own] for x in read)
+            yield Batch(part, None, self.size, share, position(self.loader))
 
     def resume(self, start: int, found: Position | None) -> None:
         """Goes on from where a loader was after `start` batches of an epoch, if it said so."""
@@ -209,6 +234,14 @@ class Loaded:
 
 
 Source = InMemory | ByIndex | Loaded
+
+
+def shared(rows: Tensor, processes: Processes) -> tuple[Tensor, Share | None]:
+    """The rows of a batch that this process takes, and where they are in it."""
+    if processes.alone:
+        return rows, None
+    places = torch.arange(len(rows), device=rows.device)[processes.own(len(rows))]
+    return rows[places], Share(places, len(rows))
 
 
 def source(
@@ -280,38 +313,6 @@ def streamed(
     )
 
 
-def in_order(data: Any, device: torch.device, taken: Taken) -> Iterator[Batch] | None:
-    """Returns rows that are read, in their order, in batches of many; None for those in memory.
-
-    Arguments:
-        data: As `fit` takes them.
-        device: Where batches go.
-        taken: What programs take.
-    """
-    disk = on_disk(data, 1, taken)
-    if disk is None and not is_read(data):
-        return None
-    rows: Source = streamed(data, None, device, taken) if disk is None else disk.to(device)
-    if isinstance(rows, Loaded):
-        if not rows.in_order:
-            raise ValueError(
-                "data: expected rows in their order, got a DataLoader that chooses its own. Try "
-                "shuffle=False, or the Dataset itself."
-            )
-        return rows.epoch(0)
-    rows.batch_size = 1
-    (first,) = (batch.values for batch in itertools.islice(rows.epoch(0, shuffle=False), 1))
-    bytes_of_row = sum(x.numel() * x.element_size() for x in first)
-    rows.batch_size = max(1, min(AT_ONCE, ROOM // max(bytes_of_row, 1), rows.size))
-    return rows.epoch(0, shuffle=False)
-
-
-def is_read(data: Any) -> bool:
-    """Whether data are a `Dataset` of any kind, or a loader."""
-    known = isinstance(data, (Dataset, DataLoader)) and not isinstance(data, TensorDataset)
-    return known or is_table(data) or hasattr(data, "__getitems__")
-
-
 def in_memory_rows(source: Source) -> tuple[Tensor, ...] | None:
     """All the rows as programs get them, where they are in memory."""
     if type(source) is InMemory and source.transform is None:
@@ -325,31 +326,6 @@ def _check_batch_size(batch_size: int | None) -> None:
             f"batch_size: expected a positive number of rows, got {batch_size!r}. "
             f"Try 64, or None for the whole data as one batch."
         )
-
-
-def _length(dataset: Any) -> int:
-    try:
-        rows = len(dataset)
-    except TypeError:
-        raise TypeError(
-            f"data: {type(dataset).__name__} has no length, and a loss per row needs the number "
-            f"of rows. Try a Dataset with __len__ and __getitem__."
-        ) from None
-    if rows == 0:
-        raise ValueError("data: expected at least one row, got an empty Dataset.")
-    return rows
-
-
-def _check_not_split(loader: DataLoader) -> None:
-    """Raises where a loader has only the rows of one process: `fit` splits rows by itself."""
-    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-        if isinstance(sampler, DistributedSampler):
-            raise ValueError(
-                "data: expected a DataLoader of all rows, got one with a DistributedSampler, which "
-                "gives each process other rows. Under torchrun the rows of a batch are split over "
-                "the processes here. Try the DataLoader with shuffle=True in its place, or the "
-                "Dataset with a batch_size."
-            )
 
 
 def _split(

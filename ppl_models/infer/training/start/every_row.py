@@ -1,7 +1,7 @@
 """The checks that data in memory have before a fit, of all rows of any data, gone through once."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -18,8 +18,9 @@ from ppl_models.infer.programs.checks import check_support, noting_batch
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.tables import as_data, numbers_of
-from ppl_models.infer.reading.batches import Batch, in_memory, in_order
 from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.in_order import Part, Parts, in_order
+from ppl_models.infer.training.batches import in_memory
 from ppl_models.scoped import kept_rng, modes
 
 FEW = 256  # rows on which programs run; all others are compared with what is seen there
@@ -53,12 +54,13 @@ def check_data(objective: Any, data: Any, *, progress: bool = True) -> None:
     objectives, modules = _looked_at(objective)
     taken, device = Taken(objectives[0].arguments, modules), numbers_of(modules).device
     missing, hidden = allows_missing(modules), None if progress else True
-    with tqdm(desc="rows", unit="", disable=hidden) as bar, kept_rng(device):
+    parts, size = _in_order(data, taken, device, missing)
+    with tqdm(desc="rows", unit="", total=size, disable=hidden) as bar, kept_rng(device):
         look: _Look | None = None
-        for batch in _in_order(data, taken, device, missing):
-            look = look or _Look(objectives, batch, missing)
-            look(batch)
-            bar.update(len(batch.values[0]))
+        for part in parts:
+            look = look or _Look(objectives, part, size, missing)
+            look(part)
+            bar.update(len(part[0]))
 
 
 def _looked_at(given: Any) -> tuple[list[Any], list[nn.Module]]:
@@ -77,18 +79,17 @@ def _terms(objective: Any) -> list[Any]:
     return [_Model(objective.model) if isinstance(objective, EvidenceLowerBound) else objective]
 
 
-def _in_order(data: Any, taken: Taken, device: torch.device, missing: bool) -> Iterator[Batch]:
-    """All rows, a part at a time."""
-    read = in_order(data, device, taken)
-    if read is not None:
-        return read
+def _in_order(data: Any, taken: Taken, device: torch.device, missing: bool) -> Parts:
+    """All rows, a part at a time; those in memory are one."""
+    if (found := in_order(data, device, taken)) is not None:
+        return found
     rows = in_memory(as_data(data, taken.modules), None, missing)
     if rows is None:
         raise TypeError(
             f"data: expected what fit takes, tensors, arrays, a Dataset or a DataLoader, got "
             f"{type(data).__name__}. Try torch.as_tensor(data)."
         )
-    return rows.epoch(0)
+    return Parts((batch.values for batch in rows.epoch(0)), rows.size)
 
 
 class _Model:
@@ -112,16 +113,15 @@ class _Model:
 class _Look:
     """What objectives say of rows, by a few of the first ones."""
 
-    def __init__(self, objectives: list[Any], batch: Batch, missing: bool) -> None:
-        self.objectives, self.missing, self.size = objectives, missing, batch.size
-        self.few = tuple(x[:FEW] for x in batch.values)
+    def __init__(self, objectives: list[Any], part: Part, size: int, missing: bool) -> None:
+        self.objectives, self.missing, self.size = objectives, missing, size
+        self.few = tuple(x[:FEW] for x in part)
         self.start = 0  # the number of the first row of a part
         for objective in objectives:
             check_devices(objective.modules(), self.few)
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, part: Part) -> None:
         """Raises at the first row that does not fit, of the next part."""
-        part = batch.values
         self._check_alike(part)
         check_tensors(part, self.missing, torch.arange(self.start, self.start + len(part[0])))
         with warnings.catch_warnings():
@@ -131,7 +131,7 @@ class _Look:
                 self._name_row(part, error)
         self.start += len(part[0])
 
-    def _check_alike(self, part: tuple[Tensor, ...]) -> None:
+    def _check_alike(self, part: Part) -> None:
         """Raises where rows are of another shape or type than the first ones."""
         expected = [(tuple(x.shape[1:]), x.dtype) for x in self.few]
         found = [(tuple(x.shape[1:]), x.dtype) for x in part]
@@ -143,7 +143,7 @@ class _Look:
                 f"one shape and type."
             )
 
-    def _name_row(self, part: tuple[Tensor, ...], error: Exception) -> None:
+    def _name_row(self, part: Part, error: Exception) -> None:
         """Raises the error of the first row that has one, found by halves."""
         least, most = 0, len(part[0])
         while most - least > 1:
@@ -155,7 +155,7 @@ class _Look:
             raise error
         raise type(alone)(f"row {self.start + least}: {alone}") from None
 
-    def _error(self, part: tuple[Tensor, ...]) -> ValueError | None:
+    def _error(self, part: Part) -> ValueError | None:
         """What is wrong with some rows, if anything."""
         rows = torch.arange(len(self.few[0]), device=self.few[0].device)
         try:

@@ -1,0 +1,1 @@
+"""Before the first step: what a run is asked for, and what it begins with."""
