@@ -114,10 +114,14 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk: what was there before stays, and the rest makes room
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
