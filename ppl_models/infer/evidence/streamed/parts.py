@@ -4,12 +4,11 @@ That is right where each row has an evidence of its own: its latents belong to i
 gives them for any rows. Of a part no more is kept than a few numbers of each row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ppl_models.infer.evidence.joint import Joint
@@ -18,65 +17,78 @@ from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import numbers_of
 from ppl_models.infer.reading.arrays import is_on_disk
 from ppl_models.infer.reading.columns import Taken
-from ppl_models.infer.reading.in_order import in_order
+from ppl_models.infer.reading.in_order import Parts, in_order
 from ppl_models.infer.reading.items import is_read
 from ppl_models.scoped import mix
 
 
-def parts_of(data: tuple[Any, ...], *programs: Any) -> Iterator[tuple[Tensor, ...]] | None:
+def parts_of(data: tuple[Any, ...], *programs: Any) -> Parts | None:
     """Returns the parts of rows that are read; None where all are in memory."""
     given = data[0] if len(data) == 1 else data
     if not (is_on_disk(given) or is_read(given)):
         return None
     model, modules = Program(programs[0], "model"), modules_of_programs(*programs)
-    taken, device = Taken(model.argument_names, modules), numbers_of(modules).device
-    found = in_order(given, device, taken)
-    return None if found is None else found.parts
+    return in_order(given, numbers_of(modules).device, Taken(model.argument_names, modules))
 
 
-def together(
-    parts: Iterator[tuple[Tensor, ...]], evidence: Callable[..., Any], seed: int | None
-) -> Any:
+def together(rows: Parts, evidence: Callable[..., Any], seed: int | None) -> Any:
     """Returns the evidence of all rows, from `evidence(data, seed, of_parts)` of each part."""
-    first = next(parts)
-    second = next(parts, None)
+    first, second = next(rows.parts), next(rows.parts, None)
     if second is None:
         return evidence(first, seed, False)
-    found, start = [], 0
-    for number, part in enumerate(chain([first, second], parts)):
+    whole = _Whole(rows.size)
+    for number, part in enumerate(chain([first, second], rows.parts)):
         own = seed if seed is None or number == 0 else mix(seed, number)
         try:
-            one = evidence(part, own, True)
+            whole.add(evidence(part, own, True))
         except (ValueError, FloatingPointError) as error:
-            where = f" (Counted from row {start}.)" if start else ""
+            where = f" (Counted from row {whole.count}.)" if whole.count else ""
             raise type(error)(f"{error}{where}") from None
-        found.append(_without_weights(one))
-        start += len(part[0])
-    return _joined(found)
+    return whole.evidence()
 
 
-def _without_weights(one: Any) -> Any:
-    """An evidence with the shapes of the tails alone."""
-    return one if one.tails is None else replace(one, tails=Shapes(one.pareto_k))
+class _Whole:
+    """The evidence of rows, a part of which comes after the other, in its place.
 
+    Arguments:
+        size: The number of rows in all, at most.
+    """
 
-def _joined(found: list[Any]) -> Any:
-    """One evidence of several."""
-    kinds, features = {one.kind for one in found}, {one.num_features for one in found}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"log_evidence: the parts of the rows have evidences of several kinds: "
-            f"{', '.join(sorted(kinds))}. Try method='importance'."
+    def __init__(self, size: int) -> None:
+        self.size, self.count = size, 0
+        self.first: Any = None
+        self.numbers: dict[str, Tensor] = {}
+        self.kinds: set[str] = set()
+        self.features: set[int | None] = set()
+
+    def add(self, one: Any) -> None:
+        """Takes that of the next rows."""
+        self.first = self.first or one
+        self.kinds.add(one.kind)
+        self.features.add(one.num_features)
+        if len(self.kinds) > 1:
+            raise ValueError(
+                f"log_evidence: the parts of the rows have evidences of several kinds: "
+                f"{', '.join(sorted(self.kinds))}. Try method='importance'."
+            )
+        rows = slice(self.count, self.count + one.num_rows)
+        found = {"value": one.value, "row_variance": one.row_variance, "k": one.pareto_k}
+        for name, numbers in found.items():
+            if numbers is not None:
+                self.numbers.setdefault(name, numbers.new_empty(self.size))[rows] = numbers
+        self.count = rows.stop
+
+    def evidence(self) -> Any:
+        """That of all rows that came."""
+        numbers = {name: x[: self.count] for name, x in self.numbers.items()}
+        return replace(
+            self.first,
+            value=numbers["value"],
+            row_variance=numbers["row_variance"],
+            num_rows=self.count,
+            num_features=self.features.pop() if len(self.features) == 1 else None,
+            tails=Shapes(numbers["k"]) if "k" in numbers else None,
         )
-    shapes = [one.tails.k for one in found if one.tails is not None]
-    return replace(
-        found[0],
-        value=torch.cat([one.value for one in found]),
-        row_variance=torch.cat([one.row_variance for one in found]),
-        num_rows=sum(one.num_rows for one in found),
-        num_features=features.pop() if len(features) == 1 else None,
-        tails=Shapes(torch.cat(shapes)) if shapes else None,
-    )
 
 
 @dataclass(eq=False)
