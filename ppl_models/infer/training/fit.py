@@ -108,10 +108,15 @@ def fit(
 
     Arguments:
         objective: What to descend, such as `elbo(model, guide)`.
-        data: A tensor of rows, a tuple of tensors, a `Transformed`, a `Dataset` or a
-            `DataLoader`. Tensors are checked whole before the first step; of the last two only
-            the first batch can be. Arrays and data frames become tensors, where a tensor is taken:
-            floating-point numbers in the precision of the modules, integers as they are.
+        data: A tensor of rows, a tuple of tensors, a `Transformed`, or rows that are read a batch
+            at a time. Tensors are checked whole before the first step; of the others only the first
+            batch is, and all by `check_data`. Arrays and data frames become tensors, where a tensor
+            is taken: floating-point numbers in the precision of the modules, integers as they are.
+            What is read is a `numpy.memmap` (where there is a batch_size: the run is the one in
+            memory, and the order of the rows alone is kept, 8 bytes each), a `Dataset` (best with
+            a `__getitems__` that gives a batch at once: a tensor, an array, a tuple of them, or a
+            dict whose names are those of the arguments of the program), a data set of Hugging
+            Face (so `datasets.Dataset.from_parquet(path)` for Parquet), or a `DataLoader`.
         epochs: How often to go through the data, a resumed part included.
         steps: The number of steps in all, instead of `epochs`.
         batch_size: The rows of a minibatch; the last one may have fewer. Default: all.
@@ -164,7 +169,9 @@ def fit(
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
-            be as before, but for `epochs` and `steps`.
+            be as before, but for `epochs` and `steps`. In the middle of an epoch a plain
+            `DataLoader` reads its batches again up to there; a `StatefulDataLoader` (of torchdata)
+            goes on where it was.
         progress: Whether to show a progress bar (on a terminal).
 
     Raises:
