@@ -66,6 +66,7 @@ def _of_arrays(found: Mapped, device: torch.device) -> Parts:
         result = part if found.transform is None else found.transform(*part)
         return result if isinstance(result, tuple) else (result,)
 
+    found.expect(in_order=True)
     size = len(found.tensors[0])
     return Parts(map(read, _parts(size, tuple(x[0] for x in found.tensors))), size)
 

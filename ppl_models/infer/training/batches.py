@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_models.checks import check_tensors
 from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.reading.arrays import mapped
+from ppl_models.infer.reading.arrays import Mapped, mapped
 from ppl_models.infer.reading.arrow import Table, is_table
 from ppl_models.infer.reading.columns import ANY, Taken
 from ppl_models.infer.reading.items import (
@@ -123,19 +123,13 @@ class InMemory:
 class OnDisk(InMemory):
     """Minibatches of arrays on disk, by index: what is gathered is read, and moved to a device."""
 
-    def __init__(
-        self,
-        tensors: tuple[Tensor, ...],
-        batch_size: int,
-        transform: Callable[..., Any] | None = None,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(tensors, batch_size, transform)
-        self.device = device or torch.device("cpu")
+    def __init__(self, found: Mapped, batch_size: int, device: torch.device | None = None) -> None:
+        super().__init__(found.tensors, batch_size, found.transform)
+        self.found, self.device = found, device or torch.device("cpu")
 
     def to(self, device: torch.device) -> "OnDisk":
         """The same rows, whose batches come on a device."""
-        return OnDisk(self.tensors, self.batch_size, self.transform, device)
+        return OnDisk(self.found, self.batch_size, device)
 
     def epoch(
         self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
@@ -143,6 +137,18 @@ class OnDisk(InMemory):
         """Yields the batches of one epoch from number `start` on, or the part that is here."""
         for chosen in self.choices(seed, start, shuffle, processes):
             yield chosen.gathered(self.device)
+
+    def choices(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Chosen]:
+        """Yields the rows of those batches, not yet read."""
+        self.found.expect(in_order=not shuffle)
+        yield from super().choices(seed, start, shuffle, processes)
+
+    def order(self, seed: int) -> Tensor:
+        """The rows of an epoch in their order."""
+        self.found.expect(in_order=False)
+        return super().order(seed)
 
     @property
     def recordable(self) -> bool:
@@ -274,7 +280,7 @@ def on_disk(data: Any, batch_size: int | None, taken: Taken) -> OnDisk | None:
     rows = mapped(data, taken.modules) if batch_size is not None else None
     if rows is None or batch_size is None or batch_size >= len(rows.tensors[0]):
         return None
-    return OnDisk(rows.tensors, batch_size, rows.transform)
+    return OnDisk(rows, batch_size)
 
 
 def in_memory(data: Any, batch_size: int | None, missing: bool = False) -> InMemory | None:

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from guides import AmortizedNormal
 from ppl_models import VAE, GaussianMixture, Transformed, elbo, fit_em
-from ppl_models.infer.reading.arrays import mapped
+from ppl_models.infer.reading.arrays import Mapped, mapped
 from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.training.batches import OnDisk, source
 from ppl_models.likelihoods import Normal
@@ -170,3 +170,14 @@ def test_an_array_of_numbers_that_no_model_of_bits_could_give(on_disk):
         steps=2,
         batch_size=4,
     )
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_system_is_told_what_comes_next(on_disk, monkeypatch, graphs_as_traced, compile):
+    told = []
+    monkeypatch.setattr(Mapped, "expect", lambda self, in_order: told.append(in_order))
+    trained(on_disk(binary()), epochs=1 + compile, compile=compile)
+    assert set(told) == {False}
+    told.clear()
+    fit_em(GaussianMixture(4, 2), on_disk(binary()), batch_size=5, progress=False, tolerance=1.0)
+    assert told[-1] is True
