@@ -4,6 +4,7 @@ r"""A variational autoencoder learns digits.
     python examples/vae.py --data mnist --data-root data     # downloads what is missing
     python examples/vae.py --data mnist --data-root data --net conv --prior vamp --latents 40 \
         --epochs 400 --device cuda --resume                  # goes on from its checkpoint
+    torchrun --nproc-per-node 2 examples/vae.py              # by two processes
 
 Prints the evidence of the test rows, and writes into `--outdir`: the training curve, digits drawn
 from the prior, reconstructions, the latent space, and a posterior for ArviZ.
@@ -26,6 +27,7 @@ from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.likelihoods import Bernoulli
 from ppl_models.nn import MLP, ConvDecoder, ConvEncoder
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
+from ppl_models.processes import together
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,6 +66,8 @@ def load(args: argparse.Namespace) -> tuple[object, Tensor, Tensor | None, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
+    here = together()  # one process, or those of torchrun, of which the first prints and writes
+    say = print if here.is_first else lambda *_: None
     small = args.data == "digits"
     epochs, num_latents = (
         args.epochs or (300 if small else 30),
@@ -71,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train, test, labels, binary = load(args)
     num_features = test.shape[1]
-    print(f"{args.data}: {len(train)} training rows, {len(test)} test rows, {num_features} pixels")
-    print(f"binary by {binary}; independent pixels give {independent_pixels(train, test):.3f} nats")
+    say(f"{args.data}: {len(train)} training rows, {len(test)} test rows, {num_features} pixels")
+    say(f"binary by {binary}; independent pixels give {independent_pixels(train, test):.3f} nats")
 
     torch.manual_seed(args.seed)
     vae, guide = programs(args, train, num_features, num_latents)
@@ -92,18 +96,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint=args.outdir / f"vae-{args.data}.safetensors",
         resume=args.resume,
     )
-    print(f"fitted in {run.seconds:.0f} s, {run.steps} steps")
+    say(f"fitted in {run.seconds:.0f} s, {run.steps} steps")
 
     device = next(vae.parameters()).device
     test = test.to(device)
     evidence = log_evidence(vae, guide, test, num_samples=args.samples, seed=args.seed)
-    print(f"test {evidence}")
-    print(f"test NLL {-evidence.mean:.3f} nats per row, {evidence.bits_per_dim:.4f} bits/dim")
+    say(f"test {evidence}")
+    say(f"test NLL {-evidence.mean:.3f} nats per row, {evidence.bits_per_dim:.4f} bits/dim")
 
     # The posterior of a few rows, as ArviZ reads it.
     posterior = from_pyro_svi(
         vae, guide, test[:20], num_samples=500, dims={"z": ["latent"]}, seed=args.seed
     )
+    if not here.is_first:
+        return
     print("\nthe latent vector of the first test row (its first entries), under the guide:")
     first = posterior["posterior"].isel(data=[0], latent=slice(8))
     print(az.summary(first, var_names=["z"], kind="stats"))

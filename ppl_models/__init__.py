@@ -79,6 +79,7 @@ from ppl_models.infer.training.em import fit_em
 from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
 from ppl_models.infer.training.start.every_row import check_data
+from ppl_models.infer.training.together.as_one import as_one_process
 from ppl_models.infer.transfer.freeze import freeze, unfreeze
 from ppl_models.infer.transfer.posterior_as_prior import posterior_as_prior
 from ppl_models.infer.transfer.warm_start import WarmStart, warm_start
@@ -89,6 +90,7 @@ from ppl_models.mixtures.poisson import PoissonMixture
 from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
+from ppl_models.processes import ProcessError
 from ppl_models.recommender.factorization import MatrixFactorization
 from ppl_models.recommender.poisson import PoissonFactorization
 from ppl_models.supervised.classifier import Classifier
@@ -156,6 +158,7 @@ __all__ = [
     "PoissonMixture",
     "PredictivePvalues",
     "ProbabilisticPCA",
+    "ProcessError",
     "Rhat",
     "Run",
     "Sandwich",
@@ -170,6 +173,7 @@ __all__ = [
     "adversarial",
     "aggregate",
     "align",
+    "as_one_process",
     "balanced",
     "bin_edges",
     "check",

@@ -2,11 +2,16 @@
 
 import itertools
 import os
+import threading
+import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ppl_models.processes import ALONE, ProcessError, Processes, fingerprint, together
+from ppl_models.processes.meeting import meet
 from tests.support.together import all_returned, run_together
 
 
@@ -114,3 +119,32 @@ def test_one_that_ended_is_told_of() -> None:
 def test_one_that_does_other_things_is_told_of_after_a_while() -> None:
     errors = run_together(_waits, 2, patience=2.0)
     assert any(isinstance(error, ProcessError) for error in errors)
+
+
+def met(store: dist.Store, rank: int, count: int, found: dict[int, str]) -> threading.Thread:
+    def come() -> None:
+        found[rank] = meet(store, rank, count, timedelta(seconds=20))
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    return thread
+
+
+def test_those_who_meet_do_not_wait_for_who_was_there_before() -> None:
+    store, names = dist.HashStore(), []
+    for late in (0, 1, 2):
+        found: dict[int, str] = {}
+        threads = [met(store, rank, 3, found) for rank in range(3) if rank != late]
+        time.sleep(0.2)
+        assert found == {}  # the one that is late has left its name there the time before
+        threads.append(met(store, late, 3, found))
+        for thread in threads:
+            thread.join()
+        assert len(set(found.values())) == 1
+        names += [found[0]]
+    assert len(set(names)) == 3
+
+
+def test_who_waits_in_vain_is_told_how_many_came() -> None:
+    with pytest.raises(TimeoutError, match=r"process 1 of 3 waited 0:00:00.2.* 1 of them came"):
+        meet(dist.HashStore(), 1, 3, timedelta(seconds=0.2))

@@ -22,6 +22,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from ppl_models.processes.meeting import meet
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what `torchrun` sets
 TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer is given up
@@ -201,8 +204,9 @@ def together() -> Processes:
     if not dist.is_initialized():
         if not _is_launched():
             return ALONE
-        dist.init_process_group(timeout=TIMEOUT)
-        atexit.register(_leave)
+        if torch.cuda.is_available():  # each process of a machine has a GPU of its own
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        _join()
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
@@ -216,6 +220,13 @@ def _is_launched() -> bool:
     if not all(name in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         return False
     return multiprocessing.parent_process() is None
+
+
+def _join() -> None:
+    store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
+    here = dist.PrefixStore(meet(store, rank, count, TIMEOUT), store)
+    dist.init_process_group(store=here, rank=rank, world_size=count, timeout=TIMEOUT)
+    atexit.register(_leave)
 
 
 def _leave() -> None:

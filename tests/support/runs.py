@@ -18,14 +18,14 @@ from tests.support.oracles import binary, state
 quiet = functools.partial(fit, progress=False)
 
 
-def dropout_vae(features: int = 4) -> tuple[VAE, AmortizedNormal]:
+def dropout_vae(
+    features: int = 4, norm: Callable[[int], nn.Module] = nn.BatchNorm1d
+) -> tuple[VAE, AmortizedNormal]:
     """The same parameters at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         encoder = nn.Sequential(nn.Linear(features, 8), nn.Dropout(0.3), nn.Linear(8, 4))
-        decoder = nn.Sequential(
-            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, features)
-        )
+        decoder = nn.Sequential(nn.Linear(2, 8), norm(8), nn.Dropout(0.3), nn.Linear(8, features))
         return VAE(features, 2, decoder=decoder), AmortizedNormal(features, 2, encoder=encoder)
 
 

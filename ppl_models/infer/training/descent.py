@@ -44,7 +44,8 @@ def descend(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the losses of each step, in nats per row: one step for each batch.
 
-    Several objectives take turns on each batch. The keyword arguments are those of `Descent`;
+    Several objectives take turns on each batch. Under `torchrun` each process descends by itself;
+    see `fit`. The keyword arguments are those of `Descent`;
     with `ema` the parameters are those averages once the batches have come to an end.
 
     Arguments:

@@ -106,6 +106,15 @@ def fit(
     run with a `seed` is repeatable bit for bit, also when it was interrupted and resumed. Ctrl-C
     ends it after the step, as if that was the last one, with a warning; a second one stops at once.
 
+    Under `torchrun` the processes share each batch, and descend the loss of the whole: one process
+    is `n` of them, but for what is drawn. Each calls this alike, with all the data; it takes every
+    n-th row of a batch, and gradients are averaged by rows, parameters that a guide has for single
+    rows included. Each draws its own random numbers, for latents that rows share, too; see
+    `as_one_process`. Schedules, clipping, averages and the end are decided once; the first process
+    shows the bar, warns, and writes checkpoints, from which any number of processes may go on. Of a
+    loss whose rows see each other (batch normalisation), and where data, code, parameters or seeds
+    differ, all are told before the first step.
+
     Arguments:
         objective: What to descend, such as `elbo(model, guide)`.
         data: A tensor of rows, a tuple of tensors, a `Transformed`, or rows that are read a batch
@@ -119,7 +128,8 @@ def fit(
             Face (so `datasets.Dataset.from_parquet(path)` for Parquet), or a `DataLoader`.
         epochs: How often to go through the data, a resumed part included.
         steps: The number of steps in all, instead of `epochs`.
-        batch_size: The rows of a minibatch; the last one may have fewer. Default: all.
+        batch_size: The rows of a minibatch, on all processes; the last one may have fewer. Default:
+            all.
         lr: The learning rate.
         optimizer: A callable `optimizer(parameters, lr=lr)`, such as a class of `torch.optim`.
             Default: Adam.
@@ -163,9 +173,9 @@ def fit(
             every one or two, and at the end; where they differ, the run goes back to where they
             last agreed, and on from there by the programs, with a warning that says why. What
             happens once in thousands of steps, and leaves no trace in Python, a comparison may
-            miss. Other steps have compiled losses alone, and on CUDA each step is replayed as one
-            graph. A run is resumed as it was written, compiled or not, which `"auto"` finds in the
-            checkpoint.
+            miss. Other steps, and those of several processes, have compiled losses alone; on
+            CUDA each step of a single process is replayed as one graph. A run is resumed as it was
+            written, compiled or not, which `"auto"` finds in the checkpoint.
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
@@ -179,6 +189,8 @@ def fit(
         ValueError: If an argument, the data or the checkpoint do not fit.
         FloatingPointError: If a loss is infinite or undefined: on the CPU at once, with the site
             that it comes from, elsewhere within 100 steps. The last checkpoint is kept.
+        ProcessError: If another process failed, or does not answer for ten minutes (the time-out
+            of a group that was made before).
 
     Example:
         >>> from guides import AmortizedNormal
