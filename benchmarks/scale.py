@@ -46,7 +46,7 @@ from ppl_models import (
 from ppl_models.likelihoods import Normal
 
 FEATURES, COMPONENTS, LATENTS, HIDDEN = 256, 8, 8, 32
-BATCH = 4096
+BATCH, SMALL = 4096, 1024  # of the whole file, and of the part beside memory
 GB = 10**9
 Work = Callable[[Any], None]  # what is done with rows, wherever they are
 
@@ -108,8 +108,8 @@ def mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
 
 
-def vae(rows: Any, steps: int, compile: bool = True) -> None:
-    size = None if isinstance(rows, DataLoader) else BATCH
+def vae(rows: Any, steps: int, batch: int = BATCH, compile: bool = True) -> None:
+    size = None if isinstance(rows, DataLoader) else batch
     options = {"batch_size": size, "seed": 0, "compile": compile, "progress": False}
     fit(bound(), rows, steps=steps, lr=1e-3, **options)
 
@@ -194,7 +194,7 @@ def sources(rows: np.memmap, folder: Path) -> dict[str, Any]:
     found = {"in memory": tensor, "array on disk": rows, "Dataset, together": Together(rows)}
     if (table := as_table(rows, folder)) is not None:
         found["Arrow on disk"] = table
-    found["Dataset, row by row"] = DataLoader(TensorDataset(tensor), BATCH, shuffle=True)
+    found["Dataset, row by row"] = DataLoader(TensorDataset(tensor), SMALL, shuffle=True)
     return found
 
 
@@ -220,11 +220,11 @@ def beside_memory(rows: np.memmap, folder: Path, rounds: int) -> None:
     """Prints how fast a part is from disk, beside the same rows in memory."""
     start, found = torch.from_numpy(np.array(rows[:5000])), sources(rows, folder)
     works: dict[str, tuple[Work, Work | None, int]] = {  # long, short, and rows in between
-        "VAE": (lambda x: vae(x, 500), lambda x: vae(x, 300), 200 * BATCH),
+        "VAE": (lambda x: vae(x, 300, SMALL), lambda x: vae(x, 100, SMALL), 200 * SMALL),
         "VAE, not compiled": (
-            lambda x: vae(x, 120, False),
-            lambda x: vae(x, 20, False),
-            100 * BATCH,
+            lambda x: vae(x, 70, SMALL, compile=False),
+            lambda x: vae(x, 20, SMALL, compile=False),
+            50 * SMALL,
         ),
         "EM": (lambda x: mixture(x, 2, start), lambda x: mixture(x, 1, start), len(rows)),
         "exact evidence": (evidence, None, len(rows)),

@@ -25,7 +25,7 @@ class Mapped(NamedTuple):
 
     tensors: tuple[Tensor, ...]
     transform: Callable[..., Any] | None  # what makes of a batch of them what programs take
-    arrays: tuple[np.memmap, ...]  # those on disk
+    arrays: tuple[Any, ...]  # those on disk
 
     def expect(self, in_order: bool) -> None:
         """Tells the system how rows will be read, which else reads what follows each of them.
@@ -35,7 +35,7 @@ class Mapped(NamedTuple):
         if hasattr(mmap, "MADV_RANDOM"):
             for array in self.arrays:
                 advice = mmap.MADV_NORMAL if in_order else mmap.MADV_RANDOM
-                array._mmap.madvise(advice)  # type: ignore[attr-defined]
+                array._mmap.madvise(advice)
 
 
 def mapped(data: Any, modules: Iterable[Any]) -> Mapped | None:
