@@ -297,6 +297,8 @@ def _evidence(
             check_weights(joint)
         count = 1 if exact else num_samples
         sums = _importance(joint, count, batch_size)
+        if of_parts:  # which many rows at once may have shown
+            check_apart(joint)
         _check_number(joint, sums.log_mean)
     return Evidence(
         sums.log_mean,

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from ppl_models.checks import check_lengths
 from ppl_models.infer.programs.tables import as_rows, check_numbers, numbers_of
@@ -67,7 +66,7 @@ def mapped(data: Any, modules: Iterable[Any]) -> Mapped | None:
 
 def is_on_disk(data: Any) -> bool:
     """Whether there is an array on disk among data."""
-    if isinstance(data, (Transformed, TensorDataset)):
+    if isinstance(data, Transformed):
         data = data.tensors
     return any(map(_is_mapped, data if isinstance(data, tuple) else (data,)))
 

@@ -199,7 +199,7 @@ def _rows(
     """Where the rows are: in memory, or where they are read in each step, a batch at a time."""
     taken, at_once = Taken(_names(model), [model]), batch_size or AT_ONCE
     disk = on_disk(data, at_once, taken)
-    if disk is not None:
+    if disk is not None and len(disk.tensors) == 1:
         return disk.to(place)
     rows = in_memory(as_data(data, [model]), batch_size, missing)
     if rows is None:
