@@ -11,6 +11,8 @@ from ppl_models.infer.training.batches import Batch, Chosen, Source
 from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.progress import Progress
 
+SEVERAL = "steps of several processes come one by one"
+
 
 class Choice:
     """Takes the single steps of a run, and decides with `compile="auto"` what those to come are.
@@ -53,7 +55,7 @@ class Choice:
         if self.undecided and device != "cpu":
             self._stay_eager(f"steps on the device {device} are compiled by compile=True alone")
         elif self.undecided and self.descent.exchange is not None:
-            self._stay_eager("steps of several processes come one by one")
+            self._stay_eager(SEVERAL)
         elif self.undecided and to_come <= LEAST:
             self._stay_eager(f"{to_come} steps to come are not worth a compilation")
 
@@ -72,7 +74,12 @@ class Choice:
             compiled.quiet = True
         self.blocks = self._made()
         if self.blocks is None:
-            self._give_up("steps on such data, or of such an objective, come one by one")
+            several = self.descent.exchange is not None
+            self._give_up(
+                SEVERAL
+                if several
+                else "steps on such data, or of such an objective, come one by one"
+            )
 
     def give_up_closed(self) -> None:
         """Goes on without compiled code where it was found to be none of the program."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ppl_models.infer.objectives.objective import Objective, modules_of
 from ppl_models.infer.training.batches import Batch, InMemory, Source
 from ppl_models.infer.training.together.as_one import is_as_one
+from ppl_models.infer.training.together.trial import check_transform
 from ppl_models.processes import Processes, fingerprint
 
 OF_TORCH = ("torch.", "torchvision.", "pyro.")
@@ -65,6 +66,8 @@ def check_can_share(
             f"batch_size: expected a row or more for each of {processes.count} processes, got "
             f"{few} of {train.size} rows. Try a larger batch_size, or fewer processes."
         )
+    if isinstance(train, InMemory) and train.transform is not None:
+        check_transform(train.transform, train.tensors, processes)
     if is_as_one() and 0 < last < processes.count:
         raise ValueError(
             f"as_one_process: expected a row of each batch on each of {processes.count} processes, "

@@ -8,7 +8,7 @@ and parameters are those of one process, to rounding.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -79,11 +79,12 @@ def whole_draws(share: Share | None) -> Iterator[None]:
         yield
 
 
-class _Site:
+class _Site(NamedTuple):
     """The site that is drawn now: the shape of its batch, and where the rows are in it."""
 
-    def __init__(self, name: str, shape: torch.Size, place: int | None) -> None:
-        self.name, self.shape, self.place = name, shape, place
+    name: str
+    shape: torch.Size
+    place: int | None
 
 
 class _Sites(Messenger):
@@ -218,14 +219,12 @@ class _WholeDraws(TorchDispatchMode):
         return full
 
 
-class _Whole:
+class _Whole(NamedTuple):
     """A draw for the whole batch: its shape, and the dimension of the rows, some copies of them."""
 
-    def __init__(self, shape: torch.Size, dim: int, copies: int) -> None:
-        self.shape, self.dim, self.copies = shape, dim, copies
-
-    def _replace(self, shape: torch.Size) -> "_Whole":
-        return _Whole(shape, self.dim, self.copies)
+    shape: torch.Size
+    dim: int
+    copies: int
 
     def places(self, places: Tensor, total: int) -> Tensor:
         """Where rows are in that dimension: the copies of all rows follow each other."""

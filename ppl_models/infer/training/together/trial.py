@@ -97,6 +97,28 @@ def even_draws() -> TorchDispatchMode:
     return _Even()
 
 
+def check_transform(
+    transform: Callable[..., Any], tensors: tuple[Tensor, ...], processes: Processes
+) -> None:
+    """Raises on all processes where what a transform makes of a row depends on the others."""
+    rows = min(len(tensors[0]), ROWS * processes.count)
+    own = processes.own(rows)
+    with processes.all_or_none("fit: a trial of the transform"):
+        made = []
+        for part in (slice(0, rows), own):
+            with kept_rng(tensors[0].device), even_draws():
+                found = transform(*(x[part] for x in tensors))
+            made.append(found if isinstance(found, tuple) else (found,))
+        whole, here = made
+        alike = all(_close(x[own], y) for x, y in zip(whole, here, strict=True))
+    if not all(processes.gather_values(alike)):
+        raise ValueError(
+            f"data: the transform cannot be shared by {processes.count} processes: what it makes "
+            f"of a row depends on the rows beside it, or draws by other ways than torch's. Try "
+            f"rows that are transformed before, or a single process."
+        )
+
+
 class Parted:
     """What the trial of one objective needs.
 
@@ -194,4 +216,6 @@ def _restored(modules: list[nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     close = TOLERANCE.get(a.dtype, SINGLE)
-    return torch.allclose(a.double(), b.double(), rtol=close, atol=close, equal_nan=True)
+    return a.shape == b.shape and torch.allclose(
+        a.double(), b.double(), rtol=close, atol=close, equal_nan=True
+    )

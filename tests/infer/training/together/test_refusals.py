@@ -17,6 +17,7 @@ from ppl_models import VAE, data_plate, elbo, fit
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.training import files
 from ppl_models.processes import ProcessError, together
+from ppl_models.transformed import Transformed
 from tests.support.together import run_together
 
 
@@ -27,6 +28,10 @@ def rows(n: int = 20) -> Tensor:
 def pair(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return elbo(VAE(4, 2), AmortizedNormal(4, 2))
+
+
+def standardised(x: Tensor) -> Tensor:
+    return (x > x.mean(0)).float()
 
 
 def normal(x: Tensor | None = None, size: int | None = None) -> Tensor:
@@ -136,6 +141,7 @@ def run(what: str) -> Any:
         "batch norm": lambda: (normalised(), x, {}),
         "batch norm without buffers": lambda: (normalised(False), x, {}),
         "one vector of all rows": lambda: (elbo(local, AutoMultivariateNormal), x[:, 0], {}),
+        "transform": lambda: (pair(), Transformed(x, transform=standardised), {}),
         "no size": lambda: (elbo(without_size, AutoNormal), x[:, 0], {}),
         "sparse": lambda: (Sparse(), x, {}),
         **{
@@ -160,6 +166,7 @@ EXPECTED = {
     "batch norm": "its loss cannot be shared by 2 processes",
     "batch norm without buffers": "the log-density of a row depends on the other rows",
     "one vector of all rows": "on 2 processes, each of which has a part of each batch: Auto",
+    "transform": "the transform cannot be shared by 2 processes",
     "no size": "on 2 processes, each of which has a part of each batch",
 }
 
