@@ -40,6 +40,11 @@ class Table(Dataset):
     def __init__(self, table: Any) -> None:
         self.plain = (getattr(table, "format", None) or {}).get("type") is None
         self.table = table.with_format("arrow") if self.plain else table
+        chosen = getattr(table, "_indices", None) is not None  # rows are not where they seem to be
+        self.columns: dict[str, _Column] | None = None
+        if self.plain and not chosen and hasattr(table, "data"):
+            names = table.column_names
+            self.columns = {name: _Column(name, table.data.column(name)) for name in names}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -48,15 +53,59 @@ class Table(Dataset):
         together = rows[-1] - rows[0] == len(rows) - 1 and rows == list(
             range(rows[0], rows[-1] + 1)
         )
+        if self.columns is not None and not together:
+            try:
+                return {name: column.gathered(rows) for name, column in self.columns.items()}
+            except _CopiedError:
+                self.columns = None
         found = self.table[slice(rows[0], rows[-1] + 1) if together else rows]
         if not self.plain:
             return found
-        return {name: _array(found[name], name) for name in found.column_names}
+        return {name: _array(found[name].combine_chunks(), name) for name in found.column_names}
 
 
-def _array(column: Any, name: str) -> Any:
-    """The numbers of a column, `(B, *)`."""
-    values = column.combine_chunks()
+class _CopiedError(Exception):
+    """Numbers are not in the file as they are in an array, as those of bits are."""
+
+
+class _Column:
+    """A column on disk in chunks, whose rows are where they are in the file.
+
+    Arrow would make a table of each row, and one of all of these.
+    """
+
+    def __init__(self, name: str, column: Any) -> None:
+        self.name, self.chunks = name, column.chunks
+        self.starts = np.cumsum([0, *map(len, self.chunks)])
+        self.views: dict[int, np.ndarray] = {}
+
+    def gathered(self, rows: list[int]) -> np.ndarray:
+        """Some rows, `(B, *)`."""
+        chunks = np.searchsorted(self.starts, rows, side="right") - 1
+        places = (np.asarray(rows) - self.starts[chunks]).tolist()
+        for chunk in set(chunks.tolist()) - self.views.keys():
+            self.views[chunk] = self._view(chunk)
+        views = self.views
+        first = views[int(chunks[0])]
+        found = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for n, (chunk, place) in enumerate(zip(chunks.tolist(), places, strict=True)):
+            found[n] = views[chunk][place]
+        return found
+
+    def _view(self, chunk: int) -> np.ndarray:
+        view = _array(self.chunks[chunk], self.name, copied=False)
+        known = next(iter(self.views.values()), view)
+        if view.shape[1:] != known.shape[1:]:
+            raise ValueError(
+                f"data: expected lists of as many numbers each in the column {self.name!r}, got "
+                f"some of {view.shape[1:]} and some of {known.shape[1:]}. Try data.filter(...), "
+                f"or data.map(...) to rows of one shape."
+            )
+        return view
+
+
+def _array(values: Any, name: str, copied: bool = True) -> Any:
+    """The numbers of a part of a column, `(B, *)`, as they are in the file unless copied."""
     shape = [len(values)]
     values = getattr(values, "storage", values)  # of a column of arrays
     while "list" in str(values.type).partition("<")[0]:
@@ -75,7 +124,10 @@ def _array(column: Any, name: str) -> Any:
             f"a batch. Try data.filter(lambda row: row[{name!r}] is not None), or floating-point "
             f"numbers and a model with missing='marginalise'."
         )
-    return values.to_numpy(zero_copy_only=False).reshape(shape)
+    try:
+        return values.to_numpy(zero_copy_only=not copied).reshape(shape)
+    except ValueError:
+        raise _CopiedError from None
 
 
 def _lengths(lengths: np.ndarray) -> str:

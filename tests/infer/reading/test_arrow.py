@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from ppl_models import GaussianMixture, check_data, elbo, fit_em, log_evidence
+from ppl_models.infer.reading.arrow import Table
 from tests.support.oracles import binary
 from tests.support.refusals import Refused, vae
 from tests.support.runs import Seen, quiet, trained
 
 datasets = pytest.importorskip("datasets", reason="needs datasets")
+
+
+x = binary()
 
 
 def table(columns, **features):
@@ -62,6 +66,29 @@ def test_the_fit_is_the_one_on_tensors(form, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_rows_from_several_chunks_of_a_file():
+    parts = [of(x[:5]), of(x[5:6]), of(x[6:])]
+    rows = Table(datasets.concatenate_datasets(parts))
+    assert len(rows.columns["x"].chunks) == 3
+    some = [21, 0, 5, 4, 6, 5]
+    assert np.array_equal(rows.__getitems__(some)["x"], x[some].numpy())
+    assert np.array_equal(rows.__getitems__([4, 5, 6])["x"], x[4:7].numpy())
+    assert {len(view) for view in rows.columns["x"].views.values()} == {5, 1, 16}
+
+
+def test_rows_of_other_lengths_in_other_chunks():
+    rows = Table(datasets.concatenate_datasets([of(x[:5]), of(x[5:, :3])]))
+    with pytest.raises(ValueError, match=r"column 'x', got some of \((3|4),\) and some of"):
+        rows.__getitems__([7, 1])
+
+
+def test_bits_are_copied():
+    bits = [True, False, True, True]
+    rows = Table(table({"x": bits}))
+    assert rows.__getitems__([3, 1])["x"].tolist() == [True, False]
+    assert rows.columns is None
+
+
 def test_columns_of_two_dimensions():
     rows = array(binary())
     shapes = []
@@ -104,8 +131,6 @@ def test_em_and_evidence_of_a_table():
     torch.testing.assert_close(*values)
 
 
-x = binary()
-GAPS = [None, *x[1:].tolist()]
 BAD = {
     "other columns": (
         lambda: table({"image": x.numpy(), "id": range(22)}),
