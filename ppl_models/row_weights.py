@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
+from ppl_models.processes import Part
+
 
 def check_sample_weight(weight: Tensor, num_rows: int | None, where: str) -> None:
     """Raises a ValueError unless there is a weight for each row, none of them negative.
@@ -43,7 +45,7 @@ def weighted_batches(
     Rows with weight 0 are left out. Weights are in float64, and their mean is 1.
 
     Arguments:
-        x: All the rows, or batches of them.
+        x: All the rows, or batches of them, or a `Part` of either.
         weight: The weights of all rows, `(N,)`, in the order in which these come.
         where: The name of the model, for errors.
 
@@ -52,16 +54,15 @@ def weighted_batches(
         >>> [(rows.shape, own) for rows, own in weighted_batches(x, weight, "model")]
         [(torch.Size([2, 1]), tensor([0.5000, 1.5000], dtype=torch.float64))]
     """
-    batches = (x,) if isinstance(x, Tensor) else x
     if weight is None:
-        yield from ((batch, None) for batch in batches)
+        yield from ((batch, None) for batch in ((x,) if isinstance(x, Tensor) else x))
         return
     check_sample_weight(weight, len(x) if isinstance(x, Tensor) else None, where)
     scaled = _with_mean_one(weight)
     start = 0
-    for batch in batches:
-        own = scaled[start : start + len(batch)].to(batch.device)
-        start += len(batch)
+    for batch, places in _with_places(x):
+        own = scaled[places].to(batch.device)
+        start = places.stop
         if len(own) < len(batch):
             break
         if not (own > 0).all():
@@ -74,6 +75,17 @@ def weighted_batches(
             f"{start}{' rows' if start < len(weight) else ' rows or more'}. Try the weights of all "
             f"batches, one after the other."
         )
+
+
+def _with_places(x: Tensor | Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:
+    """Batches of rows, and which of all rows in a line they are."""
+    if isinstance(x, Part):
+        yield from x.with_places()
+        return
+    start = 0
+    for batch in (x,) if isinstance(x, Tensor) else x:
+        yield batch, slice(start, start + len(batch))
+        start += len(batch)
 
 
 def weight_of(rows: Tensor, weight: Tensor | None) -> float | Tensor:

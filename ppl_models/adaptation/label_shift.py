@@ -33,6 +33,7 @@ from torch.distributions import constraints
 from ppl_models.adaptation.coral import check_without_labels
 from ppl_models.checks import check_float64, check_rows
 from ppl_models.plates import data_plate
+from ppl_models.processes import by_parts, processes_of
 from ppl_models.row_weights import weight_of, weighted_batches
 
 WHERE = "LabelShift"
@@ -110,15 +111,27 @@ class LabelShift(nn.Module):
         check_probabilities(x, len(self.logits), WHERE)
         self.logits.copy_(self.source.double().mean(0).log())
 
+    @by_parts
     @torch.no_grad()
     def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         """Takes one step of EM; returns the mean log evidence before it, in nats per row.
 
         Arguments:
-            x: Probabilities of the classes, `(N, C)`, or batches of them.
+            x: Probabilities of the classes, `(N, C)`, or batches of them, or a `Part` of either.
             sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, WHERE)
+        here = processes_of(x)
+        with here.all_or_none(WHERE):
+            sums = self._expected(x, sample_weight)
+        rows, total, members = here.totals(*sums)
+        self.logits.copy_((members / members.sum()).log().clamp(min=-100))
+        return total / rows
+
+    def _expected(
+        self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows by weight, their log evidence, and how many are expected of each class."""
         log_weights = self.logits.double().log_softmax(0)
         rows, total = self.logits.new_zeros(2, dtype=torch.float64)
         members = torch.zeros_like(log_weights)
@@ -129,8 +142,7 @@ class LabelShift(nn.Module):
                 shares, evidence = shares * weight[:, None], evidence * weight
             rows, total = rows + weight_of(batch, weight), total + evidence.sum()
             members = members + shares.sum(0)
-        self.logits.copy_((members / members.sum()).log().clamp(min=-100))
-        return total / rows
+        return rows, total, members
 
 
 class RowsOfClass(dist.TorchDistribution):

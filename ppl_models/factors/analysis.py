@@ -41,7 +41,7 @@ from ppl_models.factors.checks import (
     check_num_factors,
     check_rank,
 )
-from ppl_models.factors.em import expectation, maximisation
+from ppl_models.factors.em import Sums, expectation, maximisation
 from ppl_models.factors.likelihood import (
     best_loadings,
     best_noise,
@@ -58,6 +58,7 @@ from ppl_models.missing import (
     condition,
 )
 from ppl_models.plates import data_plate
+from ppl_models.processes import by_parts, processes_of
 from ppl_models.row_weights import weighted_batches
 from ppl_models.user_line import warn
 
@@ -238,6 +239,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             (noise,) = start_noise(found.values, found.vectors, self.loadings.shape[1])
             self._set_best(found, self._pool(noise.clamp(self.noise_floor, 1.0), found.counts))
 
+    @by_parts
     @torch.no_grad()
     def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         r"""Moves the parameters, and returns the mean log evidence *before*, in nats per row.
@@ -248,7 +250,8 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         ever shorter, and a fit may stop long before the floor.
 
         Arguments:
-            x: All the rows, or batches of them that can be gone through more than once.
+            x: All the rows, or batches of them that can be gone through more than once, or a `Part`
+                that this process has.
             sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         if self.missing == "marginalise":
@@ -274,9 +277,12 @@ class FactorAnalysis(nn.Module, InformationCriteria):
     ) -> Tensor:
         loc, loadings, noise = self._in_float64()
         where = type(self).__name__
-        checked = check_batches(x, len(self.loc), True, where)
-        batches = weighted_batches(checked, sample_weight, where)
-        sums = expectation(batches, loc, loadings, noise)
+        here = processes_of(x)
+        with here.all_or_none(where):
+            checked = check_batches(x, len(self.loc), True, where)
+            batches = weighted_batches(checked, sample_weight, where)
+            own = expectation(batches, loc, loadings, noise)
+        sums = Sums(*here.totals(*own))
         variance = self._pool(sums.variance(), sums.counts)
         check_columns(sums.counts, variance <= 0, where)
         loc, loadings, left = maximisation(sums, loc)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import check_count, check_float64, check_rows, listed
+from ppl_models.processes import Part
 
 SINGULAR = 1e-12  # variance that is no more than rounding, beside the largest
 
@@ -25,19 +26,29 @@ def check_num_factors(num_factors: int, num_features: int, where: str) -> None:
 
 def check_batches(
     x: Tensor | Iterable[Tensor], num_features: int, missing: bool, where: str
-) -> Iterator[Tensor]:
-    """Yields batches of rows, and refuses those that the model does not take.
+) -> Iterable[Tensor]:
+    """Gives batches of rows, once, and refuses those that the model does not take.
 
     Whether numbers are finite is looked up after the last batch: a look makes a GPU wait.
 
     Arguments:
-        x: All rows, or batches of them.
+        x: All rows, or batches of them, or a `Part` of either.
         num_features: The features that a row should have.
         missing: Whether NaN means that an entry is missing.
         where: The name of the model, for errors.
     """
+
+    def checked(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        return _checked(batches, num_features, missing, where)
+
+    return x.through(checked) if isinstance(x, Part) else checked([x] if torch.is_tensor(x) else x)
+
+
+def _checked(
+    batches: Iterable[Tensor], num_features: int, missing: bool, where: str
+) -> Iterator[Tensor]:
     rows, bad = 0, []
-    for batch in [x] if isinstance(x, Tensor) else x:
+    for batch in batches:
         check_rows(batch, num_features, where)
         check_float64(batch, where)
         rows += len(batch)

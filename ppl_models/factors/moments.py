@@ -6,6 +6,7 @@ variance of the features), so that a fit does not depend on the units of the dat
 Shapes: `B` rows, `D` features, `K` factors.
 """
 
+import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ppl_models.factors.checks import check_batches, check_columns
 from ppl_models.missing import observed_mean
+from ppl_models.processes import Processes, processes_of
 from ppl_models.row_weights import weighted_batches
 
 INF = math.inf
@@ -87,7 +89,7 @@ def moments(
     """Returns the moments of rows, after checking them.
 
     Arguments:
-        x: All rows, with shape `(N, D)`, or batches of them.
+        x: All rows, with shape `(N, D)`, or batches of them, or a `Part` of either.
         num_features: The features that a row should have, `D`.
         missing: Whether NaN means that an entry is missing.
         shared: Whether features share their units, as they do their noise.
@@ -102,28 +104,62 @@ def moments(
     with one_thread(x.numel() * num_features if isinstance(x, Tensor) else LITTLE):
         checked = check_batches(x, num_features, missing, where)
         batches = weighted_batches(checked, sample_weight, where)
-        return _moments(batches, missing, shared, where)
+        return _moments(_sums(batches, missing, where, processes_of(x)), shared, where)
 
 
-def _moments(
-    batches: Iterable[tuple[Tensor, Tensor | None]], lenient: bool, shared: bool, where: str
-) -> Moments:
+class Sums(NamedTuple):
+    """Sums over rows, in float64, with entries counted from the center."""
+
+    center: Tensor  # (D,)
+    lowest: Tensor  # entries, (D,)
+    highest: Tensor  # (D,)
+    rows: int  # with any entry
+    entries: int
+    counts: Tensor  # rows that have a feature, by weight, (D,)
+    first: Tensor  # (D,)
+    second: Tensor  # (D, D)
+
+
+def _sums(
+    batches: Iterable[tuple[Tensor, Tensor | None]], lenient: bool, where: str, here: Processes
+) -> Sums:
+    """Returns the sums over the rows of all processes, of which this one has some."""
+    full = (batch for batch in batches if len(batch[0]))
+    with here.all_or_none(where):
+        some = list(itertools.islice(full, 1))
+        center = _amid(*some[0], lenient) if some else torch.zeros(0)
+    # Those of different processes are counted from the same point.
+    center = next((c for c in here.gather(center) if len(c)), center)
+    with here.all_or_none(where):
+        own = _own_sums(center, itertools.chain(some, full), lenient)
+    if here.alone:
+        return own
+    lowest, highest = here.gather(own.lowest), here.gather(own.highest)
+    rows, entries, *sums = here.totals(*own[3:])
+    ends = torch.stack(lowest).amin(0), torch.stack(highest).amax(0)
+    return Sums(center, *ends, int(rows), int(entries), *sums)
+
+
+def _amid(batch: Tensor, weight: Tensor | None, lenient: bool) -> Tensor:
+    """A point amid rows, from which squares keep their digits, (D,)."""
+    if weight is not None:
+        return observed_mean(batch.double(), weight).nan_to_num()
+    if lenient and batch.isnan().any():
+        batch = batch.nanmean(0, keepdim=True).nan_to_num()
+    return batch.mean(0, dtype=torch.float64)
+
+
+def _own_sums(
+    center: Tensor, batches: Iterable[tuple[Tensor, Tensor | None]], lenient: bool
+) -> Sums:
+    """Returns the sums over the rows that are here, none of whose batches is empty."""
     rows, entries = 0, 0
-    center = torch.zeros(0)
+    first, counts = torch.zeros_like(center), torch.zeros_like(center)
+    second = center.new_zeros(len(center), len(center))
+    lowest, highest = center + INF, center - INF
     for batch, weight in batches:
-        if not len(batch):
-            continue
         missing = batch.isnan() if lenient else batch.new_zeros((), dtype=torch.bool)
         whole = not (lenient and missing.any())
-        if not len(center):
-            # Counted from a point amid the rows, squares keep their digits.
-            some = batch if whole else batch.nanmean(0, keepdim=True).nan_to_num()
-            center = some.mean(0, dtype=torch.float64)
-            if weight is not None:
-                center = observed_mean(batch.double(), weight).nan_to_num()
-            first, counts = torch.zeros_like(center), torch.zeros_like(center)
-            second = center.new_zeros(len(center), len(center))
-            lowest, highest = center + INF, center - INF
         low, high = (batch, batch) if whole else (batch.where(~missing, s) for s in (INF, -INF))
         lowest, highest = lowest.minimum(low.amin(0)), highest.maximum(high.amax(0))
         if weight is None:
@@ -138,6 +174,11 @@ def _moments(
             times = y if weight is None else y * weight[start : start + CHUNK, None]
             first += times.sum(0)
             second.addmm_(times.T, y)
+    return Sums(center, lowest, highest, rows, entries, counts, first, second)
+
+
+def _moments(found: Sums, shared: bool, where: str) -> Moments:
+    center, lowest, highest, rows, entries, counts, first, second = found
     if rows < 2:
         raise ValueError(f"{where}: expected at least two rows of finite numbers, got {rows}.")
     check_columns(counts, (lowest >= highest) & (not shared), where)

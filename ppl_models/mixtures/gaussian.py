@@ -46,6 +46,7 @@ from ppl_models.missing import (
 from ppl_models.mixtures.em.climb import LIVES, Climb
 from ppl_models.mixtures.em.expectation import (
     Statistics,
+    added,
     expectation,
     expectation_of_missing,
     log_joints,
@@ -55,6 +56,7 @@ from ppl_models.mixtures.em.maximisation import maximisation, moments
 from ppl_models.mixtures.em.start import begin
 from ppl_models.mixtures.imputation import imputed
 from ppl_models.plates import data_plate
+from ppl_models.processes import Part, Processes, by_parts, processes_of
 from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
@@ -142,10 +144,10 @@ class GaussianMixture(nn.Module, InformationCriteria):
             return self.locs.new_full((1, 1, 1), self.min_scale, dtype=torch.float64)
         return self.log_floor.double().exp().view(-1, 1, self.log_floor.shape[-1])
 
-    def _measure(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+    def _measure(self, batches: Iterable[tuple[Tensor, Tensor | None]], here: Processes) -> None:
         """Learns from all rows what the floor is a part of, unless it is given or known."""
         if self.min_scale is None and not self.measured.all():
-            self._set_floor(moments(batches)[1])
+            self._set_floor(moments(batches, here)[1])
 
     def _set_floor(self, spread: Tensor) -> None:
         """Takes the floor from the spread of each feature, (D,), unless it is given."""
@@ -290,37 +292,49 @@ class GaussianMixture(nn.Module, InformationCriteria):
         """
         begin(self, x, sample_weight)
 
+    @by_parts
     @torch.no_grad()
     def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         """Takes one step of EM; returns the mean log evidence before it, in nats per row.
 
         Arguments:
-            x: Rows, with shape `(N, D)`, or batches of them.
+            x: Rows, with shape `(N, D)`, or batches of them, or a `Part` that this process has.
             sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, "GaussianMixture")
+        here = processes_of(x)
         if not isinstance(x, Tensor) and iter(x) is x:  # gone through once, it would be empty
             x = list(x)
-        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"))
+        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"), here)
         batches = weighted_batches(x, sample_weight, "GaussianMixture")
         step = expectation if self.missing == "error" else expectation_of_missing
-        sums = step(batches, *self._in_float64(), self.covariance)
+        with here.all_or_none("GaussianMixture"):
+            own = step(batches, *self._in_float64(), self.covariance)
+        sums = added(own, here)
         self._maximise(sums)
         evidence = sums.evidence / sums.rows
         return evidence if self.logits.ndim == 2 else evidence[0]
 
     def climbs(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> bool:
         """Whether steps can follow each other without parameters in between."""
-        if not isinstance(x, Tensor) or type(self).em_step is not GaussianMixture.em_step:
+        in_memory = x.in_memory if isinstance(x, Part) else isinstance(x, Tensor)
+        if not in_memory or type(self).em_step is not GaussianMixture.em_step:
             return False
         if self.logits.dtype != torch.float64:  # which is rounded at each step
             return False
-        return self.missing == "error" or not bool(x.isnan().any())
+        return self.missing == "error" or not self._lacks(x)
+
+    def _lacks(self, x: Tensor | Iterable[Tensor]) -> bool:
+        """Whether an entry is missing from any of the rows, on whichever process."""
+        batches = [x] if isinstance(x, Tensor) else x
+        found = any(bool(batch.isnan().any()) for batch in batches)
+        return processes_of(x).totals(float(found))[0] > 0
 
     @torch.no_grad()
-    def climb(self, x: Tensor, sample_weight: Tensor | None = None) -> Climb:
+    def climb(self, x: Tensor | Part, sample_weight: Tensor | None = None) -> Climb:
         """Returns steps of EM that follow each other, where they can."""
-        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"))
+        here = processes_of(x)
+        self._measure(weighted_batches(x, sample_weight, "GaussianMixture"), here)
         ((rows, weight),) = weighted_batches(x, sample_weight, "GaussianMixture")
         return Climb(self, rows, weight, (x, sample_weight))
 

@@ -26,6 +26,7 @@ from ppl_models.checks import check_count, check_float64, check_rows
 from ppl_models.criteria import InformationCriteria
 from ppl_models.mixtures.kmeans import kmeans
 from ppl_models.plates import data_plate
+from ppl_models.processes import by_parts, processes_of
 from ppl_models.row_weights import weight_of, weighted_batches
 
 MIN_RATE = 1e-6
@@ -105,15 +106,27 @@ class PoissonMixture(nn.Module, InformationCriteria):
         shares = shares if weight is None else shares * weight[:, None]
         self._maximise(shares.sum(0), shares.T @ rows)
 
+    @by_parts
     @torch.no_grad()
     def em_step(self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None = None) -> Tensor:
         """Takes one step of EM; returns the mean log evidence before it, in nats per row.
 
         Arguments:
-            x: Rows, with shape `(N, D)`, or batches of them.
+            x: Rows, with shape `(N, D)`, or batches of them, or a `Part` that this process has.
             sample_weight: How many times each row counts, `(N,)`. Default: once.
         """
         check_float64(self.logits, "PoissonMixture")
+        here = processes_of(x)
+        with here.all_or_none("PoissonMixture"):
+            sums = self._expected(x, sample_weight)
+        rows, total, members, counts = here.totals(*sums)
+        self._maximise(members, counts)
+        return total / rows
+
+    def _expected(
+        self, x: Tensor | Iterable[Tensor], sample_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rows by weight, their log evidence, and expected sums by component."""
         parts, log_weights = dist.Poisson(self.rates.double()).to_event(1), self.logits.double()
         log_weights = log_weights.log_softmax(0)
         rows, total = self.logits.new_zeros(2, dtype=torch.float64)
@@ -125,8 +138,7 @@ class PoissonMixture(nn.Module, InformationCriteria):
                 shares, evidence = shares * weight[:, None], evidence * weight
             rows, total = rows + weight_of(batch, weight), total + evidence.sum()
             members, counts = members + shares.sum(0), counts + shares.T @ batch.double()
-        self._maximise(members, counts)
-        return total / rows
+        return rows, total, members, counts
 
     def _maximise(self, members: Tensor, counts: Tensor) -> None:
         """Sets the parameters to the best for expected numbers of rows, (K,), and sums, (K, D)."""

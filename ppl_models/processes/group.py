@@ -73,6 +73,36 @@ class Processes:
         self.sum_into(result)
         return result
 
+    def totals(self, *parts: Tensor | float) -> tuple[Any, ...]:
+        """The sums of several numbers and tensors over all processes, in one exchange.
+
+        Alone they are what they were; else tensors in float64 that lie where the first one does.
+
+        Example:
+            >>> ALONE.totals(torch.ones(2), 3)
+            (tensor([1., 1.]), 3)
+        """
+        if self.alone:
+            return parts
+        place = next((x.device for x in parts if isinstance(x, Tensor)), torch.device("cpu"))
+        tensors = [torch.as_tensor(x, dtype=torch.float64, device=place) for x in parts]
+        whole = self.total(torch.cat([x.detach().reshape(-1) for x in tensors]))
+        pieces = whole.split([x.numel() for x in tensors])
+        return tuple(piece.view(x.shape) for piece, x in zip(pieces, tensors, strict=True))
+
+    def first_of(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """What the first process has of several tensors of floating-point numbers.
+
+        In one exchange, as new tensors.
+        """
+        if self.alone:
+            return own
+        whole = torch.cat([x.detach().reshape(-1).double() for x in own])
+        self.take_from_first([whole])
+        pieces = whole.split([x.numel() for x in own])
+        both = zip(pieces, own, strict=True)
+        return tuple(piece.view(x.shape).to(x.dtype) for piece, x in both)
+
     def sum_into(self, x: Tensor) -> None:
         """Puts the sum of tensors over all processes, which lie in one piece, in their place."""
         if not self.alone:
@@ -178,12 +208,19 @@ class Processes:
             if error is not None:
                 raise error
             return
+        if not self._is_told(error is not None):
+            return
         texts = self.gather_values(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
         failed = next((n for n, text in enumerate(texts) if text is not None), None)
         if failed is not None:
             raise ProcessError(f"{what} failed on process {failed}: {texts[failed]}")
+
+    def _is_told(self, by_this: bool) -> bool:
+        """Whether any process has something to tell."""
+        flag = torch.tensor([float(by_this)], device=_bytes(b"").device)
+        return bool(self.total(flag) > 0)
 
 
 ALONE = Processes()

@@ -72,8 +72,8 @@ def sbc(
         num_draws: How many draws of the posterior each has, `L`, 10 or more.
         refit: Called as `refit(model, *data)`: returns a guide fitted to these data, or an ArviZ
             object such as that of `nuts`.
-        num_jobs: In how many processes `refit` runs: one for each core by default, 1 for this one.
-            The ranks do not depend on it.
+        num_jobs: In how many processes `refit` runs: one for each core by default, or as many as
+            `joblib.parallel_config` says, 1 for this one. The ranks do not depend on it.
         batch_size: How many draws are evaluated at once, as in `log_evidence`.
         seed: Seeds all of it; by default it comes from torch's generator.
 

@@ -14,7 +14,7 @@ References:
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from ppl_models.infer.evidence.evidence import log_evidence
 from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em
+from ppl_models.processes import together
+from ppl_models.processes.jobs import side_by_side
 from ppl_models.scoped import mix, own_rng, seed_of
 
 NEEDS = ("em_step", "initialise", "evidence", "num_parameters")
@@ -45,6 +47,17 @@ def compare(
     r"""Compares models that `fit_em` fits, by BIC and by cross-validated evidence.
 
     Leaves each candidate fitted to all rows. The folds, drawn at random, are the same for all.
+
+    Fits run one after the other, or side by side where `joblib.parallel_config` says so, here or on
+    a cluster, with the same result to the last bit:
+
+    .. code-block:: python
+
+        with joblib.parallel_config(backend="loky", n_jobs=4):
+            compare(candidates, x)
+
+    Each has as many threads as `torch.get_num_threads()` says: several at once are fastest with
+    `torch.set_num_threads(1)`.
 
     Arguments:
         candidates: The models by name, such as `{k: GaussianMixture(2, k) for k in range(1, 8)}`.
@@ -80,34 +93,54 @@ def compare(
         fold = torch.randperm(len(x), device=x.device) % folds  # of each row, (N,)
     fitted = torch.empty(len(candidates), len(x), dtype=torch.float64)
     held_out = torch.empty_like(fitted)
-    warned = {}
-    with tqdm(total=len(candidates) * (folds + 1), disable=None if progress else True) as bar:
-        for c, (name, model) in enumerate(candidates.items()):
-            parts = [copy.deepcopy(model) for _ in range(folds)]
-            said = _fit(model, x, f"candidate {name!r}, all rows", mix(seed, 1), settings)
-            fitted[c] = log_evidence(model, None, x).value
-            bar.update()
-            for f, part in enumerate(parts):
-                where = f"candidate {name!r}, fold {f + 1}"
-                said += _fit(part, x[fold != f], where, mix(seed, 2 + f), settings)
-                held_out[c, (fold == f).cpu()] = log_evidence(part, None, x[fold == f]).value
-                bar.update()
+    warned: dict[Hashable, list[str]] = {}
+    places = [(c, f) for c in range(len(candidates)) for f in range(-1, folds)]
+    fits = [
+        (name, model if f < 0 else copy.deepcopy(model), x, fold, f, mix(seed, 2 + f), settings)
+        for name, model in candidates.items()
+        for f in range(-1, folds)
+    ]
+    names = [f"candidate {name!r}" for name, *_ in fits]
+    ends = side_by_side(_fit, fits, "compare", names=names)
+    with tqdm(total=len(fits), disable=None if progress and together().is_first else True) as bar:
+        for (c, f), (name, model, *_), (state, value, said) in zip(places, fits, ends, strict=True):
+            if f < 0:
+                model.load_state_dict(state)
+                fitted[c] = value
+            else:
+                held_out[c, (fold == f).cpu()] = value
             if said:
-                warned[name] = said
+                warned.setdefault(name, []).extend(said)
+            bar.update()
     number = torch.tensor([model.num_parameters for model in candidates.values()])
     weight = stacking(held_out, fitted, folds)
     return Comparison(list(candidates), number, fitted, held_out, folds, weight, warned)
 
 
-def _fit(model: Any, x: Tensor, where: str, seed: int, settings: dict[str, Any]) -> list[str]:
-    """Fits a model by EM, and returns what was warned of."""
+def _fit(
+    name: Hashable,
+    model: Any,
+    x: Tensor,
+    fold: Tensor,
+    left_out: int,
+    seed: int,
+    settings: dict[str, Any],
+) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+    """Fits a model by EM to all folds but one, or to all rows if that is -1.
+
+    Returns its parameters, the log evidence of the rows left out, or of all, and what it warned of.
+    """
+    whole = left_out < 0
+    which = "all rows" if whole else f"fold {left_out + 1}"
     with own_rng(seed, x.device), warnings.catch_warnings(record=True) as new:
         warnings.simplefilter("always")
         try:
-            fit_em(model, x, progress=False, **settings)
+            fit_em(model, x if whole else x[fold != left_out], progress=False, **settings)
         except (ValueError, RuntimeError, FloatingPointError) as error:
-            raise type(error)(f"compare: {where}: {error}") from None
-    return [f"{where.partition(', ')[2]}: {warning.message}" for warning in new]
+            raise type(error)(f"compare: candidate {name!r}, {which}: {error}") from None
+    said = [f"{which}: {warning.message}" for warning in new]
+    value = log_evidence(model, None, x if whole else x[fold == left_out]).value
+    return dict(model.state_dict()), value, said
 
 
 def _check(candidates: Mapping[Any, Any], x: Tensor, folds: int) -> None:

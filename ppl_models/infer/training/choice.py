@@ -11,6 +11,7 @@ from ppl_models.infer.training.batches import Batch, Chosen, Source
 from ppl_models.infer.training.blocks import blocks_of
 from ppl_models.infer.training.progress import Progress
 
+ONE_BY_ONE = "steps on such data, or of such an objective, come one by one"
 SEVERAL = "steps of several processes come one by one"
 
 
@@ -74,12 +75,7 @@ class Choice:
             compiled.quiet = True
         self.blocks = self._made()
         if self.blocks is None:
-            several = self.descent.exchange is not None
-            self._give_up(
-                SEVERAL
-                if several
-                else "steps on such data, or of such an objective, come one by one"
-            )
+            self._give_up(ONE_BY_ONE if self.descent.exchange is None else SEVERAL)
 
     def give_up_closed(self) -> None:
         """Goes on without compiled code where it was found to be none of the program."""

@@ -27,7 +27,10 @@ from ppl_models.infer.training.batches import (
     streamed,
 )
 from ppl_models.infer.training.fit import Run
+from ppl_models.processes import ALONE, Part, Processes, fingerprint, takes_parts, together
+from ppl_models.processes.jobs import jobs_at_once, side_by_side
 from ppl_models.row_weights import check_sample_weight
+from ppl_models.scoped import get_host_rng_state, get_rng_state, set_host_rng_state, set_rng_state
 from ppl_models.user_line import warn
 
 AT_ONCE = 4096  # rows of a batch that is read, where nothing else is said
@@ -37,7 +40,11 @@ SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, r
 
 
 class HasEMStep(Protocol):
-    """A module that knows the steps of EM."""
+    """A module that knows the steps of EM.
+
+    Under `torchrun` all processes take the same steps on all rows, unless `em_step` says that it
+    takes a part of them, and adds its sums over the processes: `ppl_models.processes.by_parts`.
+    """
 
     def initialise(self, x: Tensor) -> None:
         """Chooses where to start. Raises where the rows `x` cannot be fitted."""
@@ -127,6 +134,10 @@ def fit_em(
     time, and so are the parts of a tensor on the CPU, where a `batch_size` is given: data that do
     not fit on a GPU stay where they are (`x.pin_memory()` makes the copies faster).
 
+    Under `torchrun` each process takes its part of the rows, and sums over rows are added over the
+    processes: the fit is that of one process, to rounding. Starts are chosen by the first one, and
+    so is every decision. All are given the same data and settings.
+
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
         data: A tensor (array, data frame) of rows, or a tuple of them where `em_step` takes more
@@ -136,7 +147,8 @@ def fit_em(
             which a `DataLoader` must not shuffle. Default: once.
         initialise: Whether to choose a start; else it is where the model is.
         restarts: The number of starts, of which the best end is kept. The first is what a single
-            one would be.
+            one would be. Where `joblib.parallel_config` says so, they run side by side, to the same
+            end.
         max_steps: The largest number of steps.
         tolerance: Stop when a step raises the evidence by no more, in nats per row.
         batch_size: The rows of a batch that is read, default 4096, or of a tensor that stays on the
@@ -149,7 +161,8 @@ def fit_em(
         their number.
 
     Raises:
-        ValueError: If an argument or the data do not fit.
+        ValueError: If an argument or the data do not fit, or are not the same on all processes.
+        ProcessError: If another process failed, or does not answer.
         TypeError: If the model has no such step, or none that takes weights.
         RuntimeError: If a step lowers the evidence, which no step of EM does.
 
@@ -164,31 +177,41 @@ def fit_em(
         >>> run.history["loss"][-1] <= run.history["loss"][0]
         True
     """
-    _check_arguments(model, initialise, restarts, max_steps, tolerance)
+    here = together()
     began = time.perf_counter()
-    missing = allows_missing([model])
-    place = next(iter(model.parameters())).device
-    rows = _rows(model, data, batch_size, place, missing)
-    if isinstance(rows, InMemory):
-        _check_takes(model, len(_whole(rows)))
-    weight = _weight(model, rows, sample_weight)
-    if seed is not None:
-        torch.manual_seed(seed)
-    x, start = _rows_and_start(rows, weight, batch_size, place, missing)
-    check_devices({"model": model}, start[:1], "a batch_size, with which parts of them are moved")
+    with here.all_or_none("fit_em"):
+        _check_arguments(model, initialise, restarts, max_steps, tolerance)
+        missing = allows_missing([model])
+        place = next(iter(model.parameters())).device
+        rows = _rows(model, data, batch_size, place, missing)
+        if isinstance(rows, InMemory):
+            _check_takes(model, len(_whole(rows)))
+        weight = _weight(model, rows, sample_weight)
+        if seed is not None:
+            torch.manual_seed(seed)
+        sharing = here if takes_parts(model.em_step) else ALONE
+        x, start = _rows_and_start(rows, weight, batch_size, place, missing, sharing)
+        advice = "a batch_size, with which parts of them are moved"
+        check_devices({"model": model}, start[:1], advice)
+    settings = [initialise, restarts, max_steps, tolerance, batch_size, seed]
+    _check_alike(here, model, rows, start, settings)
 
-    ends = []
-    with tqdm(desc="EM", disable=None if progress else True) as bar:
+    with tqdm(desc="EM", disable=None if progress and here.is_first else True) as bar:
         candidates = _candidates(model, restarts, x)
         # Steps of several are cheap: they go on a little, as they do side by side until all end.
         least = tolerance / 10 if len(candidates) > 1 and isinstance(model, HasClimb) else tolerance
-        for candidate in candidates:
+        ends = _side_by_side(candidates, x, start, max_steps, least, bar)
+        for candidate in candidates if not ends else []:
             if initialise:
-                candidate.initialise(*start)
-            ends.append(_climb(candidate, x, max_steps, least, bar))
+                _start(candidate, start, here)
+            # Steps that share nothing are taken by each process for itself.
+            with (ALONE if sharing is here else here).all_or_none("fit_em"):
+                ends.append(_climb(candidate, x, max_steps, least, bar, sharing))
     values, state = max(ends, key=lambda end: end[0][-1])
     for name, value in model.state_dict().items():
         value.copy_(state[name])
+    here.take_from_first(list(model.state_dict().values()))
+    values = here.gather_values(values)[0]
     _warn_of_the_end(model, values, max_steps, tolerance)
     return Run({"loss": [-value for value in values]}, len(values), time.perf_counter() - began)
 
@@ -214,10 +237,12 @@ def _rows_and_start(
     batch_size: int | None,
     place: torch.device,
     missing: bool,
+    here: Processes,
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """What each step goes through, and rows to choose a start from; each with its weights."""
     if not isinstance(rows, InMemory) or isinstance(rows, OnDisk):
-        return _with(_Streamed(rows, missing), weight), _first_rows(rows, weight, missing)
+        batches = Part(_Streamed(rows, missing, here), here)
+        return _with(batches, weight), _first_rows(rows, weight, missing)
     tensors = _whole(rows)
     if weight is not None and not (weight > 0).all():  # what is left out is so once for all
         keep = weight > 0
@@ -227,8 +252,102 @@ def _rows_and_start(
         _check_alone(tensors)
         some = _random_rows(x)
         start = _with(x[some].to(place), None if weight is None else weight[some])
-        return _with(_Moved(x, rows.batch_size, place), weight), start
-    return _with(tensors, weight), _with(tensors, weight)
+        return _with(Part(_Moved(x, rows.batch_size, place, here), here), weight), start
+    if here.alone:
+        return _with(tensors, weight), _with(tensors, weight)
+    parts = tuple(Part([(x[here.own(len(x))], len(x))], here) for x in tensors)
+    return _with(parts, weight), _with(tensors, weight)
+
+
+def _check_alike(
+    here: Processes, model: Any, rows: Source, start: tuple[Tensor, ...], settings: list[Any]
+) -> None:
+    """Raises on all processes where they do not have the same, or less than a row each."""
+    if here.alone:
+        return
+    # Rows that are streamed are known by the first of them.
+    known = (*rows.tensors, *start) if type(rows) is InMemory else start
+    values = dict(model.state_dict())
+    here.check_agree(
+        "fit_em",
+        "Try the same lines on all of them, with torch.manual_seed(0) before data and models are "
+        "made. Rows are split over the processes here.",
+        settings=settings,
+        model=[type(model).__name__, list(values)],
+        data=[rows.size, fingerprint(*known)],
+        parameters=fingerprint(*values.values()),
+    )
+    count = min(rows.size, len(start[0])) if type(rows) is InMemory else rows.size
+    if count < here.count:
+        raise ValueError(
+            f"fit_em: expected a row or more for each of {here.count} processes, got {count} in "
+            f"all. Try torchrun --nproc-per-node {max(count, 1)}."
+        )
+
+
+def _start(model: Any, start: tuple[Tensor, ...], here: Processes) -> None:
+    """Chooses where to begin, which is where the first process does."""
+    with here.all_or_none("fit_em"):
+        model.initialise(*start)
+    here.take_from_first(list(model.state_dict().values()))
+
+
+def _side_by_side(
+    candidates: list[Any],
+    x: tuple[Any, ...],
+    start: tuple[Tensor, ...],
+    max_steps: int,
+    tolerance: float,
+    bar: tqdm,
+) -> list[tuple[list[float], dict[str, Tensor]]]:
+    """The ends of several restarts, where joblib's context has them run at once; else none.
+
+    Starts are drawn here, one after the other; where steps draw as well, their order matters, and
+    nothing has happened.
+    """
+    if len(candidates) == 1 or jobs_at_once("fit_em") == 1:
+        return []
+    place = start[0].device
+    before, host = get_rng_state(place), get_host_rng_state()
+    begun = copy.deepcopy(candidates)
+    for candidate in begun:
+        candidate.initialise(*start)
+    climbs = [(candidate, x, max_steps, tolerance) for candidate in begun]
+    ends = []
+    for end, drew in side_by_side(_climb_apart, climbs, "fit_em"):
+        if drew:
+            set_rng_state(before, place)
+            set_host_rng_state(host)
+            return []
+        ends.append(end)
+        bar.update(len(end[0]))
+    return ends
+
+
+def _climb_apart(
+    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float
+) -> tuple[tuple[list[float], dict[str, Tensor]], bool]:
+    """The end of a restart in another process, and whether its steps drew random numbers."""
+    device = next(iter(model.parameters())).device
+    before, host = get_rng_state(device), get_host_rng_state()
+    end = _climb(model, x, max_steps, tolerance, tqdm(disable=True), ALONE)
+    after = get_rng_state(device)
+    drew = any(not torch.equal(before[kind], after[kind]) for kind in before)
+    return end, drew or host != get_host_rng_state()
+
+
+def _of_first(model: Any, found: Tensor, here: Processes) -> Tensor:
+    """The objective that the first process has found, on all, which then have its parameters.
+
+    All have found the same but for a last bit, on which what is done next must not depend.
+    """
+    if here.alone:
+        return found
+    state = [value for value in model.state_dict().values() if value.is_floating_point()]
+    found, *values = here.first_of(found, *state)
+    for value, of_first in zip(state, values, strict=True):
+        value.copy_(of_first)
+    return found
 
 
 def _with(x: Any, weight: Tensor | None) -> tuple[Any, ...]:
@@ -299,7 +418,7 @@ class _Steps:
 
 @torch.no_grad()
 def _climb(
-    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float, bar: tqdm
+    model: Any, x: tuple[Any, ...], max_steps: int, tolerance: float, bar: tqdm, here: Processes
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Steps until all restarts have converged; the objectives of the best, and its parameters.
 
@@ -314,7 +433,7 @@ def _climb(
     try:
         while True:
             before, state = state, step.state()
-            found = step()
+            found = _of_first(model, step(), here)
             value = found.reshape(-1).tolist()  # one read for each step
             if error := _fault(model, value, values):
                 state = before
@@ -408,31 +527,34 @@ def _choose(back: Tensor, old: Tensor, new: Tensor) -> Tensor:
 
 
 class _Streamed:
-    """Rows that are streamed: each time it is gone through, all of them once."""
+    """Rows that are streamed: each time it is gone through, all of them once, or those here."""
 
-    def __init__(self, rows: Source, missing: bool) -> None:
-        self.rows, self.missing, self.checked = rows, missing, False
+    def __init__(self, rows: Source, missing: bool, here: Processes) -> None:
+        self.rows, self.missing, self.here, self.checked = rows, missing, here, False
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         start = 0
-        for batch in self.rows.epoch(0, shuffle=False):
-            x = batch.values[0]
-            if not self.checked:
-                check_tensors(batch.values, self.missing, torch.arange(start, start + len(x)))
-            yield x
-            start += len(x)
+        for batch in self.rows.epoch(0, shuffle=False, processes=self.here):
+            own, share = batch.values[0], batch.share
+            total = len(own) if share is None else share.total
+            if not self.checked and (len(own) or share is None):
+                places = torch.arange(total) if share is None else share.places.cpu()
+                check_tensors(batch.values, self.missing, start + places)
+            yield own, total
+            start += total
         self.checked = True
 
 
 class _Moved:
     """A tensor of rows on the CPU, of which parts are moved to where the model is."""
 
-    def __init__(self, x: Tensor, batch_size: int, place: torch.device) -> None:
-        self.x, self.batch_size, self.place = x, batch_size, place
+    def __init__(self, x: Tensor, batch_size: int, place: torch.device, here: Processes) -> None:
+        self.x, self.batch_size, self.place, self.here = x, batch_size, place, here
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         for part in self.x.split(self.batch_size):
-            yield part.to(self.place, non_blocking=True)  # it stays as it is
+            own = part[self.here.own(len(part))]
+            yield own.to(self.place, non_blocking=True), len(part)  # it stays as it is
 
 
 def _random_rows(x: Tensor) -> Tensor | slice:

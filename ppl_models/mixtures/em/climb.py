@@ -39,20 +39,30 @@ from ppl_models.mixtures.em.expectation import (
     statistics,
     triangle,
 )
+from ppl_models.processes import ALONE, Processes, processes_of
 
 LIVES = 1e-10  # of the rows: a component with fewer has none
 
 
 class Rows:
-    """Complete rows in memory, counted from their mean, that steps go through again and again."""
+    """Complete rows in memory, counted from their mean, that steps go through again and again.
 
-    def __init__(self, x: Tensor, weight: Tensor | None, covariance: str) -> None:
-        self.batches, self.covariance = [(x, weight)], covariance
+    Those of all processes, of which this one has some.
+    """
+
+    def __init__(
+        self, x: Tensor, weight: Tensor | None, covariance: str, here: Processes = ALONE
+    ) -> None:
+        self.batches, self.covariance, self.here = [(x, weight)], covariance, here
         if weight is None:
-            self.count, self.center = float(len(x)), x.mean(0, dtype=torch.float64)
+            count, center = float(len(x)), x.mean(0, dtype=torch.float64)
         else:
-            self.count = weight.sum().item()
-            self.center = weight @ x.double() / self.count
+            count = weight.sum().item()
+            center = weight @ x.double() / count
+        if not here.alone:
+            total, every = here.totals(count * center, count)
+            count, center = every.item(), total / every
+        self.count, self.center = count, center
         features = len(self.center)
         squares = {"full": features * (features + 1) // 2, "diag": features, "spherical": 1}
         self.width = squares.get(covariance, 0) + features + 1  # P
@@ -69,7 +79,12 @@ class Rows:
         total = self.center.new_zeros(len(self.center), len(self.center))
         for phi, weight in self.kept or self.parts():
             total.addmm_(phi[:-1] if weight is None else phi[:-1] * weight, phi[:-1].T)
-        return total
+        return self.here.total(total)
+
+    def expected(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The log evidence, (R,), and the expected sums, (R, K, P), for coefficients."""
+        evidence, sums, _ = expected_sums(self.kept or self.parts(), theta)
+        return self.here.totals(evidence, sums)
 
     def labelled(self, labels: Tensor, components: int) -> Tensor:
         """The sums where each row belongs to one component, (R, K, P); `labels` are (R, N)."""
@@ -114,6 +129,7 @@ class Steps:
         if largest_distance(moved, precision, covariance) <= expectation.FAR:
             theta = coefficients(log_weights, moved, scale, precision, covariance)
             self.now = Coefficients(theta, self._shared(precision))
+        self.now = self._agreed(self.now, locs)
 
     def begin_with(self, sums: Tensor) -> None:
         """Begins at what is best for sums."""
@@ -157,7 +173,7 @@ class Steps:
 
     def _expected(self, at: Coefficients) -> tuple[Tensor, Tensor]:
         """The mean log evidence, (R,), and the expected sums, (R, K, P)."""
-        evidence, sums, _ = expected_sums(self.rows.kept or self.rows.parts(), at.theta)
+        evidence, sums = self.rows.expected(at.theta)
         if at.shared is not None:
             evidence = evidence - at.shared
         return evidence / self.rows.count, sums
@@ -175,6 +191,23 @@ class Steps:
 
     def _maximised(self, sums: Tensor) -> Coefficients | None:
         """What is best for sums; None where that is none of this kind."""
+        return self._agreed(self._best(sums), sums)
+
+    def _agreed(self, found: Coefficients | None, like: Tensor) -> Coefficients | None:
+        """What the first process has found, on all: on others a last bit may be another one."""
+        if self.rows.here.alone:
+            return found
+        theta = like.new_zeros(*like.shape[:2], self.rows.width) if found is None else found.theta
+        shared = None if found is None else found.shared
+        if shared is None:
+            shared = theta.new_zeros(len(theta))
+        known = theta.new_tensor(found is not None)
+        theta, shared, known = self.rows.here.first_of(theta, shared, known)
+        if not known:
+            return None
+        return Coefficients(theta, None if self.rows.scatter is None else shared)
+
+    def _best(self, sums: Tensor) -> Coefficients | None:
         counts = sums[..., -1]
         if not counts.amin().item() > LIVES * self.rows.count:
             return None
@@ -251,7 +284,8 @@ class Climb:
         self, model: Any, x: Tensor, weight: Tensor | None, given: tuple[Any, ...]
     ) -> None:
         self.model, self.given = model, given
-        self.steps = Steps(Rows(x, weight, model.covariance), model._floor())
+        rows = Rows(x, weight, model.covariance, processes_of(given[0]))
+        self.steps = Steps(rows, model._floor())
         self.steps.begin_at(*model._in_float64())
         self.held = dict(model.named_buffers())
         self.ahead: tuple[Tensor, Tensor] | None = None  # what the next step gives, if known

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.missing import Completion, complete
+from ppl_models.processes import Processes
 from ppl_models.row_weights import weight_of
 
 CHUNK = 2**18  # numbers: the products of that many rows stay near, and keep several cores busy
@@ -73,6 +74,12 @@ def expectation(
     if scatter is not None:
         evidence -= 0.5 * (precision[:, 0] * scatter).sum((1, 2))
     return statistics(evidence, sums, scatter, center, covariance, rows)
+
+
+def added(own: Statistics, here: Processes) -> Statistics:
+    """The sums over the rows of all processes, which count from the same center."""
+    evidence, counts, first, second, rows = here.totals(*own[:4], own.rows)
+    return Statistics(evidence, counts, first, second, own.center, rows)
 
 
 def log_joints(

@@ -18,6 +18,7 @@ References:
     | (Ingrassia & Rocci, 2007) https://doi.org/10.1016/j.csda.2006.10.011
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -25,9 +26,11 @@ import torch
 from torch import Tensor
 
 from ppl_models.mixtures.em.expectation import Statistics
+from ppl_models.processes import ALONE, Processes
 from ppl_models.row_weights import weight_of
 
 CHUNK = 16_384  # rows that are in float64 at once
+WHERE = "GaussianMixture"
 
 
 class Maximum(NamedTuple):
@@ -90,27 +93,44 @@ def factor(covariance: Tensor, floor: float) -> Tensor:
     return result
 
 
-def moments(batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+def moments(
+    batches: Iterable[tuple[Tensor, Tensor | None]], here: Processes = ALONE
+) -> tuple[Tensor, Tensor]:
     """Returns means and standard deviations of the features over all rows, `(D,)`, in float64.
 
     Entries that are NaN count nothing. A constant feature is given the root mean square of all.
 
     Arguments:
         batches: Rows, each with how many times they count, or None where all count alike.
+        here: The processes that have the other rows.
 
     Example:
         >>> loc, scale = moments([(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), None)])
         >>> loc.tolist(), [round(s, 3) for s in scale.tolist()]
         ([2.0, 5.0], [1.0, 0.707])
     """
-    center = counts = first = second = torch.zeros(0)
+    full = (batch for batch in batches if len(batch[0]))
+    with here.all_or_none(WHERE):
+        some = list(itertools.islice(full, 1))
+        center = _middle(some[0][0][:CHUNK].double()) if some else torch.zeros(0)
+    center = next((c for c in here.gather(center) if len(c)), center)
+    with here.all_or_none(WHERE):
+        sums = _about(center, itertools.chain(some, full))
+    counts, first, second = here.totals(*sums)
+    mean = first / counts
+    variance = (second / counts - mean**2).nan_to_num()
+    return center + mean, variance.where(variance > 0, variance.mean()).sqrt()
+
+
+def _about(
+    center: Tensor, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How many entries each feature has, their sum and that of their squares, from a center."""
+    counts, first, second = (torch.zeros_like(center) for _ in range(3))
     for batch, weight in batches:
         parts = [None] * -(-len(batch) // CHUNK) if weight is None else weight.split(CHUNK)
         for chunk, share in zip(batch.split(CHUNK), parts, strict=True):
             x = chunk.double()
-            if not len(center):
-                center = _middle(x)
-                counts, first, second = (torch.zeros_like(center) for _ in range(3))
             y = x - center
             total = _weighted(y, share)
             if total.isnan().any():  # entries are missing
@@ -121,9 +141,7 @@ def moments(batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Te
                 counts += weight_of(y, share)
             first += total
             second += _weighted(y.square(), share)
-    mean = first / counts
-    variance = (second / counts - mean**2).nan_to_num()
-    return center + mean, variance.where(variance > 0, variance.mean()).sqrt()
+    return counts, first, second
 
 
 def _weighted(numbers: Tensor, weight: Tensor | None) -> Tensor:

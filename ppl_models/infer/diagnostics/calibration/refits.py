@@ -23,6 +23,7 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.trials.points import check_no_point
+from ppl_models.processes.jobs import side_by_side
 from ppl_models.scoped import get_host_rng_state, kept_rng, mix, set_host_rng_state
 
 Values = dict[str, np.ndarray]  # of each latent, with the draws in front
@@ -37,7 +38,8 @@ class Refits:
         refit: Called as `refit(model, *data)`, gives a guide or an ArviZ object.
         model: The model.
         num_draws: How many draws of each, `L`.
-        num_jobs: In how many processes; None for as many as there are cores.
+        num_jobs: In how many processes; None for as many as joblib's context says, or without one
+            as there are cores.
         seed: Seeds all of them.
     """
 
@@ -49,12 +51,12 @@ class Refits:
 
     def draws(self, data: list[tuple[Any, ...]]) -> list[Values]:
         """Draws for each data set, `L` or as many as chains are worth."""
-        from joblib import Parallel, cpu_count, delayed
+        from joblib import cpu_count
 
-        jobs = min(self.num_jobs or cpu_count(), len(data))
         store = pyro.get_param_store().get_state()
-        each = (delayed(self._draws)(n, one, store) for n, one in enumerate(data))
-        return list(Parallel(n_jobs=jobs, backend="loky")(each))
+        each = [(n, one, store) for n, one in enumerate(data)]
+        jobs = {"num_jobs": self.num_jobs, "otherwise": cpu_count()}
+        return list(side_by_side(self._draws, each, "refit", **jobs))
 
     def _draws(self, number: int, data: tuple[Any, ...], store: dict[str, Any]) -> Values:
         seed = mix(self.seed, number)

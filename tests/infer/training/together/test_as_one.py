@@ -1,7 +1,7 @@
 """What one process would train, several do, number by number."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -24,9 +24,10 @@ from ppl_models import (
     fit,
     iwae,
 )
+from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.training.together.as_one import as_one_process
 from ppl_models.likelihoods import Bernoulli
-from ppl_models.processes import together
+from ppl_models.processes import places_of, together
 from ppl_models.transformed import Transformed
 from tests.support.together import all_returned, run_together
 
@@ -120,9 +121,37 @@ def transformed() -> tuple[Any, Any, dict]:
     return elbo(model, guide), Transformed(rows(24), transform=_binarised), {"batch_size": 8}
 
 
+class Sometimes(Objective):
+    """A quadratic, in whole batches with a second layer, which without a gradient stays still."""
+
+    name = "sometimes"
+
+    def __init__(self) -> None:
+        self.layers = nn.ModuleList(nn.Linear(5, 1) for _ in range(2)).double()
+
+    def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
+        x, whole = batch[0], places_of(len(batch[0]), batch[0].device).total >= 8
+        return sum(
+            (layer(x).square().mean() for layer in self.layers[: 1 + whole]), x.new_zeros(())
+        )
+
+    def prepare(self, *batch: Tensor, size: int, data: Any = None) -> None:
+        pass
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.layers.named_parameters()
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"layers": self.layers}
+
+
+def sometimes() -> tuple[Any, Any, dict]:
+    return Sometimes(), rows(28), {"batch_size": 8}
+
+
 PROGRAMS = [
     *(vae, importance_weighted, mixture, regression, per_row, game, diffusion, dropping),
-    transformed,
+    *(transformed, sometimes),
 ]
 
 
