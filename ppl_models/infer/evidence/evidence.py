@@ -251,7 +251,8 @@ def log_evidence(
         evidence = together(parts, found, seed)
     else:
         evidence = _evidence(model, guide, num_samples, method, batch_size, data, seed, False)
-    _warn_where_few_carry(evidence)
+    if evidence.num_samples:
+        _warn_where_few_carry(evidence)
     return evidence
 
 

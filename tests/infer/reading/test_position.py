@@ -1,6 +1,7 @@
 """A loader that says where it is: a resumed run goes on there, and reads nothing again."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ppl_models import elbo
+from ppl_models.infer.training.ahead.streamed import BatchesAhead
+from ppl_models.infer.training.batches import source
 from tests.support.oracles import binary, state
 from tests.support.runs import dropout_vae, quiet
 
@@ -112,3 +115,12 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused_at_once(tmp_path):
         run(loader(data), steps=3, checkpoint=tmp_path / "run")
     run(loader(data), steps=3)  # which nobody asked it to
     assert_resumes(tmp_path / "run", lambda: loader(Counting(kept=[1, 2])), 3, 7)
+
+
+def test_where_it_was_after_a_step_and_not_where_it_has_read_to():
+    progress = SimpleNamespace(order_seed=0, epoch=0, batch=0)
+    ahead = BatchesAhead(progress, source(loader(), None, None), whole_epochs=False)
+    ahead.most = 4
+    assert ahead.plan(4, {ahead.kind: 10}) == [(ahead.kind, 4)]
+    progress.batch = 2
+    assert ahead.position()["state"]["_num_yielded"] == 2
