@@ -2,17 +2,21 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_models.processes import together
+
 
 def seed_of(seed: int | None) -> int:
-    """Returns a seed: that which is given, or one from torch's generator."""
-    return int(torch.randint(2**31, ())) if seed is None else seed
+    """Returns a seed: that which is given, or one from torch's generator, of process 0."""
+    if seed is not None:
+        return seed
+    return int(together().gather_values(int(torch.randint(2**31, ())))[0])
 
 
 @contextmanager
@@ -81,6 +85,29 @@ def own_rng(seed: int, device: torch.device) -> Iterator[None]:
         else:
             torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def own_draws(seed: int, device: torch.device) -> Iterator[None]:
+    """The same for Python's random numbers and NumPy's, which programs may draw from, too.
+
+    These are left anywhere: see `kept_host_rng`, which takes longer.
+    """
+    random.seed(seed)
+    with suppress(TypeError):  # another generator than NumPy's usual one
+        np.random.seed(seed % 2**32)
+    with own_rng(seed, device):
+        yield
+
+
+@contextmanager
+def kept_host_rng() -> Iterator[None]:
+    """A context after which Python's random numbers and NumPy's are as they were."""
+    state = get_host_rng_state()
+    try:
+        yield
+    finally:
+        set_host_rng_state(state)
 
 
 def mix(seed: int, number: int) -> int:

@@ -45,6 +45,7 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.trials.auxiliary import Draw
 from ppl_models.infer.trials.points import point_sites
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import kept_rng
 
 
@@ -65,6 +66,8 @@ def aggregate(
     Each draw is weighed by the posteriors of all rows, in a time that grows as
     :math:`S N^2 K`: give it some thousand rows at most. A latent of one dimension with Gaussian
     posteriors and a prior of Gaussians is integrated, without a Monte Carlo error.
+
+    Processes share the draws, as in `log_evidence`; each weighs all of them.
 
     Arguments:
         vae: A Pyro program with one continuous latent for each row, whose prior is the same for
@@ -95,6 +98,9 @@ def aggregate(
     """
     check_at_least(2, num_samples=num_samples)
     check_count(batch_size=batch_size)
+    check_same(
+        "aggregate", (vae, guide), data, num_samples=num_samples, batch_size=batch_size, seed=seed
+    )
     with sampling(vae, guide, data, seed) as joint:
         name = _latent(joint)
         drawn = _draw(joint, name, num_samples, batch_size)

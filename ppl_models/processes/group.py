@@ -224,6 +224,7 @@ class Processes:
 
 
 ALONE = Processes()
+_apart = 0  # how many contexts this process is in, in which it computes by itself
 
 
 def together() -> Processes:
@@ -236,7 +237,7 @@ def together() -> Processes:
         >>> together()
         Processes(rank=0, count=1)
     """
-    if not dist.is_available():
+    if _apart or not dist.is_available():
         return ALONE
     if not dist.is_initialized():
         if not _is_launched():
@@ -247,9 +248,26 @@ def together() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """A context in which this process computes by itself, as each of several does its own work.
+
+    Example:
+        >>> with apart():
+        ...     together().alone
+        True
+    """
+    global _apart
+    _apart += 1
+    try:
+        yield
+    finally:
+        _apart -= 1
+
+
 def is_other() -> bool:
     """Whether this process has joined others, of which it is not the first."""
-    return dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+    return not _apart and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
 
 
 def _is_launched() -> bool:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 PRELOADED = ["torch", "torch.distributed", "pyro", "pyro.infer.autoguide", "ppl_models", "guides"]
+PRELOADED += ["arviz", "torch._dynamo"]  # which are imported late
 
 
 def run_together(

@@ -17,6 +17,7 @@ Shapes: `S` draws.
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ from torch.overrides import TorchFunctionMode
 from ppl_models.infer.compiled.replaced import replaced
 from ppl_models.infer.compiled.traced.evaluations import HALF, TOLERANCE
 from ppl_models.infer.compiled.watch import Watch, holds
-from ppl_models.scoped import get_host_rng_state, get_rng_state
+from ppl_models.processes import Turns
+from ppl_models.scoped import get_host_rng_state, get_rng_state, mix, own_draws
 
 APPLY = Function.__dict__["apply"]  # unbound: torch's own, to be called for any function
 FEW = 16  # draws that are not worth a second way
@@ -60,9 +62,12 @@ def side_by_side(
     total: int,
     most: int,
     watch: Watch | None,
-    device: torch.device,
+    turns: Turns,
+    seed: int,
 ) -> Iterator[Results]:
     """Yields the results of `run(0), ..., run(total - 1)`, of many draws at a time where possible.
+
+    Each batch draws from generators of its own, so that it is the same whichever process makes it.
 
     Arguments:
         run: What a draw gives, given its number, a tensor without dimensions. Each result has a
@@ -72,25 +77,35 @@ def side_by_side(
             tensors that are made, one after the other, `MANY` times as many.
         watch: What the programs hold. Where a draw changes it, or where that is not known (None),
             all run one by one.
-        device: Where they run.
+        turns: The processes that share the draws, and where these run.
+        seed: Seeds all of them.
     """
-    numbers = torch.arange(total, device=device)
-    if total <= FEW or watch is None:
-        yield from map(run, numbers)
-        return
-    with _Sizes() as size:
-        first = run(numbers[0])
-    yield first
-    done, width = 1, most // max(size.largest, size.total // MANY, 1)
-    alike = width > NARROW and holds(watch)
+    numbers = torch.arange(total, device=turns.device)
+
+    def batch(step: int, start: int) -> Results | None:
+        chosen = numbers[start : start + step]
+        with own_draws(mix(seed, start), turns.device):
+            if len(chosen) == 1:
+                return run(chosen[0])
+            return _together(run, chosen, 3 if start == 1 else 1)
+
+    done, step, alike = 0, 1, False
+    if total > FEW and watch is not None:
+        with _Sizes() as size:
+            first = batch(1, 0)
+        assert first is not None
+        yield first
+        done, step = 1, most // max(size.largest, size.total // MANY, 1)
+        alike = step > NARROW and holds(watch)
     while done < total:
-        chosen = numbers[done : done + width] if alike else numbers[done : done + 1]
-        results = _together(run, chosen, 3 if done == 1 else 1) if len(chosen) > 1 else None
-        if results is None and len(chosen) > 1:
-            alike = False
-            continue
-        yield run(chosen[0]) if results is None else results
-        done += len(chosen)
+        step = step if alike else 1
+        starts = range(done, total, step)[: turns.number]
+        for start, results in zip(starts, turns.take(starts, partial(batch, step)), strict=True):
+            if results is None:  # nor do those after it count, which another process may have made
+                alike = False
+                break
+            yield results
+            done = min(start + step, total)
 
 
 def _together(run: Callable[[Tensor], Results], numbers: Tensor, checks: int) -> Results | None:

@@ -37,6 +37,8 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks
 from ppl_models.infer.programs.program import modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.same import check_same
+from ppl_models.processes import apart
 from ppl_models.scoped import seed_of
 
 
@@ -129,7 +131,8 @@ def inference_gap(
     The family of a guide is what its `encoder` can be replaced in: a module that it calls once with
     something of each row. The best member is found by descent of numbers for each row, in the place
     of the outputs, from what the encoder gives on; all other parameters of model and guide stay as
-    they are. A guide without such a module has a total gap alone.
+    they are. A guide without such a module has a total gap alone. Processes share the draws, as in
+    `log_evidence`, and each finds the best members by itself.
 
     Arguments:
         model: A Pyro program.
@@ -158,12 +161,23 @@ def inference_gap(
     """
     check_count(num_samples=num_samples, steps=steps, batch_size=batch_size)
     check_positive(lr=lr)
+    check_same(
+        "inference_gap",
+        (model, guide),
+        data,
+        num_samples=num_samples,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+    )
     data = as_rows(data, modules_of_programs(model, guide))
     seed = seed_of(seed)
     elbo = _bounds(model, guide, data, num_samples, batch_size, seed)
     better = None
     if isinstance(getattr(guide, "encoder", None), nn.Module) and len(elbo.value) > 1:
-        better = best_of_rows(model, guide, data, steps, lr, seed)
+        with apart():  # numbers of all rows, that move together: the same on each process
+            better = best_of_rows(model, guide, data, steps, lr, seed)
     best = better and _bounds(*better, num_samples, batch_size, seed)
     if evidence is None:
         evidence = _evidence(model, guide, data, better, num_samples, batch_size, seed)

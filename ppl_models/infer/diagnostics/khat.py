@@ -35,6 +35,7 @@ from ppl_models.infer.evidence.pareto import Smoothed, check_enough, smoothed_me
 from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.evidence.weights import Draws, row_dim
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.trials.same import check_same
 
 SHOWN = 10  # rows that are named
 
@@ -93,7 +94,7 @@ def khat(
     r"""Returns Pareto's :math:`\hat{k}` of the importance weights of a guide.
 
     Weights that differ by no more than the rounding of their densities are constant: k = 0, as with
-    the exact posterior.
+    the exact posterior. Processes share the draws, as in `log_evidence`.
 
     Arguments:
         model: A Pyro program.
@@ -115,6 +116,9 @@ def khat(
         k of 3 rows, 1000 draws each: median 0.00, largest 0.00; 0 above 0.67
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
+    check_same(
+        "khat", (model, guide), data, num_samples=num_samples, batch_size=batch_size, seed=seed
+    )
     check_enough(num_samples)
     with sampling(model, guide, data, seed) as joint:
         checks.check_observed(joint.first.model)

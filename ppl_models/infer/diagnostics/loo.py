@@ -36,6 +36,7 @@ from ppl_models.infer.evidence.pareto import Tails, check_enough
 from ppl_models.infer.evidence.predictive import check_density, likelihood_of_rows
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
+from ppl_models.infer.trials.same import check_same
 
 AT_ONCE = 2**22  # weights that are smoothed at once
 
@@ -60,6 +61,8 @@ def loo(
 ) -> LeftOut:
     r"""Returns the log density of each row given all others, from draws of a fitted guide.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program whose latents are shared by all rows; enumerated ones are summed out.
         guide: Its fitted guide.
@@ -80,6 +83,9 @@ def loo(
         torch.Size([50])
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
+    check_same(
+        "loo", (model, guide), data, num_samples=num_samples, batch_size=batch_size, seed=seed
+    )
     check_enough(num_samples)
     with sampling(model, guide, data, seed) as joint:
         checks.check_observed(joint.first.model)

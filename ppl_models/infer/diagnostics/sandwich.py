@@ -29,6 +29,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_models.checks import check_at_least, check_count
+from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.evidence import Evidence, check_weights, log_evidence, num_discrete
 from ppl_models.infer.evidence.joint import Joint, Unobserved, sampling
 from ppl_models.infer.evidence.sums import WeightSums
@@ -39,6 +40,7 @@ from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.sampling.annealed import Weights, backward, forward, prepare
 from ppl_models.infer.sampling.of_rows import OfRows
 from ppl_models.infer.sampling.slopes import AnotherProgramError, Slopes
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import modes, own_rng, seed_of
 
 NOT_SIMULATED = (
@@ -111,6 +113,8 @@ def sandwich(
     draws discrete latents, or ones that rows share, or keeps parameters for each row, the lower
     bound is that of `log_evidence`, and the result says so.
 
+    Processes that compute together share the rows, `batch_size` chains at a time.
+
     Arguments:
         model: A Pyro program.
         guide: Its guide, which takes any rows (an amortised one); None where the model knows its
@@ -137,6 +141,16 @@ def sandwich(
     """
     check_count(num_steps=num_steps, batch_size=batch_size)
     check_at_least(2, num_chains=num_chains)
+    check_same(
+        "sandwich",
+        (model, guide),
+        data,
+        simulate=simulate,
+        num_steps=num_steps,
+        num_chains=num_chains,
+        batch_size=batch_size,
+        seed=seed,
+    )
     data = as_rows(data, modules_of_programs(model, guide))
     seed = seed_of(seed)
     latents: dict[str, Tensor] = {}
@@ -198,19 +212,28 @@ class _Run:
 
     def __call__(self, width: int) -> None:
         """Runs them, of so many rows at once."""
-        self.joint._look_once(self.num_chains)
-        for start in range(0, self.joint.num_rows, width):
-            rows = slice(start, min(start + width, self.joint.num_rows))
-            densities = OfRows(self.joint, rows, self.num_chains)
-            chains = Slopes(densities, densities.draw())
-            try:
-                found = self._both(chains, rows)
-            except AnotherProgramError as error:
-                chains.give_up(str(error))
-                found = self._both(chains, rows)
-            self._add(self.below, rows, found[0], 1.0)
+        joint = self.joint
+        joint._look_once(self.num_chains)
+        starts = range(0, joint.num_rows, width)
+        parts = [slice(start, min(start + width, joint.num_rows)) for start in starts]
+        for rows, found in joint.in_turn(*joint.begin(lambda: None), parts, self._of):
+            self._add(self.below, rows, found["below"], 1.0)
             if self.latents:
-                self._add(self.above, rows, found[1], -1.0)
+                self._add(self.above, rows, found["above"], -1.0)
+            self.accepted += found["accepted"].tolist()
+
+    def _of(self, rows: slice) -> Results:
+        """What chains of some rows weigh, and how many of their transitions were accepted."""
+        densities = OfRows(self.joint, rows, self.num_chains)
+        chains = Slopes(densities, densities.draw())
+        try:
+            found = self._both(chains, rows)
+        except AnotherProgramError as error:
+            chains.give_up(str(error))
+            found = self._both(chains, rows)
+        accepted = torch.tensor([each.accepted for each in found], dtype=torch.float64)
+        weights = {n: x.log_weight for n, x in zip(("below", "above"), found, strict=False)}
+        return {**weights, "accepted": accepted}
 
     def _both(self, chains: Slopes, rows: slice) -> list[Weights]:
         """The weights of chains that go forward and, from exact draws, backward."""
@@ -225,10 +248,9 @@ class _Run:
             found.append(backward(chains, how, chains.rows.of(exact)))
         return found
 
-    def _add(self, sums: WeightSums, rows: slice, found: Weights, sign: float) -> None:
-        log_weight = sign * found.log_weight.unflatten(0, (self.num_chains, -1)).cpu()
+    def _add(self, sums: WeightSums, rows: slice, found: Tensor, sign: float) -> None:
+        log_weight = sign * found.unflatten(0, (self.num_chains, -1)).cpu()
         sums.add(rows, log_weight, torch.zeros_like(log_weight))
-        self.accepted.append(found.accepted)
 
     def result(self, data: tuple[Tensor, ...]) -> Sandwich:
         """The bounds."""

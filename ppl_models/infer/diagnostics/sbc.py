@@ -60,6 +60,10 @@ def sbc(
     least effective size if that is less than `num_draws`: ranks among draws that depend on each
     other are not uniform. What they would be among `num_draws` is then drawn at random.
 
+    Processes that compute together, as `torchrun` starts them, share the draws, as in
+    `log_evidence`, and the data sets of `refit`, which each process fits by itself, in jobs of its
+    own. The simulations are drawn by each.
+
     Arguments:
         model: A Pyro program that draws data where it is given none. Its parameters stay as they
             are.

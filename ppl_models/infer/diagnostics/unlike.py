@@ -40,6 +40,7 @@ from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import modes, own_rng, seed_of
 
 SHOWN = 10  # rows that are named
@@ -117,6 +118,8 @@ def predictive_pvalues(
 ) -> PredictivePvalues:
     r"""Returns the predictive p-value of the evidence of each row.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program whose rows are independent, which draws `size` of them without data.
         guide: Its guide, which infers the latents of any rows; None as in `log_evidence`.
@@ -139,6 +142,15 @@ def predictive_pvalues(
         [99]
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
+    check_same(
+        "predictive_pvalues",
+        (model, guide),
+        data,
+        num_simulations=num_simulations,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        seed=seed,
+    )
     seed = seed_of(seed)
     data = as_rows(data, modules_of_programs(model, guide))
     draws = partial(log_evidence, model, guide, num_samples=num_samples, batch_size=batch_size)

@@ -23,6 +23,8 @@ from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.pyro_internals import is_deterministic
 from ppl_models.infer.trials.conditionals import pseudo_likelihoods
 from ppl_models.infer.trials.points import check_meant
+from ppl_models.infer.trials.same import check_same
+from ppl_models.processes import together
 from ppl_models.user_line import warn
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def from_pyro_svi(
     along `"x_entry"`. Of latents that are masked in part, as those of `obs_mask`, the posterior
     holds draws of the model's own there, of which the data say nothing.
 
+    Processes share the draws, as in `log_evidence`.
+
     `az.loo` is meant for latents shared by all rows. With latents of a row (a VAE), leaving that
     row out changes its posterior altogether: use `log_evidence` there.
 
@@ -85,6 +89,14 @@ def from_pyro_svi(
         {'chain': 1, 'draw': 50, 'data': 7, 'z_dim_0': 2}
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
+    check_same(
+        "from_pyro_svi",
+        (model, guide),
+        data,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        seed=seed,
+    )
     with sampling(model, guide, data, seed) as joint:
         checks.check_program(joint.first.model)
         joint.check_points(check_meant)
@@ -103,9 +115,15 @@ def collect(
     variables = Variables(joint, dims or {})
     for rows, results in joint.evaluate(variables.of, num_samples, batch_size):
         variables.add(rows, results)
-    for caveat in variables.caveats.values():
+    for caveat in _of_all(variables.caveats):
         warn(caveat)
     return variables.arrays(chains)
+
+
+def _of_all(caveats: dict[tuple[str, ...], str]) -> list[str]:
+    """What processes have found, each in its own draws."""
+    told = together().gather_values([[list(names), text] for names, text in caveats.items()])
+    return [*{tuple(names): text for one in told for names, text in one}.values()]
 
 
 class Variables:

@@ -36,6 +36,7 @@ from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.conditionals import check_conditionals, pseudo_likelihoods
 from ppl_models.infer.trials.points import check_no_point
 from ppl_models.infer.trials.precision import check_density
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
 
@@ -214,6 +215,11 @@ def log_evidence(
     of whether it is one.
     Modules are in evaluation mode meanwhile.
 
+    Processes that compute together, as `torchrun` starts them, share the draws: those that are made
+    at once are made by one of them, with random numbers of their own, so that all have the numbers
+    that one process has. Closed forms, trials and what is summed at the end are not shared. With
+    fewer batches than processes some have nothing to do: try a smaller `batch_size`.
+
     A guide that leaves out a part of the posterior leaves out its evidence, and no error tells:
     the components of a mixture have :math:`K!` labelings, all alike, and with a guide of one of
     them, well apart from the others, :math:`\log K!` nats of the whole data are missing. Where few
@@ -269,6 +275,15 @@ def _evidence(
     """The log evidence of rows, which are all there are, or a part of them by itself."""
     if method not in ("auto", "exact", "importance"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
+    check_same(
+        "log_evidence",
+        (model, guide),
+        data,
+        num_samples=num_samples,
+        method=method,
+        batch_size=batch_size,
+        seed=seed,
+    )
     data = as_rows(data, modules_of_programs(model, guide))
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:

@@ -16,19 +16,24 @@ References:
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
+from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.exact.closed_forms import HasImpute, is_of_its_program
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import modes, own_rng
+
+AT_ONCE = 100_000  # draws of rows that are weighed at once
 
 
 def impute(
@@ -44,7 +49,8 @@ def impute(
 
     For models with latents of rows and `missing="marginalise"`, such as `VAE`. Where a model has a
     method `impute`, as mixtures and factor models have, its draws are exact, and there is no need
-    of a guide, nor of particles.
+    of a guide, nor of particles. Processes that compute together share the rows, but not for exact
+    draws, which each makes.
 
     Arguments:
         model: A Pyro program of rows with NaN.
@@ -72,6 +78,14 @@ def impute(
         torch.Size([10, 1, 3])
     """
     check_count(num_samples=num_samples, num_particles=num_particles)
+    check_same(
+        "impute",
+        (model, guide),
+        (x,),
+        num_samples=num_samples,
+        num_particles=num_particles,
+        seed=seed,
+    )
     (x,) = as_rows((x,), modules_of_programs(model, guide))
     if isinstance(model, HasImpute) and is_of_its_program(model, "impute"):
         return _exact(model, x, num_samples, seed)
@@ -84,11 +98,11 @@ def impute(
                 "and an amortised guide, such as AmortizedNormal."
             )
         joint.check_known()
-        size = max(1, 100_000 // num_particles)
-        parts = [
-            _weighted(joint, rows, num_samples, num_particles) for rows in _slices(len(x), size)
-        ]
-    return torch.cat(parts, 1)
+        parts = _slices(len(x), max(1, AT_ONCE // num_particles))
+        here, drawn = joint.begin(lambda: _weighted(joint, slice(0, 2), 1, 2))
+        of = partial(_weighted, joint, num_samples=num_samples, num_particles=num_particles)
+        found = [results["x"] for _, results in joint.in_turn(here, drawn, parts, of)]
+    return torch.cat(found, 1)
 
 
 @torch.no_grad()
@@ -110,7 +124,8 @@ def _exact(model: HasImpute, x: Tensor, num_samples: int, seed: int | None) -> T
     return drawn
 
 
-def _weighted(joint: Joint, rows: slice, num_samples: int, num_particles: int) -> Tensor:
+def _weighted(joint: Joint, rows: slice, num_samples: int, num_particles: int) -> Results:
+    """Some rows with what was missing, `(S, B, D)`."""
     draws = joint.draw(rows, num_particles)
     log_weight = draws.log_weight.T  # of particles, (B, P)
     chosen = torch.distributions.Categorical(logits=log_weight).sample((num_samples,))  # (S, B)
@@ -119,7 +134,7 @@ def _weighted(joint: Joint, rows: slice, num_samples: int, num_particles: int) -
     site = joint.predictive(draws, joint.latents(draws)).nodes[name]
     fresh = joint.unstack(draws, site, site["value"], x.ndim - 1)  # (P, B, D)
     every = chosen.to(fresh.device).unsqueeze(-1).expand(-1, -1, x.shape[1])
-    return torch.where(x.isnan(), fresh.gather(0, every), x)
+    return {"x": torch.where(x.isnan(), fresh.gather(0, every), x)}
 
 
 def _site_of(x: Tensor, joint: Joint, draws: Draws) -> str:

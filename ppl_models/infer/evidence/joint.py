@@ -11,10 +11,10 @@ data, too: with a weight for each row, unless rows depend on the latents of othe
 Shapes: `S` draws, `N` rows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import torch
@@ -27,6 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_models.checks import allows_missing, check_devices, check_tensors, check_whole
+from ppl_models.infer.compiled.changes import changes
 from ppl_models.infer.compiled.side_by_side import FEW, Results, side_by_side
 from ppl_models.infer.compiled.watch import Finder
 from ppl_models.infer.evidence.exact.closed_forms import check_posterior, posterior_guide
@@ -36,15 +37,27 @@ from ppl_models.infer.programs.once import Once
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials import same
 from ppl_models.infer.trials.auxiliary import Draw, is_of_pyro, why_unknown
 from ppl_models.infer.trials.independence import FEW as TRIED
 from ppl_models.infer.trials.independence import Pair, Trial, first_line
 from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.trials.precision import check_precision
 from ppl_models.infer.trials.shapes import check_rows, replayed
-from ppl_models.scoped import kept_rng, modes, own_rng
+from ppl_models.processes import ALONE, Processes, Turns, in_turn, together
+from ppl_models.scoped import (
+    kept_host_rng,
+    kept_rng,
+    mix,
+    modes,
+    own_draws,
+    own_rng,
+    seed_of,
+)
+from ppl_models.user_line import warn
 
 AT_ONCE = 4096  # rows that are tried
+Piece = TypeVar("Piece")
 ROOM = 2**10  # numbers that a tensor may hold for each draw of a batch: about those of a row
 
 
@@ -58,8 +71,8 @@ def sampling(
 ) -> Iterator["Joint"]:
     """Gives a `Joint` in the context of its draws.
 
-    There are no gradients, the modules are in evaluation mode, and with a seed the draws come from
-    a generator of their own. The arguments are those of `Joint`.
+    There are no gradients, the modules are in evaluation mode, and the draws come from a generator
+    of their own, which without a seed is seeded by torch's. The other arguments are of `Joint`.
     """
     programs = [Program(model, "model")]
     programs += [] if guide is None else [Program(guide, "guide", programs[0])]
@@ -73,10 +86,10 @@ def sampling(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(modules(), training=False))
-        if seed is not None:
-            device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
-            stack.enter_context(own_rng(seed, torch.device(device)))
-        joint = Joint(programs[0], None if guide is None else programs[1], data, numbered)
+        device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
+        stack.enter_context(own_rng(seed_of(seed), torch.device(device)))
+        with together().all_or_none("a first run"):
+            joint = Joint(programs[0], None if guide is None else programs[1], data, numbered)
         stack.enter_context(modes(modules(), training=False))  # those that the run has shown
         stack.enter_context(pyro.validation_enabled(False))  # a first run has been checked
         yield joint
@@ -192,7 +205,8 @@ class Joint:
 
     def _is_alike_tiled(self, num_samples: int, batch_size: int) -> bool:
         """Whether as many rows as will be run at once are what they are by themselves."""
-        sizes = {(r.stop - r.start) * count for r, count in self._batches(num_samples, batch_size)}
+        batches = self._batches(num_samples, batch_size)
+        sizes = {(rows.stop - rows.start) * count for rows, count, _ in batches}
         try:
             found = self._trial(None).of_sizes(*self._whole_and_few(), *sizes)
         except Exception as error:  # whatever a program does that takes no other number of rows
@@ -253,6 +267,9 @@ class Joint:
     ) -> Iterator[tuple[slice, Results]]:
         """Yields statistics of all draws, of some of them after the other, and of which rows.
 
+        Processes that compute together share the draws: those made at once are made by one of
+        them, with random numbers of their own, and all get the statistics of all.
+
         Arguments:
             statistics: Gives tensors with the draws in front.
             num_samples: The number of draws of each row.
@@ -261,33 +278,111 @@ class Joint:
         """
         if self.tiled and not self._is_alike_tiled(num_samples, batch_size):
             self.tiled = False
-        if self.tiled:
-            checked: set[int] = set()
-            self._look_once(num_samples)
-            for rows, count in self._batches(num_samples, batch_size):
-                draws = self.draw(rows, count)
-                if rows.start not in checked:
-                    check_precision(draws.model, draws.guide)
-                    checked.add(rows.start)
-                yield rows, statistics(draws)
-            return
+        one = (slice(0, 2), 1, None) if self.tiled else (self.all_rows, 1, self._number(0))
+        numbers = {"num_samples": num_samples, "batch_size": batch_size}
+        here, seed = self.begin(lambda: statistics(self.draw(*one)), **numbers)
+        parts = self._of_rows if self.tiled else self._of_all
+        with kept_host_rng():
+            yield from parts(statistics, num_samples, batch_size, here, seed)
+
+    def begin(self, first: Callable[[], Any], **numbers: int) -> tuple[Processes, int]:
+        """Returns the processes that share some work, and the seed of it.
+
+        Arguments:
+            first: Does a little of it, with random numbers that do not count.
+            numbers: How much it is, by names.
+
+        Raises:
+            ValueError: If processes are about to do different things.
+        """
+        here, seed = together(), seed_of(None)
+        if here.alone:
+            return here, seed
+        found = same.sites_of(self.first.model, self.first.guide)
+        kind = "rows" if self.tiled else "draws with weights of rows" if self.by_row else "draws"
+        here.check_agree(
+            "evaluation",
+            same.ADVICE,
+            **found,
+            **numbers,
+            rows=self.num_rows,
+            kind_of_draws=kind,
+            random_numbers=seed,
+        )
+        device = self.data[0].device
+        with kept_rng(device), kept_host_rng(), here.all_or_none("a first draw"):
+            moves = changes(self, first)
+        if moves:
+            warn(
+                "draws: each process makes all of them, as the program keeps something from one to "
+                "the next, or nobody can tell. The numbers are right, only not faster."
+            )
+        return ALONE if moves else here, seed
+
+    def in_turn(
+        self, here: Processes, seed: int, pieces: Iterable[Piece], work: Callable[[Piece], Results]
+    ) -> Iterator[tuple[Piece, Results]]:
+        """Yields what pieces of work give, each with random numbers of its own."""
+        device = self.data[0].device
+
+        def of(numbered: tuple[int, Piece]) -> Results:
+            with own_draws(mix(seed, numbered[0]), device):
+                return work(numbered[1])
+
+        for (_, piece), found in in_turn(here, "an evaluation", [*enumerate(pieces)], of, device):
+            yield piece, found
+
+    def _of_rows(
+        self,
+        statistics: Callable[[Draws], Results],
+        num_samples: int,
+        batch_size: int,
+        here: Processes,
+        seed: int,
+    ) -> Iterator[tuple[slice, Results]]:
+        """Those of tiled rows."""
+        self._look_once(num_samples)
+
+        def of(batch: tuple[slice, int, bool]) -> Results:
+            rows, count, first = batch
+            draws = self.draw(rows, count)
+            if first:
+                check_precision(draws.model, draws.guide)
+            return statistics(draws)
+
+        batches = self._batches(num_samples, batch_size)
+        for (rows, _, _), results in self.in_turn(here, seed, batches, of):
+            yield rows, results
+
+    def _of_all(
+        self,
+        statistics: Callable[[Draws], Results],
+        num_samples: int,
+        batch_size: int,
+        here: Processes,
+        seed: int,
+    ) -> Iterator[tuple[slice, Results]]:
+        """Those of the whole data, draws side by side."""
 
         def of_one(number: Tensor) -> Results:
-            data = (number[None],) if self.numbered else None
-            return statistics(self.draw(self.all_rows, 1, data))
+            return statistics(self.draw(self.all_rows, 1, self._number(number)))
 
-        with kept_rng(self.data[0].device):
-            one = (torch.zeros(1, dtype=torch.int64, device=self.data[0].device),)
-            draws = self.draw(self.all_rows, 1, one if self.numbered else None)
+        device, watch = self.data[0].device, None
+        with kept_rng(device):
+            draws = self.draw(self.all_rows, 1, self._number(0))
         check_precision(draws.model, draws.guide)
-
-        watch = None
         if num_samples > FEW:
             with suppress(Exception):  # what it holds cannot be told, as of a scripted module
                 watch = Finder(self).watch
-        room, device = batch_size * ROOM, self.data[0].device
-        for results in side_by_side(of_one, num_samples, room, watch, device):
+        turns = Turns(here, "an evaluation", device)
+        for results in side_by_side(of_one, num_samples, batch_size * ROOM, watch, turns, seed):
             yield self.all_rows, results
+
+    def _number(self, number: int | Tensor) -> tuple[Tensor, ...] | None:
+        """What is given to programs of the number of a draw, in the place of data."""
+        if not self.numbered:
+            return None
+        return (torch.as_tensor(number, dtype=torch.int64, device=self.data[0].device)[None],)
 
     def _look_once(self, num_samples: int) -> None:
         """Finds the networks that may see each row once, whatever the number of draws."""
@@ -300,14 +395,14 @@ class Joint:
         alike = num_samples > FEW and once.holds(draw, self.data[0].device)
         self.once = once if alike else None
 
-    def _batches(self, num_samples: int, batch_size: int) -> Iterator[tuple[slice, int]]:
-        """Which rows are drawn at once, and how often."""
+    def _batches(self, num_samples: int, batch_size: int) -> Iterator[tuple[slice, int, bool]]:
+        """Which rows are drawn at once, how often, and whether for the first time."""
         width = min(self.num_rows, batch_size)
         for start in range(0, self.num_rows, width):
             rows = slice(start, min(start + width, self.num_rows))
             most = max(1, batch_size // (rows.stop - start))
             for done in range(0, num_samples, most):
-                yield rows, min(most, num_samples - done)
+                yield rows, min(most, num_samples - done), not done
 
     def draw(self, rows: slice, count: int, data: tuple[Tensor, ...] | None = None) -> Draws:
         """Draws `count` times the latents of some rows from the guide."""

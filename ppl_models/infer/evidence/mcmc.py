@@ -14,6 +14,7 @@ from ppl_models.infer.evidence.arviz import BATCH, Names, collect, to_arviz
 from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.pyro_internals import is_made, run_of
+from ppl_models.infer.trials.same import check_same
 
 
 def from_pyro_mcmc(
@@ -47,6 +48,9 @@ def from_pyro_mcmc(
     model, (samples, args, kwargs) = getattr(mcmc.kernel, "model", None), run_of(mcmc)
     if model is None or not samples:
         raise ValueError("mcmc: expected a run of a model, got none. Try mcmc.run(*data) first.")
+
+    data = [*samples.values(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))]
+    check_same("from_pyro_mcmc", (model,), data, seed=seed)
 
     def program(*_: Tensor, size: int | None = None) -> Any:
         with _AsItRan():  # no `Program`: it ran in Pyro's own store

@@ -38,6 +38,7 @@ from ppl_models.infer.programs.program import Program, modules_of_programs, no_l
 from ppl_models.infer.programs.pyro_internals import plate_frames
 from ppl_models.infer.programs.rows import Rows, UnknownRowsError
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 DRAWS = 500  # of a guide
@@ -66,6 +67,8 @@ def predict(
     those of a VAE, have their latents inferred by the guide (enumerated ones from their posterior),
     and are drawn anew from these.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program.
         guide_or_posterior: Its fitted guide; or what `from_pyro_svi` or `from_pyro_mcmc` returned;
@@ -93,6 +96,15 @@ def predict(
         (1, 9, 3, 5)
     """
     check_count(num_samples=DRAWS if num_samples is None else num_samples, batch_size=batch_size)
+    check_same(
+        "predict",
+        (model, guide_or_posterior),
+        new,
+        num_samples=num_samples,
+        size=size,
+        batch_size=batch_size,
+        seed=seed,
+    )
     program = Program(model, "model")
     program.is_evaluated = True
     new = as_rows(new, modules_of_programs(model, guide_or_posterior))

@@ -26,6 +26,7 @@ from ppl_models.infer.evidence.likelihood import factors_of_data, likelihoods
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.trials.conditionals import pseudo_likelihoods
+from ppl_models.infer.trials.same import check_same
 
 
 class Predictive(Evidence):
@@ -52,6 +53,8 @@ def log_predictive(
     It compares models by rows held out, where `log_evidence` compares them by those that were
     fitted. A density and a probability do not compare: round both to the same levels.
 
+    Processes share the draws, as in `log_evidence`.
+
     Arguments:
         model: A Pyro program whose latents are shared by all rows.
         guide: Its fitted guide.
@@ -73,6 +76,14 @@ def log_predictive(
         'estimate'
     """
     check_count(num_samples=num_samples, batch_size=batch_size)
+    check_same(
+        "log_predictive",
+        (model, guide),
+        new,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        seed=seed,
+    )
     with sampling(model, guide, new, seed) as joint:
         checks.check_observed(joint.first.model)
         _check_shared(joint)

@@ -7,15 +7,27 @@ sampler is a handful of names, all of them here.
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from ppl_models.infer.compiled.code.density import NativeDensity
 from ppl_models.infer.sampling.density import Density
+from ppl_models.processes import Turns, together
+from ppl_models.scoped import mix
 
 LATENTS, DIMENSION = "latents", "latents_dim_0"
 POSITIONS = "unconstrained_draw"  # a statistic of nutpie
+DONE = "{{ total_finished_draws }}"  # of a chain, as nutpie's templates say it
+RATE = 100  # milliseconds between two looks at it
+CPU = torch.device("cpu")
+
+
+Results = dict[Any, Tensor]
 
 
 class Chains(NamedTuple):
@@ -70,33 +82,68 @@ def nutpie() -> Any:
 
 
 def sample(density: Density, settings: Settings) -> Chains:
-    """Runs chains.
+    """Runs chains, of which each of the processes that compute together has some.
+
+    Each chain is seeded by its number, so that it is the same wherever it runs.
 
     Raises:
         KeyboardInterrupt: If they are interrupted: what they have drawn until then is dropped.
     """
-    package = nutpie()
-    running = package.sample(
-        _model(density),
+    here = together()
+    parts = [range(rank, settings.chains, here.count) for rank in range(here.count)]
+    found: Results = {}
+    for part in Turns(here, "nuts", CPU).take(parts, partial(_some, density, settings)):
+        found |= part or {}
+    names = {name: None for _, name in found}
+    every = {
+        name: np.stack([found[chain, name].numpy() for chain in range(settings.chains)])
+        for name in names
+    }
+    return Chains(every.pop(LATENTS), every.pop(POSITIONS), every)
+
+
+def _some(density: Density, settings: Settings, chains: range) -> Results:
+    """Some of the chains, as many of these at once as there are cores."""
+    found: Results = {}
+    width = num_cores() if density.native else 1
+    length = settings.tune + settings.draws
+    hidden = None if settings.progress and together().is_first else True
+    with tqdm(total=len(chains) * length, desc="nuts", unit="draw", disable=hidden) as bar:
+        for start in range(0, len(chains), width):
+            some = chains[start : start + width]
+            running = [_started(density, settings, chain, bar) for chain in some]
+            for chain, raw in zip(some, _ended(running, density), strict=True):
+                latents, statistics = raw.get_arrow_trace()
+                for name, values in _arrays(latents[0], statistics[0], density, settings).items():
+                    found[chain, name] = torch.from_numpy(np.array(values))
+    return found
+
+
+def _started(density: Density, settings: Settings, chain: int, bar: tqdm) -> Any:
+    return nutpie().sample(
+        _Shown(_model(density), bar),
         draws=settings.draws,
         tune=settings.tune,
-        chains=settings.chains,
-        cores=min(settings.chains, num_cores()) if density.native else 1,
-        seed=settings.seed,
+        chains=1,
+        cores=1,
+        seed=mix(settings.seed, chain),
         target_accept=settings.target_accept,
-        progress_bar=settings.progress,
+        progress_bar=False,
         store_unconstrained=True,
         return_raw_trace=True,
         blocking=False,
     )
+
+
+def _ended(running: list[Any], density: Density) -> list[Any]:
+    """What chains have drawn."""
     try:
-        raw = running.wait()
+        return [chain.wait() for chain in running]
     except BaseException as error:  # nutpie has errors of Rust
-        with suppress(BaseException):
-            running.cancel()
+        for chain in running:
+            with suppress(BaseException):
+                chain.cancel()
         raise density.broken or error from None
-    latents, statistics = raw.get_arrow_trace()
-    return _chains(latents, statistics, density, settings)
 
 
 def num_cores() -> int:
@@ -119,6 +166,34 @@ def _model(density: Density) -> Any:
         [LATENTS],
         make_initial_point_fn=density.start,
     )
+
+
+class _Shown:
+    """A model of nutpie whose chain tells a bar how far it is.
+
+    Arguments:
+        model: The model.
+        bar: Of all chains.
+    """
+
+    def __init__(self, model: Any, bar: tqdm) -> None:
+        self.model, self.bar, self.done = model, bar, 0
+
+    @property
+    def n_dim(self) -> int:
+        size: int = self.model.n_dim
+        return size
+
+    def _make_sampler(self, settings: Any, mean: Any, cores: int, _: Any, store: Any) -> Any:
+        kind = nutpie()._lib.ProgressType
+        shown = (
+            kind.none() if self.bar.disable else kind.template_callback(RATE, DONE, 1, self._show)
+        )
+        return self.model._make_sampler(settings, mean, cores, shown, store)
+
+    def _show(self, done: str) -> None:
+        self.bar.update(int(done) - self.done)
+        self.done = int(done)
 
 
 @dataclass(frozen=True)
@@ -146,25 +221,23 @@ class _Model:
         return lib.PySampler.from_pymc(settings, cores, model, *rest)
 
 
-def _chains(
-    latents: list[Any], statistics: list[Any], density: Density, settings: Settings
-) -> Chains:
-    """Draws and their statistics as arrays, from Arrow's batches of each chain."""
+def _arrays(
+    latents: Any, statistics: Any, density: Density, settings: Settings
+) -> dict[str, np.ndarray]:
+    """The draws of a chain, `(S, *)`, with their statistics, from Arrow's batches."""
+    counts = statistics.num_rows, int(_array(statistics.column("tuning")).sum())
+    if counts != (settings.tune + settings.draws, settings.tune):
+        raise RuntimeError(f"nuts: nutpie drew {counts[0]} times, to tune {counts[1]} of them.")
 
-    for batch in statistics:
-        counts = batch.num_rows, int(_array(batch.column("tuning")).sum())
-        if counts != (settings.tune + settings.draws, settings.tune):
-            raise RuntimeError(f"nuts: nutpie drew {counts[0]} times, to tune {counts[1]} of them.")
+    def drawn(batch: Any, name: str) -> np.ndarray:
+        return _array(batch.column(name))[settings.tune :]
 
-    def stacked(batches: list[Any], name: str) -> np.ndarray:
-        return np.stack([_array(batch.column(name))[settings.tune :] for batch in batches])
-
-    scalars = [n for n in statistics[0].column_names if _is_scalar(statistics[0].column(n))]
-    positions = stacked(statistics, POSITIONS)
-    values = stacked(latents, LATENTS)
+    scalars = [n for n in statistics.column_names if _is_scalar(statistics.column(n))]
+    found = {name: drawn(statistics, name) for name in [*scalars, POSITIONS]}
+    found[LATENTS] = drawn(latents, LATENTS)
     if density.native is None:
-        values = np.apply_along_axis(density.latents, -1, positions)
-    return Chains(values, positions, {n: stacked(statistics, n) for n in scalars})
+        found[LATENTS] = np.apply_along_axis(density.latents, -1, found[POSITIONS])
+    return found
 
 
 def _is_scalar(column: Any) -> bool:

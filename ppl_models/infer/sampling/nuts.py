@@ -33,6 +33,7 @@ from ppl_models.infer.sampling.chains import Chains, Settings, num_cores, nutpie
 from ppl_models.infer.sampling.density import Density
 from ppl_models.infer.sampling.unconstrained import Unconstrained
 from ppl_models.infer.trials.precision import in_double
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import modes, own_rng, seed_of
 
 LATER = 4  # draws of each chain at which code and program are compared again
@@ -67,6 +68,9 @@ def nuts(
     computed in double precision. Beside the groups of `from_pyro_svi`, `sample_stats` holds `log_p`
     and what the sampler says of each draw: `diverging`, `n_steps`, `energy`, `step_size`.
 
+    Processes that compute together, as `torchrun` starts them, share the chains; one whose chains
+    take longer than those of others by more than the time-out of `torch.distributed` is given up.
+
     Arguments:
         model: A Pyro program.
         data: The rows, as the model takes them; none if it takes none.
@@ -97,6 +101,16 @@ def nuts(
         True
     """
     check_count(draws=draws, tune=tune, chains=chains)
+    check_same(
+        "nuts",
+        (model, guide),
+        data,
+        draws=draws,
+        tune=tune,
+        chains=chains,
+        target_accept=target_accept,
+        seed=seed,
+    )
     if not 0 < target_accept < 1:
         raise ValueError(f"target_accept: expected a number between 0 and 1, got {target_accept}.")
     nutpie()

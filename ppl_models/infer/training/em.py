@@ -313,15 +313,17 @@ def _side_by_side(
     for candidate in begun:
         candidate.initialise(*start)
     climbs = [(candidate, x, max_steps, tolerance) for candidate in begun]
-    ends = []
-    for end, drew in side_by_side(_climb_apart, climbs, "fit_em"):
-        if drew:
-            set_rng_state(before, place)
-            set_host_rng_state(host)
-            return []
-        ends.append(end)
+    found = []
+    for end, drew in side_by_side(
+        _climb_apart, climbs, "fit_em"
+    ):  # to the last: none is left alone
+        found.append((end, drew))
         bar.update(len(end[0]))
-    return ends
+    if any(drew for _, drew in found):
+        set_rng_state(before, place)
+        set_host_rng_state(host)
+        return []
+    return [end for end, _ in found]
 
 
 def _climb_apart(

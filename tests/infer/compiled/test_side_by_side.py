@@ -19,9 +19,11 @@ from ppl_models import (
     log_evidence,
 )
 from ppl_models.infer.compiled import side_by_side
+from ppl_models.processes import ALONE, Turns
 from tests.support.draws import COUNTS, Y, counts, counts_guide, log_joint, values
 
 pytestmark = pytest.mark.usefixtures("float64")
+ALONE_HERE = Turns(ALONE, "an evaluation", torch.device("cpu"))
 
 
 def on_a_value(x=None, size=None):
@@ -360,7 +362,7 @@ def test_each_batch_is_checked(monkeypatch):
         late = side_by_side.is_batchedtensor(number) * 1.0
         return {"a": torch.where(number < 20, 1.0, 1.0 + late).reshape(1)}
 
-    parts = list(side_by_side.side_by_side(run, 60, 10, [], torch.device("cpu")))
+    parts = list(side_by_side.side_by_side(run, 60, 10, [], ALONE_HERE, seed=0))
     assert torch.cat([part["a"] for part in parts]).eq(1.0).all()
     assert [len(part["a"]) for part in parts] == [1, 10] + [1] * 49
 
@@ -372,7 +374,7 @@ def test_nothing_is_left_switched_on_between_draws():
         return {"a": torch.randn(1)}
 
     before = len(torch.overrides._get_current_function_mode_stack())
-    for _ in side_by_side.side_by_side(run, 60, 10, [], torch.device("cpu")):
+    for _ in side_by_side.side_by_side(run, 60, 10, [], ALONE_HERE, seed=0):
         assert len(torch.overrides._get_current_function_mode_stack()) == before
         assert side_by_side.Function.__dict__["apply"] is side_by_side.APPLY
 

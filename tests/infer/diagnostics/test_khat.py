@@ -166,7 +166,8 @@ def test_a_row_alone_and_among_others():
     x = rows(100)
     among = khat(model, guide_of(0.6), x, num_samples=5000, seed=0).value[:10]
     alone = [
-        khat(model, guide_of(0.6), row[None], num_samples=5000, seed=1).value for row in x[:10]
+        khat(model, guide_of(0.6), row[None], num_samples=5000, seed=1 + n).value
+        for n, row in enumerate(x[:10])
     ]
     assert torch.cat(alone).mean().item() == pytest.approx(among.mean().item(), abs=0.1)
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.trials.points import check_no_point
+from ppl_models.processes import apart, in_turn, together
 from ppl_models.processes.jobs import side_by_side
 from ppl_models.scoped import get_host_rng_state, kept_rng, mix, set_host_rng_state
 
 Values = dict[str, np.ndarray]  # of each latent, with the draws in front
+AT_ONCE = 4  # data sets for each job of a process, after which it tells the others
 BATCH = 4096  # draws of rows that are made at once
 
 
@@ -50,13 +53,36 @@ class Refits:
     seed: int
 
     def draws(self, data: list[tuple[Any, ...]]) -> list[Values]:
-        """Draws for each data set, `L` or as many as chains are worth."""
+        """Draws for each data set, `L` or as many as chains are worth.
+
+        Processes that compute together have some of the data sets each, and each of them its jobs.
+        """
         from joblib import cpu_count
 
+        here = together()
+        jobs = self.num_jobs or max(1, cpu_count() // here.count)
+        width = len(data) if here.alone else AT_ONCE * jobs
+        starts = range(0, len(data), width)
+        parts = [[*enumerate(data)][start : start + width] for start in starts]
+        found: dict[int, Values] = {n: {} for n in range(len(data))}
+        of = partial(self._of_some, jobs)
+        for _, results in in_turn(here, "sbc", parts, of, torch.device("cpu")):
+            for (number, name), values in results.items():
+                found[number][name] = values.numpy()
+        return [*found.values()]
+
+    def _of_some(self, jobs: int, data: list[tuple[int, tuple[Any, ...]]]) -> Results:
+        """Those of some data sets, by their numbers and sites."""
         store = pyro.get_param_store().get_state()
-        each = [(n, one, store) for n, one in enumerate(data)]
-        jobs = {"num_jobs": self.num_jobs, "otherwise": cpu_count()}
-        return list(side_by_side(self._draws, each, "refit", **jobs))
+        each = [(n, one, store) for n, one in data]
+        with apart():
+            done = side_by_side(self._draws, each, "refit", num_jobs=self.num_jobs, otherwise=jobs)
+            found = list(done)
+        return {
+            (n, name): torch.from_numpy(np.ascontiguousarray(value))
+            for (n, _), values in zip(data, found, strict=True)
+            for name, value in values.items()
+        }
 
     def _draws(self, number: int, data: tuple[Any, ...], store: dict[str, Any]) -> Values:
         seed = mix(self.seed, number)

@@ -23,6 +23,7 @@ from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.rows import Rows, UnknownRowsError
 from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 FEWEST_SIMULATIONS, FEWEST_DRAWS = 20, 10
@@ -49,6 +50,8 @@ def simulations(
 ) -> Iterator[Simulations]:
     """A context with simulations of a model. The arguments are those of `sbc`."""
     _check_wanted(guide, wanted)
+    numbers = {n: x for n, x in wanted._asdict().items() if n not in ("refit", "num_jobs")}
+    check_same("sbc", (model, guide, wanted.refit), inputs, **numbers)
     program, modules = Program(model, "model"), modules_of_programs(model, guide)
     program.is_evaluated = True
     inputs = as_rows(inputs, modules)
