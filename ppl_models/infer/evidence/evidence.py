@@ -251,6 +251,8 @@ def log_evidence(
         >>> log_evidence(model, None, torch.zeros(10, 5)).kind
         'exact'
     """
+    if method not in ("auto", "exact", "importance"):
+        raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
     if (parts := parts_of(data, model, guide)) is not None:
         found = partial(_evidence, model, guide, num_samples, method, batch_size)
@@ -273,8 +275,6 @@ def _evidence(
     of_parts: bool,
 ) -> Evidence:
     """The log evidence of rows, which are all there are, or a part of them by itself."""
-    if method not in ("auto", "exact", "importance"):
-        raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_same(
         "log_evidence",
         (model, guide),
