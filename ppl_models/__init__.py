@@ -78,6 +78,7 @@ from ppl_models.infer.training.descent import descend
 from ppl_models.infer.training.em import fit_em
 from ppl_models.infer.training.files import load, save
 from ppl_models.infer.training.fit import Run, fit
+from ppl_models.infer.training.start.every_row import check_data
 from ppl_models.infer.training.together.as_one import as_one_process
 from ppl_models.infer.transfer.freeze import freeze, unfreeze
 from ppl_models.infer.transfer.posterior_as_prior import posterior_as_prior
@@ -176,6 +177,7 @@ __all__ = [
     "balanced",
     "bin_edges",
     "check",
+    "check_data",
     "compare",
     "compare_labels",
     "component_summary",

@@ -85,11 +85,22 @@ def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
         )
 
 
-def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False) -> None:
+def check_tensors(
+    tensors: tuple[Tensor, ...], missing: bool = False, numbers: Tensor | None = None
+) -> None:
     """Raises where tensors are empty, of different lengths, or not finite.
 
-    With `missing`, NaN stands for what was not observed, and is let through.
+    With `missing`, NaN stands for what was not observed, and is let through. Of a batch
+    `numbers` says which rows it holds.
     """
+    check_lengths(tensors)
+    for i, x in enumerate(tensors):
+        if x.is_floating_point():
+            check_finite(x, f"data[{i}]", missing=missing, numbers=numbers)
+
+
+def check_lengths(tensors: tuple[Tensor, ...]) -> None:
+    """Raises where tensors are empty, or of different lengths."""
     for i, x in enumerate(tensors):
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(
@@ -101,9 +112,6 @@ def check_tensors(tensors: tuple[Tensor, ...], missing: bool = False) -> None:
             f"data: expected tensors with the same number of rows, got {lengths}. "
             f"Try data=(x, y) with one label for each row."
         )
-    for i, x in enumerate(tensors):
-        if x.is_floating_point():
-            check_finite(x, f"data[{i}]", missing=missing)
 
 
 def check_whole(modules: Iterable[object], data: tuple[Tensor, ...]) -> None:
@@ -116,7 +124,13 @@ def check_whole(modules: Iterable[object], data: tuple[Tensor, ...]) -> None:
             module.check_data(*data)
 
 
-def check_finite(x: Tensor, where: str, minimum: int = 1, missing: bool = False) -> None:
+def check_finite(
+    x: Tensor,
+    where: str,
+    minimum: int = 1,
+    missing: bool = False,
+    numbers: Tensor | None = None,
+) -> None:
     """Raises a ValueError unless there are enough rows, and all are finite.
 
     Arguments:
@@ -124,6 +138,7 @@ def check_finite(x: Tensor, where: str, minimum: int = 1, missing: bool = False)
         where: What to call them in errors.
         minimum: The fewest rows that will do.
         missing: Whether NaN stands for what was not observed, and is let through.
+        numbers: Those of the rows, `(B,)`, of a batch of them. Default: from 0 on.
     """
     if len(x) < minimum:
         needed = {1: "one row", 2: "two rows"}.get(minimum, f"{minimum} rows")
@@ -136,7 +151,9 @@ def check_finite(x: Tensor, where: str, minimum: int = 1, missing: bool = False)
     finite = ~x.isinf() if missing else x.isfinite()
     if not finite.all():
         bad = (~finite).flatten(1).any(1) if x.ndim > 1 else ~finite
-        rows = bad.nonzero().flatten().tolist()
+        rows = (
+            bad.nonzero().flatten() if numbers is None else numbers.to(bad.device)[bad]
+        ).tolist()
         noun = "row" if len(rows) == 1 else "rows"
         raise ValueError(
             f"{where}: {len(rows)} of {len(x)} rows hold NaN or infinity ({noun} {listed(rows)}). "

@@ -10,7 +10,7 @@ class Transformed:
     """Tensors in memory, and a function applied to each batch of them, anew each time.
 
     Arguments:
-        tensors: Tensors with the same number of rows.
+        tensors: Tensors with the same number of rows; arrays on disk (`numpy.memmap`) stay there.
         transform: A function from a batch of each to the batch that the program sees.
 
     Example:

@@ -24,7 +24,8 @@ FAMILIES = {
 }
 # The rooms of `infer`, from the bottom up: each sees those below it.
 INFER = {
-    **{"programs": 0, "trials": 1, "compiled": 2, "evidence": 3, "objectives": 4, "drop_in": 5},
+    **{"programs": 0, "reading": 1},
+    **{"trials": 1, "compiled": 2, "evidence": 3, "objectives": 4, "drop_in": 5},
     **{"sampling": 4, "training": 6, "diagnostics": 7, "transfer": 7, "selection": 8},
 }
 # What a family descends, bounds, plays or does to its draws: these files alone see `infer`.

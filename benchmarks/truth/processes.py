@@ -45,7 +45,7 @@ from ppl_models.datasets import digits
 from ppl_models.infer.training.progress import Progress
 from ppl_models.processes import together
 
-BATCH, EPOCHS, SEEDS = 100, 4, 5
+BATCH, EPOCHS, SEEDS = 100, 4, 20
 
 
 def grey() -> Tensor:
@@ -94,7 +94,7 @@ def em_of(model: Any) -> Callable[[], dict[str, Any]]:
     def run() -> dict[str, Any]:
         torch.manual_seed(0)
         made = model().double()
-        run = fit_em(made, grey(), max_steps=30, seed=1, tolerance=0.0, progress=False)
+        run = fit_em(made, grey(), max_steps=30, seed=1, progress=False)
         losses = [{"loss": loss} for loss in run.history["loss"]]
         return {"losses": losses, "parameters": [p.tolist() for p in made.parameters()]}
 

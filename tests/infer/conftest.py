@@ -1,5 +1,6 @@
-"""What tests of inference share: graphs without a compiler, and a count of draws side by side."""
+"""What tests of inference share: graphs without a compiler, counts of draws, rows on disk."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,3 +53,15 @@ def taken(monkeypatch):
         )[1],
     )
     return found
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """Writes rows to a file, and returns the array over it."""
+
+    def write(x, dtype=None):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"
+        np.save(path, np.asarray(x, dtype))
+        return np.load(path, mmap_mode="r")
+
+    return write

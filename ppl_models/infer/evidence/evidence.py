@@ -12,7 +12,7 @@ References:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -26,6 +26,7 @@ from ppl_models.infer.evidence.exact.agreement import few, is_exact
 from ppl_models.infer.evidence.exact.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.pareto import Tails, threshold
+from ppl_models.infer.evidence.streamed.parts import check_apart, parts_of, together
 from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
@@ -199,7 +200,7 @@ class Evidence:
 def log_evidence(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
-    *data: Tensor,
+    *data: Any,
     num_samples: int = 1000,
     method: str = "auto",
     batch_size: int = 4096,
@@ -227,7 +228,10 @@ def log_evidence(
     Arguments:
         model: A Pyro program.
         guide: Its guide. It may be None where the evidence is exact, or the posterior is known.
-        data: The rows, as the model takes them; arrays and data frames become tensors.
+        data: The rows, as the model takes them; arrays and data frames become tensors. Arrays on
+            disk (`numpy.memmap`), a `Dataset` (of Hugging Face, too) or a `DataLoader` in the order
+            of its rows are read a part at a time, each evaluated by itself: the latents must then
+            belong to rows, and the guide take any of them.
         num_samples: The number of draws from the guide for each row.
         method: `"auto"`, `"exact"`, or `"importance"` for the weighted value even where the
             exact one is known.
@@ -250,6 +254,27 @@ def log_evidence(
     if method not in ("auto", "exact", "importance"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
+    if (parts := parts_of(data, model, guide)) is not None:
+        found = partial(_evidence, model, guide, num_samples, method, batch_size)
+        evidence = together(parts, found, seed)
+    else:
+        evidence = _evidence(model, guide, num_samples, method, batch_size, data, seed, False)
+    if evidence.num_samples:
+        _warn_where_few_carry(evidence)
+    return evidence
+
+
+def _evidence(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    num_samples: int,
+    method: str,
+    batch_size: int,
+    data: tuple[Any, ...],
+    seed: int | None,
+    of_parts: bool,
+) -> Evidence:
+    """The log evidence of rows, which are all there are, or a part of them by itself."""
     check_same(
         "log_evidence",
         (model, guide),
@@ -267,6 +292,8 @@ def log_evidence(
             return known
 
     with sampling(model, guide, data, seed) as joint:
+        if of_parts:
+            check_apart(joint)
         checks.check_observed(joint.first.model)
         enumerated = set(joint.latent) == joint.enumeration.names
         exact = enumerated and _is_certain(joint)
@@ -286,8 +313,10 @@ def log_evidence(
             check_weights(joint)
         count = 1 if exact else num_samples
         sums = _importance(joint, count, batch_size)
+        if of_parts:  # which many rows at once may have shown
+            check_apart(joint)
         _check_number(joint, sums.log_mean)
-    evidence = Evidence(
+    return Evidence(
         sums.log_mean,
         kind="pseudo-likelihood" if pseudo else "exact" if exact else "lower bound",
         num_rows=joint.num_rows,
@@ -296,8 +325,6 @@ def log_evidence(
         row_variance=torch.zeros_like(sums.variance) if exact else sums.variance,
         tails=None if exact else sums.tails,
     )
-    _warn_where_few_carry(evidence)
-    return evidence
 
 
 def _warn_where_few_carry(evidence: Evidence) -> None:

@@ -129,6 +129,10 @@ class EvidenceLowerBound(Objective):
         self.estimator = direct(estimator) or estimator
         self._knows_masks = False
 
+    @property
+    def arguments(self) -> list[str]:  # type: ignore[override]
+        return self._model.argument_names
+
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         size = len(batch[0]) if size is None else size
         estimator = self.estimator or self._choose_estimator(batch, size)

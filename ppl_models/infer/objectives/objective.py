@@ -21,12 +21,14 @@ class Objective(Protocol):
         name: What to call its loss in the history, and itself in errors.
         turns: How many steps it takes for each one of the others, on so many parts of each batch.
         reports: Numbers by name that its last loss came with, to be recorded beside it.
+        arguments: What batches hold, in order, by the names that columns of a table have.
         eager_because: Why its loss must not run as compiled code; None where it may.
     """
 
     name: str
     turns: int = 1
     reports: Mapping[str, Tensor] = {}
+    arguments: Sequence[str] = ("x", "y")
     eager_because: str | None = None
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
@@ -79,7 +81,10 @@ def nothing() -> None:
 
 
 DEFAULTS = {
-    **{name: getattr(Objective, name) for name in ("turns", "reports", "eager_because")},
+    **{
+        name: getattr(Objective, name)
+        for name in ("turns", "reports", "arguments", "eager_because")
+    },
     "caveat": no_caveat,
     "idle": no_idle,
     "stepped": nothing,

@@ -65,6 +65,7 @@ class Weighted(Objective):
                     f"weighted: expected a positive weight of {objective.name!r}, got {weight!r}."
                 )
         self.parts = [(as_objectives(o)[0], weight) for o, weight in objectives.items()]
+        self.arguments = self.parts[0][0].arguments
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         return torch.stack([w * o.loss(*batch, size=size).double() for o, w in self.parts]).sum()

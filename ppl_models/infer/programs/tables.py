@@ -31,10 +31,15 @@ def as_rows(data: tuple[Any, ...], modules: Iterable[Any]) -> tuple[Any, ...]:
     """
     if not any(map(_is_table, data)):
         return data
+    like = numbers_of(modules)
+    return tuple(_tensor(x, f"data[{n}]", like) if _is_table(x) else x for n, x in enumerate(data))
+
+
+def numbers_of(modules: Iterable[Any]) -> Tensor:
+    """Numbers in the precision of modules and where they are; in torch's without any."""
     found = (module for module in modules if isinstance(module, nn.Module))
     owned = (x for module in found for x in [*module.parameters(), *module.buffers()])
-    like = next(filter(torch.is_floating_point, owned), torch.zeros(()))
-    return tuple(_tensor(x, f"data[{n}]", like) if _is_table(x) else x for n, x in enumerate(data))
+    return next(filter(torch.is_floating_point, owned), torch.zeros(()))
 
 
 def as_data(data: Any, modules: Iterable[Any]) -> Any:
@@ -63,16 +68,21 @@ def _tensor(x: Any, where: str, like: Tensor) -> Tensor:
         )
     if array.dtype.kind == "O" and _are_floats(x):  # numbers of a frame, with its own missing ones
         array = np.asarray(x.to_numpy(dtype=np.float64, na_value=np.nan))
+    check_numbers(x, array, where)
+    if array.dtype.kind == "f":
+        return torch.tensor(array.astype(np.float64), dtype=like.dtype, device=like.device)
+    native = array.astype(array.dtype.newbyteorder("="))
+    return torch.tensor(native, device=like.device)
+
+
+def check_numbers(x: Any, array: np.ndarray, where: str) -> None:
+    """Raises unless the array of a table holds real numbers."""
     if array.dtype.kind not in "fiub":
         raise TypeError(
             f"{where}: expected real numbers, got {type(x).__name__} with {_contents(x, array)}. "
             f"Try x[[names]].astype(float) for columns of numbers, numbers in the place of words "
             f"(pandas.get_dummies), and data=(x, y) for columns of integers beside others."
         )
-    if array.dtype.kind == "f":
-        return torch.tensor(array.astype(np.float64), dtype=like.dtype, device=like.device)
-    native = array.astype(array.dtype.newbyteorder("="))
-    return torch.tensor(native, device=like.device)
 
 
 def _are_floats(x: Any) -> bool:

@@ -7,6 +7,7 @@ that a run can be resumed in the middle of one.
 
 import itertools
 from collections.abc import Callable, Iterator
+from itertools import tee
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_models.checks import check_tensors
+from ppl_models.infer.programs.tables import as_data
+from ppl_models.infer.reading.arrays import Mapped, mapped
+from ppl_models.infer.reading.arrow import Table, is_table
+from ppl_models.infer.reading.columns import ANY, Taken
+from ppl_models.infer.reading.items import (
+    batches_of,
+    check_length,
+    check_not_split,
+    is_read,
+    length_of,
+)
+from ppl_models.infer.reading.position import Position, position
 from ppl_models.infer.training.together.as_one import whole_draws
 from ppl_models.processes import ALONE, Processes, Share
 from ppl_models.scoped import get_rng_state, set_rng_state
@@ -27,6 +40,7 @@ class Batch(NamedTuple):
     rows: Tensor | None  # which rows, None where that is not known
     size: int  # the number of rows in all
     share: Share | None = None  # where they are in a batch that several processes share
+    position: Position | None = None  # where the loader is after it, if it says so
 
 
 class Chosen(NamedTuple):
@@ -38,14 +52,23 @@ class Chosen(NamedTuple):
     transform: Callable[..., Any] | None = None
     share: Share | None = None
 
-    def gathered(self) -> Batch:
+    def gathered(self, device: torch.device | None = None) -> Batch:
+        """Those rows, on a device where they are to be moved."""
+        if device is None or device == self.rows.device:
+            return self._transformed(self._values(), self.rows)
+        values = tuple(x.to(device, non_blocking=True) for x in self._values())
+        return self._transformed(values, self.rows.to(device))
+
+    def _values(self) -> tuple[Tensor, ...]:
         whole = len(self.rows) == self.size
-        values = tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
+        return tuple(x if whole else x.index_select(0, self.rows) for x in self.tensors)
+
+    def _transformed(self, values: tuple[Tensor, ...], rows: Tensor) -> Batch:
         if self.transform is not None:
             with whole_draws(self.share):
                 result = self.transform(*values)
             values = result if isinstance(result, tuple) else (result,)
-        return Batch(values, self.rows, self.size, self.share)
+        return Batch(values, rows, self.size, self.share)
 
 
 class InMemory:
@@ -82,7 +105,7 @@ class InMemory:
     ) -> Iterator[Chosen]:
         """Yields the rows of those batches, not yet gathered."""
         device = self.tensors[0].device
-        for rows in _split(self.size, self.batch_size, seed, shuffle, device)[start:]:
+        for rows in _split(self.size, self.batch_size, seed, start, shuffle, device):
             own, share = shared(rows, processes)
             yield Chosen(self.tensors, own, self.size, self.transform, share)
 
@@ -97,12 +120,50 @@ class InMemory:
         return self.transform is None or getattr(torch, name, None) is self.transform
 
 
+class OnDisk(InMemory):
+    """Minibatches of arrays on disk, by index: what is gathered is read, and moved to a device."""
+
+    def __init__(self, found: Mapped, batch_size: int, device: torch.device | None = None) -> None:
+        super().__init__(found.tensors, batch_size, found.transform)
+        self.found, self.device = found, device or torch.device("cpu")
+
+    def to(self, device: torch.device) -> "OnDisk":
+        """The same rows, whose batches come on a device."""
+        return OnDisk(self.found, self.batch_size, device)
+
+    def epoch(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """Yields the batches of one epoch from number `start` on, or the part that is here."""
+        for chosen in self.choices(seed, start, shuffle, processes):
+            yield chosen.gathered(self.device)
+
+    def choices(
+        self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
+    ) -> Iterator[Chosen]:
+        """Yields the rows of those batches, not yet read."""
+        self.found.expect(in_order=not shuffle)
+        yield from super().choices(seed, start, shuffle, processes)
+
+    def order(self, seed: int) -> Tensor:
+        """The rows of an epoch in their order."""
+        self.found.expect(in_order=False)
+        return super().order(seed)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether gathering is the work of the device."""
+        return self.device.type == "cpu" and super().recordable
+
+
 class ByIndex:
     """Minibatches of a `Dataset`, by index."""
 
-    def __init__(self, dataset: Dataset, batch_size: int | None, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
-        self.size = _length(dataset)
+    def __init__(
+        self, dataset: Dataset, batch_size: int | None, device: torch.device, taken: Taken
+    ) -> None:
+        self.dataset, self.device, self.taken = dataset, device, taken
+        self.size = length_of(dataset)
         self.batch_size = min(batch_size or self.size, self.size)
         self.batches = -(-self.size // self.batch_size)
 
@@ -110,27 +171,28 @@ class ByIndex:
         self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
     ) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on, or the part that is here."""
-        parts = _split(self.size, self.batch_size, seed, shuffle, torch.device("cpu"))[start:]
-        generator = torch.Generator().manual_seed(seed)
-        own = [shared(part, processes) for part in parts]
+        parts = _split(self.size, self.batch_size, seed, start, shuffle, torch.device("cpu"))
+        own, asked = tee((*shared(part, processes), part) for part in parts)
         # Where no row is here, one is read for its shape.
-        indices = [
-            (rows if len(rows) else part[:1]).tolist()
-            for (rows, _), part in zip(own, parts, strict=True)
-        ]
-        loader = DataLoader(self.dataset, batch_sampler=indices, generator=generator)
-        for (rows, share), read in zip(own, loader, strict=True):
-            values = tuple(x[: len(rows)] for x in _tensors(read, self.device))
-            yield Batch(values, rows.to(self.device), self.size, share)
+        read = (rows if len(rows) else part[:1] for rows, _, part in asked)
+        for (rows, share, _), (there, values) in zip(
+            own, batches_of(self.dataset, read, seed), strict=True
+        ):
+            tensors = self.taken.tensors(values, self.device)
+            check_length(tensors, there)
+            tensors = tuple(x[: len(rows)] for x in tensors)
+            yield Batch(tensors, rows.to(self.device), self.size, share)
 
 
 class Loaded:
     """Minibatches of a `DataLoader`, in its own order. Which rows they hold is not known."""
 
-    def __init__(self, loader: DataLoader, device: torch.device) -> None:
-        self.loader, self.device = loader, device
-        _length(loader.dataset)
-        self.size = _length(loader.sampler) if loader.batch_size else _length(loader.dataset)
+    def __init__(self, loader: DataLoader, device: torch.device, taken: Taken) -> None:
+        self.loader, self.device, self.taken = loader, device, taken
+        self.resumed: tuple[int, Position] | None = None
+        check_not_split(loader)
+        length_of(loader.dataset)
+        self.size = length_of(loader.sampler) if loader.batch_size else length_of(loader.dataset)
         self.batch_size = loader.batch_size or self.size
         self.batches = len(loader)
         if self.batches == 0:
@@ -144,6 +206,8 @@ class Loaded:
         self, seed: int, start: int = 0, shuffle: bool = True, processes: Processes = ALONE
     ) -> Iterator[Batch]:
         """Yields the batches of one epoch from number `start` on, or the part that is here."""
+        if start >= self.batches:
+            return
         # The loader draws its order from torch at its first batch: from this epoch's seed.
         state = get_rng_state(self.device)
         torch.manual_seed(seed)
@@ -152,14 +216,27 @@ class Loaded:
             generator = getattr(owner, "generator", None)
             if generator is not None:
                 generator.manual_seed(seed)
-        batches = iter(self.loader)
-        skipped = [next(batches) for _ in range(start or 1)]
+        batches, again = self._begin(start)
         set_rng_state(state, self.device)
-        for values in batches if start else itertools.chain(skipped, batches):
-            read = _tensors(values, self.device)
+        for values in itertools.chain(again, batches):
+            read = self.taken.tensors(values, self.device)
             own, share = shared(torch.arange(len(read[0]), device=self.device), processes)
             part = read if share is None else tuple(x[own] for x in read)
-            yield Batch(part, None, self.size, share)
+            yield Batch(part, None, self.size, share, position(self.loader))
+
+    def resume(self, start: int, found: Position | None) -> None:
+        """Goes on from where a loader was after `start` batches of an epoch, if it said so."""
+        self.resumed = (start, found) if found is not None and start else None
+
+    def _begin(self, start: int) -> tuple[Iterator[Any], list[Any]]:
+        """The batches after so many, and the first of them, which has drawn the order."""
+        found, self.resumed = self.resumed, None
+        if found is not None and found[0] == start:
+            self.loader.load_state_dict(found[1]["state"])  # type: ignore[attr-defined]
+            start = 0
+        batches = iter(self.loader)
+        skipped = [next(batches) for _ in range(start or 1)]
+        return batches, [] if start else skipped
 
 
 Source = InMemory | ByIndex | Loaded
@@ -174,7 +251,11 @@ def shared(rows: Tensor, processes: Processes) -> tuple[Tensor, Share | None]:
 
 
 def source(
-    data: Any, batch_size: int | None, device: torch.device | None, missing: bool = False
+    data: Any,
+    batch_size: int | None,
+    device: torch.device | None,
+    missing: bool = False,
+    taken: Taken = ANY,
 ) -> Source:
     """Returns the minibatches of tensors, a `Dataset` or a `DataLoader`, after checking them.
 
@@ -183,11 +264,23 @@ def source(
         batch_size: The rows of a minibatch. Default: all, or what the `DataLoader` gives.
         device: Where the minibatches go. Default: tensors stay, streamed rows come on the CPU.
         missing: Whether NaN stands for what was not observed.
+        taken: What programs take: the names of their arguments, and their precision.
     """
-    memory = in_memory(data, batch_size, missing)
-    if memory is None:
-        return streamed(data, batch_size, device or torch.device("cpu"))
-    return memory if device is None else memory.to(device)
+    _check_batch_size(batch_size)
+    found: InMemory | None = on_disk(data, batch_size, taken)
+    if found is None:
+        found = in_memory(as_data(data, taken.modules), batch_size, missing)
+    if found is None:
+        return streamed(data, batch_size, device or torch.device("cpu"), taken)
+    return found if device is None else found.to(device)
+
+
+def on_disk(data: Any, batch_size: int | None, taken: Taken) -> OnDisk | None:
+    """Returns the minibatches of arrays on disk; None where there are none, or all is one batch."""
+    rows = mapped(data, taken.modules) if batch_size is not None else None
+    if rows is None or batch_size is None or batch_size >= len(rows.tensors[0]):
+        return None
+    return OnDisk(rows, batch_size)
 
 
 def in_memory(data: Any, batch_size: int | None, missing: bool = False) -> InMemory | None:
@@ -205,7 +298,9 @@ def in_memory(data: Any, batch_size: int | None, missing: bool = False) -> InMem
     return None
 
 
-def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex | Loaded:
+def streamed(
+    data: Any, batch_size: int | None, device: torch.device, taken: Taken = ANY
+) -> ByIndex | Loaded:
     """Returns the minibatches of a `Dataset` or a `DataLoader`, moved to a device one by one."""
     if isinstance(data, DataLoader):
         if batch_size is not None:
@@ -213,9 +308,11 @@ def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex
                 f"batch_size: the DataLoader has one of its own ({data.batch_size}); "
                 f"got {batch_size}. Try batch_size=None."
             )
-        return Loaded(data, device)
-    if isinstance(data, Dataset):
-        return ByIndex(data, batch_size, device)
+        return Loaded(data, device, taken)
+    if is_table(data):
+        data = Table(data)
+    if is_read(data):
+        return ByIndex(data, batch_size, device, taken)
     raise TypeError(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
         f"got {type(data).__name__}. Try torch.as_tensor(data)."
@@ -224,7 +321,7 @@ def streamed(data: Any, batch_size: int | None, device: torch.device) -> ByIndex
 
 def in_memory_rows(source: Source) -> tuple[Tensor, ...] | None:
     """All the rows as programs get them, where they are in memory."""
-    if isinstance(source, InMemory) and source.transform is None:
+    if type(source) is InMemory and source.transform is None:
         return source.tensors
     return None
 
@@ -237,24 +334,17 @@ def _check_batch_size(batch_size: int | None) -> None:
         )
 
 
-def _length(dataset: Any) -> int:
-    try:
-        rows = len(dataset)
-    except TypeError:
-        raise TypeError(
-            f"data: {type(dataset).__name__} has no length, and a loss per row needs the number "
-            f"of rows. Try a Dataset with __len__ and __getitem__."
-        ) from None
-    if rows == 0:
-        raise ValueError("data: expected at least one row, got an empty Dataset.")
-    return rows
-
-
 def _split(
-    size: int, batch_size: int, seed: int, shuffle: bool, device: torch.device
-) -> tuple[Tensor, ...]:
-    """The rows of each batch of an epoch."""
-    return _order(size, batch_size, seed, shuffle).to(device).split(batch_size)
+    size: int, batch_size: int, seed: int, start: int, shuffle: bool, device: torch.device
+) -> Iterator[Tensor]:
+    """The rows of each batch of an epoch from number `start` on."""
+    starts = range(start * batch_size, size, batch_size)
+    if not shuffle or batch_size >= size:  # without a list of all of them
+        stops = (min(first + batch_size, size) for first in starts)
+        pairs = zip(starts, stops, strict=True)
+        return (torch.arange(first, stop, device=device) for first, stop in pairs)
+    order = _order(size, batch_size, seed, True).to(device)
+    return (order[first : first + batch_size] for first in starts)
 
 
 def _order(size: int, batch_size: int, seed: int, shuffle: bool) -> Tensor:
@@ -262,14 +352,3 @@ def _order(size: int, batch_size: int, seed: int, shuffle: bool) -> Tensor:
     if shuffle and batch_size < size:
         return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     return torch.arange(size)
-
-
-def _tensors(values: Any, device: torch.device) -> tuple[Tensor, ...]:
-    values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-    for value in values:
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"data: expected batches of tensors or tuples of them, got {type(value)}. "
-                f"Try a Dataset whose items are tensors, such as TensorDataset(x)."
-            )
-    return tuple(value.to(device, non_blocking=True) for value in values)

@@ -244,6 +244,7 @@ class Blocks:
         self.descent.step_number += times
         self.unchecked += sum(times / kind.step.length for kind, times in plan)
         self.progress.record_block(dict(zip(self.names, table.tolist(), strict=True)), self.batches)
+        self.progress.position = self.ahead.position()
 
     def _is_finite(self) -> bool:
         """Whether all that is trained still is finite."""

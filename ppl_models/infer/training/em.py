@@ -10,12 +10,22 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ppl_models.checks import allows_missing, check_count, check_devices, check_tensors
 from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.training.batches import InMemory, Loaded, Source, in_memory, streamed
+from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.in_order import gives_in_order
+from ppl_models.infer.training.batches import (
+    InMemory,
+    Loaded,
+    OnDisk,
+    Source,
+    in_memory,
+    on_disk,
+    streamed,
+)
 from ppl_models.infer.training.fit import Run
 from ppl_models.processes import ALONE, Part, Processes, fingerprint, takes_parts, together
 from ppl_models.processes.jobs import jobs_at_once, side_by_side
@@ -23,6 +33,7 @@ from ppl_models.row_weights import check_sample_weight
 from ppl_models.scoped import get_host_rng_state, get_rng_state, set_host_rng_state, set_rng_state
 from ppl_models.user_line import warn
 
+AT_ONCE = 4096  # rows of a batch that is read, where nothing else is said
 MANY = 20_000  # rows from which a start is chosen, where the data are not in memory
 LEFT = 4  # steps that would be left, of which a leap may save some
 SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # what rounding may lower, relative to 1 nat
@@ -130,7 +141,8 @@ def fit_em(
     Arguments:
         model: A module with `em_step(x)` and `initialise(x)`.
         data: A tensor (array, data frame) of rows, or a tuple of them where `em_step` takes more
-            than one, or a `Dataset` or `DataLoader` that streams rows in batches.
+            than one, or rows that are read in batches, once in each step: a `numpy.memmap`, a
+            `Dataset` (of Hugging Face, too), a `DataLoader`.
         sample_weight: How many times each row counts, `(N,)`, 0 or more, in the order of the rows,
             which a `DataLoader` must not shuffle. Default: once.
         initialise: Whether to choose a start; else it is where the model is.
@@ -139,8 +151,8 @@ def fit_em(
             end.
         max_steps: The largest number of steps.
         tolerance: Stop when a step raises the evidence by no more, in nats per row.
-        batch_size: The rows of a batch of a `Dataset`, or of a tensor that stays on the CPU while
-            the model is elsewhere. Default: all.
+        batch_size: The rows of a batch that is read, default 4096, or of a tensor that stays on the
+            CPU while the model is elsewhere, default all.
         seed: Seeds torch's generator, for the starts.
         progress: Whether to show a progress bar (on a terminal).
 
@@ -171,10 +183,9 @@ def fit_em(
         _check_arguments(model, initialise, restarts, max_steps, tolerance)
         missing = allows_missing([model])
         place = next(iter(model.parameters())).device
-        data = as_data(data, [model])
-        rows = in_memory(data, batch_size, missing) or streamed(data, batch_size, place)
+        rows = _rows(model, data, batch_size, place, missing)
         if isinstance(rows, InMemory):
-            _check_takes(model, len(rows.tensors))
+            _check_takes(model, len(_whole(rows)))
         weight = _weight(model, rows, sample_weight)
         if seed is not None:
             torch.manual_seed(seed)
@@ -205,6 +216,21 @@ def fit_em(
     return Run({"loss": [-value for value in values]}, len(values), time.perf_counter() - began)
 
 
+def _rows(
+    model: Any, data: Any, batch_size: int | None, place: torch.device, missing: bool
+) -> Source:
+    """Where the rows are: in memory, or where they are read in each step, a batch at a time."""
+    taken, at_once = Taken(_names(model), [model]), batch_size or AT_ONCE
+    disk = on_disk(data, at_once, taken)
+    if disk is not None and len(disk.tensors) == 1:
+        return disk.to(place)
+    rows = in_memory(as_data(data, [model]), batch_size, missing)
+    if rows is None:
+        own = isinstance(data, DataLoader)
+        return streamed(data, batch_size if own else at_once, place, taken)
+    return rows
+
+
 def _rows_and_start(
     rows: Source,
     weight: Tensor | None,
@@ -214,7 +240,7 @@ def _rows_and_start(
     here: Processes,
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     """What each step goes through, and rows to choose a start from; each with its weights."""
-    if not isinstance(rows, InMemory):
+    if not isinstance(rows, InMemory) or isinstance(rows, OnDisk):
         batches = Part(_Streamed(rows, missing, here), here)
         return _with(batches, weight), _first_rows(rows, weight, missing)
     tensors = _whole(rows)
@@ -343,7 +369,7 @@ def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
                 f"fit_em: {name}.{method} takes no weights of rows, got sample_weight. Try rows "
                 f"that are repeated, or def {method}(self, x, sample_weight=None) in {name}."
             )
-    if isinstance(rows, Loaded) and not _in_order(rows.loader):
+    if isinstance(rows, Loaded) and not gives_in_order(rows.loader):
         raise ValueError(
             "sample_weight: expected rows in an order that is known, got a DataLoader that "
             "chooses its own. Try shuffle=False, or the Dataset with a batch_size."
@@ -351,13 +377,6 @@ def _weight(model: Any, rows: Source, sample_weight: Any) -> Tensor | None:
     weight = torch.as_tensor(sample_weight).double().cpu()
     check_sample_weight(weight, rows.size, "fit_em")
     return weight
-
-
-def _in_order(loader: Any) -> bool:
-    """Whether a loader gives the rows of its data set in their order."""
-    batches = loader.batch_sampler
-    order = loader.sampler if batches is None else getattr(batches, "sampler", None)
-    return type(order) is SequentialSampler and type(batches) in (BatchSampler, type(None))
 
 
 def _candidates(model: Any, restarts: int, x: tuple[Any, ...]) -> list[Any]:
@@ -516,11 +535,15 @@ class _Streamed:
         self.rows, self.missing, self.here, self.checked = rows, missing, here, False
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        start = 0
         for batch in self.rows.epoch(0, shuffle=False, processes=self.here):
-            own = batch.values[0]
-            if not self.checked and (len(own) or batch.share is None):
-                check_tensors(batch.values, self.missing)
-            yield own, len(own) if batch.share is None else batch.share.total
+            own, share = batch.values[0], batch.share
+            total = len(own) if share is None else share.total
+            if not self.checked and (len(own) or share is None):
+                places = torch.arange(total) if share is None else share.places.cpu()
+                check_tensors(batch.values, self.missing, start + places)
+            yield own, total
+            start += total
         self.checked = True
 
 
@@ -551,15 +574,20 @@ def _whole(rows: InMemory) -> tuple[Tensor, ...]:
 
 def _check_takes(model: Any, count: int) -> None:
     """Raises unless a step is one on so many tensors: another would be taken for weights."""
-    step = model.em_step
-    names = list(_arguments(getattr(step, "__func__", step))[inspect.ismethod(step) :])
-    names = [name for name in names if name != "sample_weight"]
+    names = _names(model)
     if len(names) != count:
         wanted = "rows alone" if len(names) == 1 else f"({', '.join(names)})"
         raise ValueError(
             f"data: expected {len(names)} tensor(s), as {type(model).__name__}.em_step takes, got "
             f"{count}. Try {wanted}; weights of rows are sample_weight, and labels are not taken."
         )
+
+
+def _names(model: Any) -> list[str]:
+    """What a step takes, the weights aside."""
+    step = model.em_step
+    names = list(_arguments(getattr(step, "__func__", step))[inspect.ismethod(step) :])
+    return [name for name in names if name != "sample_weight"]
 
 
 @functools.lru_cache(maxsize=64)  # a look at a signature takes longer than a step of few rows
@@ -579,7 +607,7 @@ def _first_rows(rows: Source, weight: Tensor | None, missing: bool) -> tuple[Ten
     """Rows to choose a start from, where the data are streamed, with their weights."""
     found, which, count = [], [], 0
     for batch in rows.epoch(0):
-        check_tensors(batch.values, missing)
+        check_tensors(batch.values, missing, batch.rows)
         found.append(batch.values[0])
         order = torch.arange(count, count + len(found[-1]))
         which.append(order if batch.rows is None else batch.rows.cpu())

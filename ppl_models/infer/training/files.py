@@ -130,6 +130,11 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def check_can_hold(state: Any) -> None:
+    """Raises a TypeError where the state of a loader is nothing that a checkpoint can hold."""
+    _pack({"the state of the DataLoader": state}, "", {})
+
+
 def read_by_first(path: str | Path, processes: Processes) -> dict[str, Any] | None:
     """Reads what `write` wrote, where the first process finds it, on all processes; else None."""
     content, path = b"", Path(path)

@@ -14,7 +14,13 @@ from tqdm.auto import tqdm
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.programs.device import choose_device
 from ppl_models.infer.training import files
-from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source, in_memory_rows
+from ppl_models.infer.training.batches import (
+    Batch,
+    Chosen,
+    InMemory,
+    Source,
+    in_memory_rows,
+)
 from ppl_models.infer.training.blocks import Blocks
 from ppl_models.infer.training.choice import Choice
 from ppl_models.infer.training.descent import Descent
@@ -28,6 +34,8 @@ from ppl_models.infer.training.start.beginning import (
     check_together,
     checkpoint_path,
     end_of,
+    first_batch,
+    go_on,
     move,
     seeded,
     settings,
@@ -110,10 +118,15 @@ def fit(
 
     Arguments:
         objective: What to descend, such as `elbo(model, guide)`.
-        data: A tensor of rows, a tuple of tensors, a `Transformed`, a `Dataset` or a
-            `DataLoader`. Tensors are checked whole before the first step; of the last two only
-            the first batch can be. Arrays and data frames become tensors, where a tensor is taken:
-            floating-point numbers in the precision of the modules, integers as they are.
+        data: A tensor of rows, a tuple of tensors, a `Transformed`, or rows that are read a batch
+            at a time. Tensors are checked whole before the first step; of the others only the first
+            batch is, and all by `check_data`. Arrays and data frames become tensors, where a tensor
+            is taken: floating-point numbers in the precision of the modules, integers as they are.
+            What is read is a `numpy.memmap` (where there is a batch_size: the run is the one in
+            memory, and the order of the rows alone is kept, 8 bytes each), a `Dataset` (best with
+            a `__getitems__` that gives a batch at once: a tensor, an array, a tuple of them, or a
+            dict whose names are those of the arguments of the program), a data set of Hugging
+            Face (so `datasets.Dataset.from_parquet(path)` for Parquet), or a `DataLoader`.
         epochs: How often to go through the data, a resumed part included.
         steps: The number of steps in all, instead of `epochs`.
         batch_size: The rows of a minibatch, on all processes; the last one may have fewer. Default:
@@ -167,7 +180,9 @@ def fit(
         checkpoint: A file for the state of the run, written at the end, and in between every
             `checkpoint_every` seconds.
         resume: Whether to go on from the checkpoint, if there is one. The other arguments must
-            be as before, but for `epochs` and `steps`.
+            be as before, but for `epochs` and `steps`. In the middle of an epoch a plain
+            `DataLoader` reads its batches again up to there; a `StatefulDataLoader` (of torchdata)
+            goes on where it was.
         progress: Whether to show a progress bar (on a terminal).
         shard: Whether several processes, as `torchrun` starts them, split networks too large for
             one: each holds its share of their parameters, gradients and moments, and gathers a
@@ -208,7 +223,7 @@ def fit(
     start = partial(Descent, lr=lr, optimizer=optimizer, clip=clip, schedule=schedule, amp=amp)
     start = partial(start, ema=ema, processes=processes, shard=shard, compile=compile is True)
     move(objectives, place)
-    first = next(train.epoch(mix(order_seed, 0)))
+    first = first_batch(train, order_seed, path)
     check_together(processes, objectives, train, held_out, first, shard, compile)
     with Interrupt() as interrupt, unwound(modules_of(objectives)):
         descent = start(objectives, first, in_memory_rows(train), steps=total)
@@ -218,7 +233,7 @@ def fit(
         with closing(descent), descent.joined_afterwards():
             with descent.joined_on(ValueError):
                 if written is not None and path is not None:
-                    reached.restore(written, path, seed)
+                    go_on(written, path, reached, train, seed)
                 if held_out is not None:
                     held_out.check(descent, order_seed)
             loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt, end)
@@ -330,7 +345,8 @@ class _Loop:
         for batch in self._until_interrupted(self._batches()):
             self._say()
             with _naming_epoch(self.progress, self.path):
-                self.progress.record(self.choice.step(batch, total))
+                losses, position = self.choice.step(batch, total), getattr(batch, "position", None)
+                self.progress.record(losses, position)
             self.choice.act()
             bar.update()
             if self.descent.step_number == total or self.asked:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_models.infer.reading.position import Position
 from ppl_models.infer.training import files
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.together.shards.written import gathered, own_part
@@ -38,10 +39,12 @@ class Progress:
         self.compiled_since: int | None = None
         self.eager_because: str | None = None
         self.warned: set[str] = set()
+        self.position: Position | None = None  # of a loader that says where it is
 
-    def record(self, losses: dict[str, Tensor]) -> None:
-        """Takes note of the losses of a step."""
+    def record(self, losses: dict[str, Tensor], position: Position | None = None) -> None:
+        """Takes note of the losses of a step, and of where its batch was read."""
         self.pending.append(losses)
+        self.position = position
         self.batch += 1
         if len(self.pending) >= READ_EVERY:
             self.read_losses()
@@ -152,7 +155,7 @@ class Progress:
             raise ValueError(f"{path}: expected a checkpoint of fit, got {kind}. Try load({path}).")
         files.check_tensors_match(str(path), checkpoint["tensors"], self._tensors())
         self._check_settings(checkpoint["settings"], path)
-        progress = {"compiled_since": None, "eager_because": None, **checkpoint["progress"]}
+        progress = {**dict.fromkeys(_LATER), **checkpoint["progress"]}
         if seed is not None and seed != progress["order_seed"]:
             raise ValueError(
                 f"{path}: it was written with seed={progress['order_seed']}, got seed={seed}. "
@@ -253,7 +256,10 @@ _WRITTEN = (
     "stopped",
     "compiled_since",
     "eager_because",
+    "position",
 )
+
+_LATER = ("compiled_since", "eager_because", "position")  # which older checkpoints have not
 
 # What a run was like whose checkpoint is older than the setting.
 _ADDED = {"ema": None, "compile": False, "until": None}

@@ -40,7 +40,7 @@ class RowsAhead:
 
     def other(self, width: int) -> tuple[Chosen, Tensor]:
         """A batch of other rows than those that were traced, for programs and for code."""
-        rows = self._order_of(self.progress.epoch).flip(0)[:width]
+        rows = self._order_of(self.progress.epoch)[-width:].flip(0)
         rows = rows if width < self.train.size else rows.flip(0)
         return self._chosen(rows), rows[None]
 
@@ -94,6 +94,9 @@ class RowsAhead:
                 parts[width].append(rows.view(taken, width))
                 times, batch = times - taken, batch + taken
         return [torch.cat(parts[width]) for width in widths]
+
+    def position(self) -> None:
+        """Where a loader was: there is none."""
 
     def forget(self) -> None:
         """Lets go of what came before: of rows in memory nothing."""

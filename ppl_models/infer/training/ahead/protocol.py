@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ppl_models.infer.compiled.steps.step import Feed
+from ppl_models.infer.reading.position import Position
 from ppl_models.infer.training.batches import Batch, Chosen
 
 
@@ -41,6 +42,9 @@ class Ahead(Protocol):
 
     def tables(self, plan: Sequence[tuple[Any, int]]) -> list[Tensor]:
         """The rows of steps, for each kind as it first comes, `(T, B)`; of whole data none."""
+
+    def position(self) -> Position | None:
+        """Where a loader was after the batch of the last step, if it says so."""
 
     def forget(self) -> None:
         """Lets go of batches before the next step: the run does not go back to them."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.infer.compiled.steps.step import Feed
+from ppl_models.infer.reading.position import Position
 from ppl_models.infer.training.batches import Batch, ByIndex, Loaded
 from ppl_models.infer.training.progress import Progress
 from ppl_models.scoped import mix
@@ -119,6 +120,10 @@ class BatchesAhead:
         for n, kind in enumerate(kinds):
             parts[kind].append(self._read[self._place(n)])
         return [self._fill(kind, batches) for kind, batches in parts.items()]
+
+    def position(self) -> Position | None:
+        """Where a loader was after the batch of the last step, if it says so."""
+        return self._read[self._place(-1)].position
 
     def forget(self) -> None:
         """Lets go of batches before the next step."""

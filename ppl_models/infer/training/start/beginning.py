@@ -8,15 +8,19 @@ from torch.utils.data import DataLoader
 
 from ppl_models.checks import allows_missing
 from ppl_models.infer.objectives.objective import Objective, modules_of
-from ppl_models.infer.programs.tables import as_data
-from ppl_models.infer.training.batches import Batch, Source, source
+from ppl_models.infer.reading.columns import Taken
+from ppl_models.infer.reading.position import check_goes_on
+from ppl_models.infer.training import files
+from ppl_models.infer.training.batches import Batch, Loaded, Source, source
 from ppl_models.infer.training.descent import Descent
 from ppl_models.infer.training.ends.drift import UntilConverged
 from ppl_models.infer.training.held_out import HeldOut
+from ppl_models.infer.training.progress import Progress
 from ppl_models.infer.training.together.agreement import check_can_share
 from ppl_models.infer.training.together.generators import take_first
 from ppl_models.infer.training.together.shards.whether import check_can_shard
 from ppl_models.processes import Processes
+from ppl_models.scoped import mix
 
 
 def sources(
@@ -29,11 +33,31 @@ def sources(
     """The rows to learn from, and those held out, where there are any."""
     modules = modules_of(objectives)
     missing = allows_missing(modules)
-    train = source(as_data(data, modules), batch_size, place, missing)
+    taken = Taken(objectives[0].arguments, modules)
+    train = source(data, batch_size, place, missing, taken)
     if validation is None:
         return train, None
     at_once = None if isinstance(validation, DataLoader) else batch_size
-    return train, HeldOut(source(as_data(validation, modules), at_once, place, missing))
+    return train, HeldOut(source(validation, at_once, place, missing, taken))
+
+
+def first_batch(train: Source, order_seed: int, path: Path | None) -> Batch:
+    """The first batch, by which all is checked."""
+    first = next(train.epoch(mix(order_seed, 0)))
+    if path is not None:
+        files.check_can_hold(first.position)
+    return first
+
+
+def go_on(
+    written: dict[str, Any], path: Path, reached: Progress, train: Source, seed: int | None
+) -> None:
+    """Goes on from a checkpoint, and has a loader go on from where it was, if it said so."""
+    reached.restore(written, path, seed)
+    loader = train.loader if isinstance(train, Loaded) else None
+    check_goes_on(reached.position, loader, path)
+    if isinstance(train, Loaded):
+        train.resume(reached.batch, reached.position)
 
 
 def seeded(seed: int | None, processes: Processes) -> int:

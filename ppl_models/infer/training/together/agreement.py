@@ -55,7 +55,9 @@ def check_can_share(
     if processes.alone:
         return
     train = sources[0]
-    rows = train.tensors if isinstance(train, InMemory) else first.values
+    rows = (
+        train.tensors if type(train) is InMemory else first.values
+    )  # of others it would take long
     sizes = [(s.size, s.batch_size, s.batches) for s in sources]
     _check_same_data(processes, objectives, rows, sizes=sizes, as_one=is_as_one())
     few, last = min(train.batch_size, len(first.values[0])), train.size % train.batch_size

@@ -1,0 +1,1 @@
+"""Evidence of rows that are read a part at a time."""
