@@ -190,7 +190,7 @@ def fit_em(
         if seed is not None:
             torch.manual_seed(seed)
         sharing = here if takes_parts(model.em_step) else ALONE
-        x, start = _rows_and_start(rows, weight, batch_size, place, missing, sharing)
+        x, start = _rows_and_start(model, rows, weight, batch_size, place, missing, sharing)
         advice = "a batch_size, with which parts of them are moved"
         check_devices({"model": model}, start[:1], advice)
     settings = [initialise, restarts, max_steps, tolerance, batch_size, seed]
@@ -232,6 +232,7 @@ def _rows(
 
 
 def _rows_and_start(
+    model: Any,
     rows: Source,
     weight: Tensor | None,
     batch_size: int | None,
@@ -242,7 +243,7 @@ def _rows_and_start(
     """What each step goes through, and rows to choose a start from; each with its weights."""
     if not isinstance(rows, InMemory) or isinstance(rows, OnDisk):
         batches = Part(_Streamed(rows, missing, here), here)
-        return _with(batches, weight), _first_rows(rows, weight, missing)
+        return _with(batches, weight), _first_rows(model, rows, weight, missing)
     tensors = _whole(rows)
     if weight is not None and not (weight > 0).all():  # what is left out is so once for all
         keep = weight > 0
@@ -603,10 +604,13 @@ def _check_alone(tensors: tuple[Tensor, ...]) -> None:
         )
 
 
-def _first_rows(rows: Source, weight: Tensor | None, missing: bool) -> tuple[Tensor, ...]:
+def _first_rows(
+    model: Any, rows: Source, weight: Tensor | None, missing: bool
+) -> tuple[Tensor, ...]:
     """Rows to choose a start from, where the data are streamed, with their weights."""
     found, which, count = [], [], 0
     for batch in rows.epoch(0):
+        _check_takes(model, len(batch.values))
         check_tensors(batch.values, missing, batch.rows)
         found.append(batch.values[0])
         order = torch.arange(count, count + len(found[-1]))

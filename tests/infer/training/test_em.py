@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_models import GaussianMixture, fit_em
 
@@ -221,6 +221,16 @@ def test_a_step_may_take_more_tensors_than_one():
         fit_em(both, heads())
 
 
-def test_labels_are_not_taken_for_weights():
+class Labelled(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return heads().float()[i], torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_labels_are_not_taken_for_weights_nor_left_out(read):
+    data = Labelled() if read else (heads().float(), torch.ones(6))
     with pytest.raises(ValueError, match=r"Mixture.em_step takes, got 2. Try rows alone;"):
-        fit_em(GaussianMixture(1, 2), (heads().float(), torch.ones(6)))
+        fit_em(GaussianMixture(1, 2), data)
