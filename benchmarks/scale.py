@@ -84,7 +84,9 @@ class Memory:
         done = threading.Event()
 
         def look() -> None:
-            while not done.wait(0.02):
+            ended = False
+            while not ended:
+                ended = done.wait(0.02)
                 self.most = {name: max(self.most[name], mb) for name, mb in self.now().items()}
 
         self.most, watcher = self.now(), threading.Thread(target=look)

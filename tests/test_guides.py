@@ -10,9 +10,7 @@ import ppl_models
 import ppl_models.guides
 
 ROOT = Path(ppl_models.__file__).parents[1]
-# Forked from a process that has imported torch and Pyro, which takes seconds, and nothing else.
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["torch", "pyro"])
+FRESH = multiprocessing.get_context("spawn")  # without what this process has imported
 
 
 def test_names_are_those_of_guides():

@@ -66,6 +66,7 @@ def test_wine(tmp_path, capsys):
     assert value == pytest.approx(expected.item(), abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 10 draws")  # of a fit of five steps
 def test_one_ability_at_most(tmp_path, capsys):
     """There is nothing to rotate then, and no second factor to draw."""
     tiny = ["--factors", "1", "--steps", "5", "--samples", "10", "--outdir", str(tmp_path)]

@@ -72,7 +72,7 @@ def test_the_sum_over_all_labelings_is_the_evidence():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:log_evidence. 2000 draws have weights without variance")
+@pytest.mark.filterwarnings("ignore:log_evidence. 2000 draws")
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
 def test_the_sum_bounds_every_bound_from_above(num_blocks):
     pairs, edges = ten()

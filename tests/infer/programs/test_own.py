@@ -355,6 +355,7 @@ def check_methods(both, x):
     assert log_evidence(both.model, both.guide, x, num_samples=20).mean > -4
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 20 draws")  # of a guide with a scale of its own
 @pytest.mark.parametrize("kind", [MethodsOfModule, MethodsOfPyroModule])
 def test_methods_of_a_module_answer_with_what_they_learned(kind, tmp_path):
     fitted = {mean: of_methods(kind, x) for mean, x in SPREAD.items()}
@@ -373,6 +374,7 @@ def test_methods_of_a_module_answer_with_what_they_learned(kind, tmp_path):
     assert {n for n, _ in again.named_parameters()} == {"model.spread", "guide.loc"}
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 20 draws")  # of a guide with a scale of its own
 def test_methods_of_a_plain_object_are_functions():
     """Their parameters are Pyro's, by name, as those of functions are."""
     both = of_methods(Methods, SPREAD[4.0])

@@ -84,6 +84,7 @@ def test_fits_take_them_alike():
     assert torch.equal(one.held_out, other.held_out)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 50 draws")  # of a fit of three steps
 def test_covariates_and_counts_of_a_frame():
     frame = pd.DataFrame({"x": ARRAY[:, 0], "y": np.arange(30) % 4})
     guide = AutoNormal(own)

@@ -333,6 +333,7 @@ def test_latents_of_rows_stay_as_in_the_model():
     assert "z" in poutine.trace(again).get_trace(x).nodes
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 20 draws")  # of a fit of fifty steps
 def test_a_factor_model_goes_on_with_its_own_guide():
     """`FactorNormal` states each site, the loadings column by column."""
     x = torch.randn(60, 2) @ torch.randn(2, 5) + 0.3 * torch.randn(60, 5)
