@@ -22,8 +22,6 @@ from ppl_models.scoped import mix
 
 LATENTS, DIMENSION = "latents", "latents_dim_0"
 POSITIONS = "unconstrained_draw"  # a statistic of nutpie
-DONE = "{{ total_finished_draws }}"  # of a chain, as nutpie's templates say it
-RATE = 100  # milliseconds between two looks at it
 CPU = torch.device("cpu")
 
 
@@ -106,22 +104,21 @@ def _some(density: Density, settings: Settings, chains: range) -> Results:
     """Some of the chains, as many of these at once as there are cores."""
     found: Results = {}
     width = num_cores() if density.native else 1
-    length = settings.tune + settings.draws
     hidden = None if settings.progress and together().is_first else True
-    with tqdm(total=len(chains) * length, desc="nuts", unit="draw", disable=hidden) as bar:
+    with tqdm(total=len(chains), desc="nuts", unit="chain", disable=hidden) as bar:
         for start in range(0, len(chains), width):
             some = chains[start : start + width]
-            running = [_started(density, settings, chain, bar) for chain in some]
-            for chain, raw in zip(some, _ended(running, density), strict=True):
+            running = [_started(density, settings, chain) for chain in some]
+            for chain, raw in zip(some, _ended(running, density, bar), strict=True):
                 latents, statistics = raw.get_arrow_trace()
                 for name, values in _arrays(latents[0], statistics[0], density, settings).items():
                     found[chain, name] = torch.from_numpy(np.array(values))
     return found
 
 
-def _started(density: Density, settings: Settings, chain: int, bar: tqdm) -> Any:
+def _started(density: Density, settings: Settings, chain: int) -> Any:
     return nutpie().sample(
-        _Shown(_model(density), bar),
+        _model(density),
         draws=settings.draws,
         tune=settings.tune,
         chains=1,
@@ -135,10 +132,14 @@ def _started(density: Density, settings: Settings, chain: int, bar: tqdm) -> Any
     )
 
 
-def _ended(running: list[Any], density: Density) -> list[Any]:
+def _ended(running: list[Any], density: Density, bar: tqdm) -> list[Any]:
     """What chains have drawn."""
+    ended = []
     try:
-        return [chain.wait() for chain in running]
+        for chain in running:
+            ended.append(chain.wait())
+            bar.update()
+        return ended
     except BaseException as error:  # nutpie has errors of Rust
         for chain in running:
             with suppress(BaseException):
@@ -166,34 +167,6 @@ def _model(density: Density) -> Any:
         [LATENTS],
         make_initial_point_fn=density.start,
     )
-
-
-class _Shown:
-    """A model of nutpie whose chain tells a bar how far it is.
-
-    Arguments:
-        model: The model.
-        bar: Of all chains.
-    """
-
-    def __init__(self, model: Any, bar: tqdm) -> None:
-        self.model, self.bar, self.done = model, bar, 0
-
-    @property
-    def n_dim(self) -> int:
-        size: int = self.model.n_dim
-        return size
-
-    def _make_sampler(self, settings: Any, mean: Any, cores: int, _: Any, store: Any) -> Any:
-        kind = nutpie()._lib.ProgressType
-        shown = (
-            kind.none() if self.bar.disable else kind.template_callback(RATE, DONE, 1, self._show)
-        )
-        return self.model._make_sampler(settings, mean, cores, shown, store)
-
-    def _show(self, done: str) -> None:
-        self.bar.update(int(done) - self.done)
-        self.done = int(done)
 
 
 @dataclass(frozen=True)
@@ -241,7 +214,11 @@ def _arrays(
 
 
 def _is_scalar(column: Any) -> bool:
-    return not hasattr(_arrow(column), "flatten") and not str(column.type).startswith("list")
+    """Whether a statistic is a number, or a truth value, of each draw."""
+    from pyarrow import types
+
+    kind = _arrow(column).type
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
 def _array(column: Any) -> np.ndarray:
