@@ -2,10 +2,10 @@
 
     python -m benchmarks.speed.processes --data-root data
 
-The same net (784-400-50-400-784), batches of 256, Adam, and fresh binarisation as in `vae_epoch`.
-Runs come one after the other, in turns; a line is the median over rounds of the median time of a
-step, its start and its compilation aside. The exchange is timed by itself, in the same processes:
-the sum of the flat gradient, as each step has it.
+The same net (784-400-50-400-784), batches of 256 (`--batch`), Adam, and fresh binarisation as in
+`vae_epoch`. Runs come one after the other, in turns; a line is the median over rounds of the median
+time of a step, its start and its compilation aside. The exchange is timed by itself, in the same
+processes: the sum of the flat gradient, as each step has it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
     vae = VAE(784, NUM_LATENTS, decoder=decoder)
     guide = AmortizedNormal(784, NUM_LATENTS, encoder)
     watch = measure.Stopwatch("cpu", EVERY)
-    options = {"batch_size": BATCH, "steps": args.steps, "seed": 0, "compile": WAYS[args.way]}
+    options = {"batch_size": args.batch, "steps": args.steps, "seed": 0, "compile": WAYS[args.way]}
     fit(elbo(vae, guide), train, schedule=watch, progress=False, **options)
     size = sum(p.numel() for module in (vae, guide) for p in module.parameters())
     found = {"step": statistics.median(watch.seconds()) / EVERY, "bytes": 4 * size}
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace, way: str, count: int) -> dict[str, Any]:
     if count > 1:
         command[1:2] = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "-m"]
     command += ["--data-root", str(args.data_root), "--steps", str(args.steps), "--way", way]
+    command += ["--batch", str(args.batch)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(2 // count)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--way", choices=WAYS, help="that of a process of its own")
     args = parser.parse_args(argv)
     if args.way:
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if together().is_first:
             print(json.dumps(found))
         return
-    print(measure.heading("cpu"))
+    print(f"{measure.heading('cpu')}, batches of {args.batch}")
     print(f"{'':10} {'1 x 2 threads':>14} {'2 x 1 thread':>14} {'ratio':>7} {'exchange':>10}")
     for way in WAYS:
         rounds = [[run(args, way, count) for count in (1, 2)] for _ in range(args.rounds)]
