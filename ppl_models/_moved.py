@@ -47,7 +47,7 @@ MOVED = {
     "engine.descend": ["infer.training.optimizers", "infer.training.descent"],
     "engine.device": ["infer.programs.device"],
     "engine.draws": ["infer.evidence.weights", "infer.evidence.joint"],
-    "engine.em": ["infer.training.em"],
+    "engine.em": ["infer.training.em", "infer.training.climbs.protocols"],
     "engine.evidence": ["infer.evidence.evidence"],
     "engine.fit": ["infer.training.fit"],
     "engine.impute": ["infer.evidence.impute"],

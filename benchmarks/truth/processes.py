@@ -45,16 +45,16 @@ from ppl_models.datasets import digits
 from ppl_models.infer.training.progress import Progress
 from ppl_models.processes import together
 
-BATCH, EPOCHS, SEEDS = 100, 4, 20
+BATCH, EPOCHS, SEEDS = 100, 4, 10
 
 
 def grey() -> Tensor:
     return digits()[0].double()[:700]
 
 
-def vae(binary: bool = True) -> Any:
+def vae() -> Any:
     pair = VAE(64, 8).double(), AmortizedNormal(64, 8).double()
-    return elbo(*pair), digits(binary=binary)[0].double()[:700]
+    return elbo(*pair), digits(binary=True)[0].double()[:700]
 
 
 def mixture() -> Any:

@@ -24,9 +24,9 @@ from ppl_models.infer.training.ahead.in_memory import RowsAhead
 from ppl_models.infer.training.ahead.protocol import Ahead
 from ppl_models.infer.training.ahead.streamed import BatchesAhead
 from ppl_models.infer.training.batches import Batch, Chosen, InMemory, Source
-from ppl_models.infer.training.descent import parts_of
 from ppl_models.infer.training.optimizers import only_schedules
 from ppl_models.infer.training.progress import Progress
+from ppl_models.infer.training.together.parts import parts_of
 
 
 class Mark(NamedTuple):

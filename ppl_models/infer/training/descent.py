@@ -16,10 +16,10 @@ from ppl_models.infer.compiled.replay import Replay, recorder_for
 from ppl_models.infer.objectives.objective import Objective, as_objectives, modules_of
 from ppl_models.infer.objectives.reports import Reports
 from ppl_models.infer.programs.checks import noting_batch
-from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.training.average import Average, check_decay, copy_all
 from ppl_models.infer.training.batches import Batch, Chosen
-from ppl_models.infer.training.ends.slopes import are_finite, origin
+from ppl_models.infer.training.ends.blame import blame_loss, blame_slope
+from ppl_models.infer.training.ends.slopes import are_finite
 from ppl_models.infer.training.files import held
 from ppl_models.infer.training.optimizers import (
     LearningRateSchedule,
@@ -32,13 +32,14 @@ from ppl_models.infer.training.together.agreement import SitesSeen, check_same_s
 from ppl_models.infer.training.together.as_one import whole_draws
 from ppl_models.infer.training.together.exchange import Exchange
 from ppl_models.infer.training.together.generators import go_on_from, states_of_all
+from ppl_models.infer.training.together.parts import as_batch, parts_of, placed, some_of
 from ppl_models.infer.training.together.shards.shards import Shards
 from ppl_models.infer.training.together.shards.whether import (
     check_moves_each_alone,
     check_rows_for_all,
 )
 from ppl_models.infer.training.together.trial import Parted
-from ppl_models.processes import ALONE, Processes, Share, sharing
+from ppl_models.processes import ALONE, Processes
 from ppl_models.scoped import get_rng_state, kept_rng, modes, set_rng_state
 from ppl_models.user_line import warn
 
@@ -68,7 +69,7 @@ def descend(
         >>> len(losses)
         3
     """
-    objectives, stream = as_objectives(objectives), map(_as_batch, batches)
+    objectives, stream = as_objectives(objectives), map(as_batch, batches)
     batch = next(stream, None)
     if batch is None:
         return
@@ -172,7 +173,7 @@ class Descent:
         """Raises where the objectives cannot take a batch, or the data that it came from."""
         for objective in self.objectives:
             check_devices(objective.modules(), batch.values)
-            with _placed(batch):
+            with placed(batch):
                 objective.prepare(*batch.values, size=batch.size, data=data)
 
     def _check_part(self, batch: Batch, processes: Processes) -> None:
@@ -206,7 +207,7 @@ class Descent:
         self, objective: Objective, batch: Batch, places: Tensor, total: int
     ) -> dict[str, Tensor]:
         """The loss, and what it reports, on some of the first rows of a batch."""
-        loss = self._evaluated(objective, _some(batch, places, total))
+        loss = self._evaluated(objective, some_of(batch, places, total))
         return {objective.name: loss, **objective.reports}
 
     def evaluate(self, objective: Objective, batch: Batch) -> Tensor:
@@ -216,7 +217,7 @@ class Descent:
 
     def _evaluated(self, objective: Objective, batch: Batch) -> Tensor:
         with (
-            _placed(batch),
+            placed(batch),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp),
             noting_batch(batch.values),
         ):
@@ -457,32 +458,13 @@ class Descent:
 
     def blame(self, objective: Objective, batch: Batch, loss: Tensor, when: str) -> str:
         """Says where a loss that is not finite comes from."""
-        for name, parameter in objective.named_parameters():
-            if not torch.isfinite(parameter).all():
-                cause = (
-                    f"the parameter {name} is not finite since the step before: its gradient "
-                    f"was not"
-                )
-                break
-        else:
-            with Rows(batch.rows, batch.size, len(batch.values[0])):
-                cause = objective.blame(*batch.values, size=batch.size)
-        advice = "a smaller lr, clip=1.0, or a floor under scales"
-        if self.step_number == 0:  # nothing has moved
-            advice = "other data, or initial values at which all log-densities are finite"
-        return f"{objective.name}: the loss is {loss.item()} {when}; {cause}. Try {advice}."
+        return blame_loss(objective, batch, loss, when, moved=self.step_number > 0)
 
     def _blame_slope(self, i: int, batch: Batch, loss: Tensor) -> str:
         """Says where a gradient that is not finite comes from, of a loss that is."""
         objective = self.objectives[i]
-        slopes = {name: x.grad for name, x in objective.named_parameters() if x.grad is not None}
-        name = next(name for name, slope in slopes.items() if not slope.isfinite().all())
-        cause = origin(lambda part: self.evaluate(objective, part), batch, self.parameters[i])
-        return (
-            f"{objective.name}: the gradient of the parameter {name} is not finite at step "
-            f"{self.step_number + 1}, where the loss is {loss.item():.5g}{cause}. All is as it was "
-            f"before that step. Try a floor under what has a root, a logarithm or a quotient, "
-            f"such as x.clamp(min=1e-6), or a smaller lr."
+        return blame_slope(
+            objective, batch, loss, self.step_number + 1, self.parameters[i], self.evaluate
         )
 
     def check_parameters(self) -> None:
@@ -531,51 +513,6 @@ class Descent:
                         f"not trained. Try pyro.module('{name.split('.')[-1]}', ...) in the "
                         f"program, or .requires_grad_(False) if that is meant."
                     )
-
-
-def _as_batch(given: Batch | Tensor | tuple[Tensor, ...]) -> Batch:
-    """A batch; of rows by themselves one that is the whole data."""
-    if isinstance(given, Batch):
-        return given
-    values = (given,) if isinstance(given, Tensor) else given
-    rows = torch.arange(len(values[0]), device=values[0].device)
-    return Batch(values, rows, len(rows))
-
-
-@contextmanager
-def _placed(batch: Batch) -> Iterator[None]:
-    """A context in which programs know where the rows of a batch are."""
-    with Rows(batch.rows, batch.size, len(batch.values[0])), sharing(batch.share):
-        yield
-
-
-def _some(batch: Batch, places: Tensor, total: int) -> Batch:
-    """Some of the first rows of a batch, as a part of those."""
-    rows = None if batch.rows is None else batch.rows[places]
-    values = tuple(x[places] for x in batch.values)
-    return Batch(values, rows, batch.size, Share(places, total))
-
-
-def parts_of(batch: Batch, turns: int) -> list[Batch]:
-    """A batch in as many parts as an objective takes turns on it, one if that is all its rows."""
-    if turns == 1:
-        return [batch]
-    if batch.share is not None:
-        return list(_parts_of_share(batch, batch.share, turns))
-    values = zip(*(x.chunk(turns) for x in batch.values), strict=True)
-    rows = [None] * turns if batch.rows is None else batch.rows.chunk(turns)
-    return [Batch(x, r, batch.size) for x, r in zip(values, rows, strict=False)]
-
-
-def _parts_of_share(batch: Batch, share: Share, turns: int) -> Iterator[Batch]:
-    """What is here of the parts of a batch that several processes share."""
-    width = -(-share.total // turns)
-    for start in range(0, share.total, width):
-        total = min(width, share.total - start)
-        here = (share.places >= start) & (share.places < start + total)
-        rows = None if batch.rows is None else batch.rows[here]
-        values = tuple(x[here] for x in batch.values)
-        yield Batch(values, rows, batch.size, Share(share.places[here] - start, total))
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
