@@ -2,10 +2,12 @@ r"""What a step costs that several processes share: the sum of the gradient over
 
     torchrun --nproc-per-node 2 -m benchmarks.speed.exchange
 
-Measured: the sum of one flat tensor, and all of the exchange of `fit` (gradients in, sum, gradients
-out, and what goes beside them), between processes of this machine by gloo over loopback; the first
+Measured, between processes of this machine: the sum of one flat tensor by gloo over loopback, as it
+is between machines; that by the memory which processes of one machine share; and by that all of
+the exchange of `fit`: gradients in, sum, gradients out, and what goes beside them. These are first
 deciles of many.
-Modelled: the time of a sum over `P` processes, by the line through the smallest and the largest,
+Modelled: the time of a sum over `P` processes by a network, and for gloo by the line through the
+smallest and the largest size,
 
 .. math::
     t = \alpha \log_2 P + 2 \, \frac{P - 1}{P} \, \frac{n}{\beta}
@@ -28,6 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from benchmarks import measure
@@ -117,16 +120,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("expected two processes or more: torchrun --nproc-per-node 2 -m ...")
     torch.set_num_threads(1)
     flat = {size: torch.zeros(size // 4) for size in args.sizes}
-    sums = [timed(lambda: here.sum_into(flat[size]), here, size) for size in args.sizes]  # noqa: B023
+    sums = [timed(lambda: dist.all_reduce(flat[size]), here, size) for size in args.sizes]  # noqa: B023
+    shared = [timed(lambda: here.sum_into(flat[size]), here, size) for size in args.sizes]  # noqa: B023
     steps = [timed(exchanged(here, size), here, size) for size in args.sizes]
     if not here.is_first:
         return
     latency, bandwidth = fitted(args.sizes, sums, here.count)
     print(f"{measure.heading('cpu')}, {here.count} processes\n")
-    print("| bytes | sum, us | by the line, us | exchange of a step, us |\n|---|---|---|---|")
-    for size, total, step in zip(args.sizes, sums, steps, strict=True):
-        line = modelled(size, here.count, latency, bandwidth)
-        print(f"| {size:.0e} | {total * 1e6:.0f} | {line * 1e6:.0f} | {step * 1e6:.0f} |")
+    print("| bytes | gloo, us | by the line, us | by memory, us | exchange of a step, us |")
+    print(f"|{'---|' * 5}")
+    for size, *times in zip(args.sizes, sums, shared, steps, strict=True):
+        times.insert(1, modelled(size, here.count, latency, bandwidth))
+        print(f"| {size:.0e} | {' | '.join(f'{t * 1e6:.0f}' for t in times)} |")
     print(f"\nalpha {latency * 1e6:.0f} us, beta {bandwidth / 1e9:.2f} GB/s\n")
     print(f"modelled, ms | {' | '.join(MODELS)} |\n|{'---|' * (1 + len(MODELS))}")
     for link in [Link("gloo, as here", latency, bandwidth, 10**6), *LINKS]:

@@ -13,11 +13,12 @@ import atexit
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ppl_models.processes.meeting import meet
+from ppl_models.processes.memory import Memory, shared_memory
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what `torchrun` sets
 TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer is given up
@@ -106,8 +108,31 @@ class Processes:
     def sum_into(self, x: Tensor) -> None:
         """Puts the sum of tensors over all processes, which lie in one piece, in their place."""
         if not self.alone:
-            with _answered("a sum"):
-                dist.all_reduce(x)
+            flat = x.detach().view(-1)
+            flat.copy_(self.summed(lambda row: row.copy_(flat), len(flat), x.dtype, x.device))
+
+    def summed(
+        self,
+        write: Callable[[Tensor], object],
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        """The sum over all processes of what each writes into a row of so many numbers.
+
+        Example:
+            >>> ALONE.summed(lambda row: row.fill_(2), 3, torch.float32, torch.device("cpu"))
+            tensor([2., 2., 2.])
+        """
+        with _answered("a sum"):
+            memory = None if self.alone or device.type != "cpu" else _memory_of(self)
+            if memory is not None:
+                return memory.summed(write, length, dtype)
+            found = torch.empty(length, dtype=dtype, device=device)
+            write(found)
+            if not self.alone:
+                dist.all_reduce(found)
+            return found
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes in their order, whose shapes may differ."""
@@ -224,6 +249,7 @@ class Processes:
 
 
 ALONE = Processes()
+_memories: WeakKeyDictionary[Any, Memory | None] = WeakKeyDictionary()  # of groups
 _apart = 0  # how many contexts this process is in, in which it computes by itself
 
 
@@ -284,6 +310,19 @@ def _join() -> None:
     atexit.register(_leave)
 
 
+def _memory_of(here: Processes) -> Memory | None:
+    """What the processes share where they are all on one machine: found once for a group."""
+    group = dist.group.WORLD
+    assert group is not None
+    if group not in _memories:
+        try:
+            limit = group._get_backend(torch.device("cpu")).options._timeout
+        except (AttributeError, RuntimeError):  # of a backend that says none
+            limit = TIMEOUT
+        _memories[group] = shared_memory(here, limit.total_seconds())
+    return _memories[group]
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -312,7 +351,7 @@ def _answered(what: str) -> Iterator[None]:
     """A context in which all processes take part, or those that do say that another does not."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         said = str(error).strip().splitlines()
         raise ProcessError(
             f"process {dist.get_rank()} of {dist.get_world_size()} waited for {what} of the others "

@@ -303,12 +303,12 @@ class Descent:
         """The same of a batch of which each process has a part, which may have no rows."""
         assert batch.share is not None
         numbers, error = {}, None
+        weight = len(batch.share.places) / batch.share.total
         try:
             if len(batch.share.places):
-                numbers = self._differentiated(i, batch)
+                numbers = self._differentiated(i, batch, weight)
         except Exception as raised:  # of which the others are told
             error = raised
-        weight = len(batch.share.places) / batch.share.total
         name = self.objectives[i].name
         return exchange.average(name, self.parameters[i], numbers, weight, error)
 
@@ -352,7 +352,7 @@ class Descent:
             if said is not None:
                 raise FloatingPointError(f"on process {rank} of {len(found)}, {said}") from None
 
-    def _differentiated(self, i: int, batch: Batch) -> dict[str, Tensor]:
+    def _differentiated(self, i: int, batch: Batch, weight: float = 1.0) -> dict[str, Tensor]:
         """Gives the parameters of an objective their gradients; returns what there is to record."""
         objective = self.objectives[i]
         # Pyro's checks run once: on every step they would cost more than the mathematics.
@@ -366,7 +366,7 @@ class Descent:
             set_rng_state(rng, self.device)
             when = f"at step {self.step_number + 1}"
             raise FloatingPointError(self.blame(objective, batch, loss, when))
-        loss.backward()
+        loss.backward(torch.full_like(loss, weight))
         if checked and not are_finite(self.parameters[i]):
             set_rng_state(rng, self.device)
             raise FloatingPointError(self._blame_slope(i, batch._replace(share=None), loss))

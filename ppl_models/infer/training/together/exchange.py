@@ -8,12 +8,15 @@ on the whole batch, however uneven the parts are. Beside it go the loss, what wa
 parameters have a gradient at all, and whether the run is to stop or to be written.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ppl_models.processes import ProcessError, Processes
 
 EXACT = (torch.float32, torch.float64)  # types in which a loss and counts keep their digits
+ALIGNED = 16  # numbers after which a gradient may begin, where a processor reads them at once
 
 
 class Exchange:
@@ -32,7 +35,7 @@ class Exchange:
         self.processes = processes
         self.stop = self.due = False
         self.names: dict[str, list[str]] = {}  # of the numbers of each objective
-        self.rooms: dict[str, _Room] = {}
+        self.rows: dict[str, _Rows] = {}
 
     def average(
         self,
@@ -46,7 +49,8 @@ class Exchange:
 
         Arguments:
             name: That of the objective.
-            parameters: What is trained along it.
+            parameters: What is trained along it; its gradients are those of the loss on the rows
+                that are here, times `weight`.
             numbers: The loss and what is reported, means over the rows that are here; none where
                 no row is.
             weight: The share of the rows of the batch that are here.
@@ -63,26 +67,23 @@ class Exchange:
         if any(p.grad is not None and p.grad.layout != torch.strided for p in parameters):
             fault = fault or [_ERROR, f"{name}: a gradient is sparse. Try layers with sparse=False"]
         names = self.names[name]
-        if name not in self.rooms:
+        if name not in self.rows:
             place = next((x.device for x in (*parameters, *numbers.values())), torch.device("cpu"))
-            self.rooms[name] = _Room(parameters, len(_SAID) + len(parameters) + len(names), place)
-        room, here = self.rooms[name], fault is None and bool(numbers)
+            self.rows[name] = _Rows(parameters, len(_SAID) + len(parameters) + len(names), place)
+        rows, here = self.rows[name], fault is None and bool(numbers)
 
         slopes = [p.grad if here else None for p in parameters]
         said = [fault is not None, self.stop, self.due, *(slope is not None for slope in slopes)]
         values = [numbers[n].detach().double() * weight if here else 0.0 for n in names]
         tail = torch.tensor([*map(float, said), *map(float, values)], dtype=torch.float64)
-        room.fill(slopes, weight, tail)
-        for buffer in room.buffers.values():
-            self.processes.sum_into(buffer)
-        found = room.tail.to("cpu", torch.float64, copy=True)
+        views, found = rows.summed(self.processes, slopes, tail)
 
         wrong, stop, due, *rest = found.tolist()
         self.stop, self.due = stop > 0, due > 0
         if wrong:
             raise self._first_error(fault, error)
-        for p, slope, count in zip(parameters, room.views, rest, strict=False):
-            p.grad = slope if count else None
+        for p, view, count in zip(parameters, views, rest, strict=False):
+            p.grad = view if count else None
         return dict(zip(names, found[len(said) :], strict=True))
 
     def _first_error(self, fault: list[str] | None, error: Exception | None) -> Exception:
@@ -101,8 +102,8 @@ _SAID = ("fault", "stop", "due")
 _ERROR = "RuntimeError"
 
 
-class _Room:
-    """Room for the gradients of parameters, those of a type one after the other, and for a tail.
+class _Rows:
+    """The gradients of parameters, in a row for each type, and a tail at the end of one.
 
     Arguments:
         parameters: The parameters.
@@ -111,36 +112,51 @@ class _Room:
     """
 
     def __init__(self, parameters: list[Tensor], tail: int, place: torch.device) -> None:
-        sizes: dict[torch.dtype, int] = {}
-        starts = []
+        self.tail, self.place = tail, place
+        self.lengths: dict[torch.dtype, int] = {}
+        self.parts: list[tuple[torch.dtype, int, torch.Size, tuple[int, ...]]] = []
         for p in parameters:
-            starts.append(sizes.get(p.dtype, 0))
-            sizes[p.dtype] = starts[-1] + p.numel()
-        carrier = next((kind for kind in EXACT if kind in sizes), torch.float64)
-        end = sizes.get(carrier, 0)
-        sizes[carrier] = end + tail
-        self.buffers = {kind: torch.zeros(n, dtype=kind, device=place) for kind, n in sizes.items()}
-        self.tail = self.buffers[carrier][end:]
-        self.views = [
-            _laid_out(self.buffers[p.dtype][start : start + p.numel()], p)
-            for p, start in zip(parameters, starts, strict=True)
-        ]
+            start = self.lengths.get(p.dtype, 0)
+            # In the order of memory of the parameter, where that is dense.
+            self.parts.append((p.dtype, start, p.shape, torch.empty_like(p).stride()))
+            self.lengths[p.dtype] = start + -(-p.numel() // ALIGNED) * ALIGNED
+        self.carrier = next((kind for kind in EXACT if kind in self.lengths), torch.float64)
+        self.lengths[self.carrier] = self.lengths.get(self.carrier, 0) + tail
 
-    def fill(self, slopes: list[Tensor | None], weight: float, tail: Tensor) -> None:
-        """Takes weighted gradients, and what goes beside them."""
-        if any(slope is None for slope in slopes):
-            for buffer in self.buffers.values():
-                buffer.zero_()
-        there = [(v, g) for v, g in zip(self.views, slopes, strict=True) if g is not None]
-        if there:
-            views, found = map(list, zip(*there, strict=True))
+    def summed(
+        self, processes: Processes, slopes: list[Tensor | None], tail: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The sums over processes of gradients, where they have one, and of the tail."""
+        rows = {
+            kind: processes.summed(
+                partial(self._write, kind, slopes, tail), length, kind, self.place
+            )
+            for kind, length in self.lengths.items()
+        }
+        views = [self._view(rows[part[0]], *part) for part in self.parts]
+        found = rows[self.carrier][-self.tail :].to("cpu", torch.float64, copy=True)
+        return views, found
+
+    def _write(
+        self, kind: torch.dtype, slopes: list[Tensor | None], tail: Tensor, row: Tensor
+    ) -> None:
+        """Writes the gradients of a type, and the tail where it belongs, into a row."""
+        views, found = [], []
+        for part, slope in zip(self.parts, slopes, strict=True):
+            if part[0] != kind:
+                continue
+            view = self._view(row, *part)
+            if slope is None:
+                view.zero_()
+            else:
+                views.append(view)
+                found.append(slope)
+        if found:
             torch._foreach_copy_(views, found)
-        for buffer in self.buffers.values():
-            buffer.mul_(weight)
-        self.tail.copy_(tail)
+        if kind == self.carrier:
+            row[-self.tail :].copy_(tail)
 
-
-def _laid_out(part: Tensor, p: Tensor) -> Tensor:
-    """A part of a buffer in the order of memory of a parameter, where that is dense."""
-    strides = torch.empty_like(p).stride()
-    return part.as_strided(p.shape, strides)
+    def _view(
+        self, row: Tensor, kind: torch.dtype, start: int, shape: torch.Size, stride: tuple[int, ...]
+    ) -> Tensor:
+        return row.as_strided(shape, stride, row.storage_offset() + start)
