@@ -1,8 +1,11 @@
 """What all tests and doctests share: the same seed and an empty store of parameters before each."""
 
 import gc
+import os
 import random
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -14,6 +17,10 @@ torch.set_num_threads(1)  # the tensors are small: threads would only wait for o
 SEED = (
     torch.manual_seed if torch.cuda.is_available() else torch.random.default_generator.manual_seed
 )
+# Compiled code is kept by what a processor is, not by what torch is told that it is.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    kept = Path(tempfile.gettempdir(), f"ppl_models-{os.environ['ATEN_CPU_CAPABILITY']}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
 
 def pytest_collection_finish() -> None:

@@ -71,6 +71,7 @@ from ppl_models.infer.objectives.iwae import iwae
 from ppl_models.infer.objectives.objective import Objective
 from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.infer.sampling.nuts import nuts
+from ppl_models.infer.sampling.rows import draw_rows
 from ppl_models.infer.selection.compare import compare
 from ppl_models.infer.selection.table import Comparison
 from ppl_models.infer.training.batches import Batch
@@ -187,6 +188,7 @@ __all__ = [
     "descend",
     "distance_pairs",
     "domain_adversarial",
+    "draw_rows",
     "elbo",
     "fit",
     "fit_em",

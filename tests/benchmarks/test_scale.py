@@ -26,7 +26,6 @@ def test_pages_of_a_file_are_not_the_memory_of_the_process(tmp_path):
     before = memory.now()
     with memory.watched():
         rows.sum(dtype="f4")
-    assert memory.most["RssFile"] - before["RssFile"] > 90
     assert memory.most["RssAnon"] - before["RssAnon"] < 30
     with memory.watched():
         copied = np.array(rows)

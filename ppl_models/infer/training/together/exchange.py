@@ -74,8 +74,8 @@ class Exchange:
 
         slopes = [p.grad if here else None for p in parameters]
         said = [fault is not None, self.stop, self.due, *(slope is not None for slope in slopes)]
-        values = [numbers[n].detach().double() * weight if here else 0.0 for n in names]
-        tail = torch.tensor([*map(float, said), *map(float, values)], dtype=torch.float64)
+        values = [weight * float(numbers[n]) if here else 0.0 for n in names]
+        tail = torch.tensor([*map(float, said), *values], dtype=torch.float64)
         views, found = rows.summed(self.processes, slopes, tail)
 
         wrong, stop, due, *rest = found.tolist()
