@@ -99,6 +99,8 @@ def main() -> None:
                 pipes.append(pipe)
         for name in calls():
             _show(name, _timed(name, sides, repeats))
+        for pipe in (pipe for pipes in sides.values() for pipe in pipes):
+            pipe.send("")  # that was all
 
 
 def _timed(name: str, sides: dict[Side, Any], repeats: int) -> dict[Side, list[Any]]:

@@ -109,30 +109,29 @@ class Processes:
         """Puts the sum of tensors over all processes, which lie in one piece, in their place."""
         if not self.alone:
             flat = x.detach().view(-1)
-            flat.copy_(self.summed(lambda row: row.copy_(flat), len(flat), x.dtype, x.device))
+            self.sum_written(lambda row: row.copy_(flat), flat)
 
-    def summed(
-        self,
-        write: Callable[[Tensor], object],
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Tensor:
-        """The sum over all processes of what each writes into a row of so many numbers.
+    def sum_written(self, write: Callable[[Tensor], object], into: Tensor) -> None:
+        """Puts the sum over all processes of what each writes into a row of numbers.
+
+        Arguments:
+            write: Writes all of such a row.
+            into: A row of as many numbers of the same type, for the sum.
 
         Example:
-            >>> ALONE.summed(lambda row: row.fill_(2), 3, torch.float32, torch.device("cpu"))
+            >>> row = torch.zeros(3)
+            >>> ALONE.sum_written(lambda own: own.fill_(2), row)
+            >>> row
             tensor([2., 2., 2.])
         """
         with _answered("a sum"):
-            memory = None if self.alone or device.type != "cpu" else _memory_of(self)
+            memory = None if self.alone or into.device.type != "cpu" else _memory_of(self)
             if memory is not None:
-                return memory.summed(write, length, dtype)
-            found = torch.empty(length, dtype=dtype, device=device)
-            write(found)
+                memory.sum_written(write, into)
+                return
+            write(into)
             if not self.alone:
-                dist.all_reduce(found)
-            return found
+                dist.all_reduce(into)
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """The tensors of all processes in their order, whose shapes may differ."""

@@ -45,30 +45,30 @@ class Memory:
         self.sides = torch.empty(2, self.count, 0, dtype=torch.uint8)
         self.side = 0
 
-    def summed(self, write: Callable[[Tensor], object], length: int, dtype: torch.dtype) -> Tensor:
-        """The sum over all processes of what each writes into a row of numbers.
+    def sum_written(self, write: Callable[[Tensor], object], into: Tensor) -> None:
+        """Puts the sum over all processes of what each writes into a row of numbers.
 
         Arguments:
             write: Writes all of such a row.
-            length: How many numbers it has.
-            dtype: Their type.
+            into: A row of as many numbers of the same type, for the sum.
 
         Raises:
             OSError: If a process has ended, or does not answer in time.
             RuntimeError: If one sums other numbers.
         """
-        size = length * dtype.itemsize
-        message = _TURN.pack(length, str(dtype).removeprefix("torch.")[:8].encode())
+        size = into.numel() * into.element_size()
+        message = _TURN.pack(len(into), str(into.dtype).removeprefix("torch.")[:8].encode())
         if size > self.sides.shape[2]:
             self._meet(message)
             self._grow(size)
         self.side = 1 - self.side
-        rows = [row.view(dtype) for row in self.sides[self.side, :, :size]]
+        rows = [row.view(into.dtype) for row in self.sides[self.side, :, :size]]
         write(rows[self.rank])
         self._meet(message)
         if self.count == 2:
-            return rows[0] + rows[1]
-        ends = [length * r // self.count for r in range(self.count + 1)]
+            torch.add(rows[0], rows[1], out=into)
+            return
+        ends = [len(into) * r // self.count for r in range(self.count + 1)]
         parts = [slice(*pair) for pair in pairwise(ends)]
         here = parts[self.rank]
         total = rows[0][here] + rows[1][here]
@@ -76,7 +76,7 @@ class Memory:
             total += other[here]
         rows[self.rank][here] = total
         self._meet(message)
-        return torch.cat([row[part] for row, part in zip(rows, parts, strict=True)])
+        torch.cat([row[part] for row, part in zip(rows, parts, strict=True)], out=into)
 
     def _meet(self, message: bytes) -> None:
         """Returns when all processes have come here, with the same to say."""

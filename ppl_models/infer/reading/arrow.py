@@ -53,9 +53,14 @@ class Table(Dataset):
         together = rows[-1] - rows[0] == len(rows) - 1 and rows == list(
             range(rows[0], rows[-1] + 1)
         )
-        if self.columns is not None and not together:
+        if self.columns is not None:
             try:
-                return {name: column.gathered(rows) for name, column in self.columns.items()}
+                return {
+                    name: column.between(rows[0], rows[-1] + 1)
+                    if together
+                    else column.gathered(rows)
+                    for name, column in self.columns.items()
+                }
             except _CopiedError:
                 self.columns = None
         found = self.table[slice(rows[0], rows[-1] + 1) if together else rows]
@@ -83,14 +88,27 @@ class _Column:
         """Some rows, `(B, *)`."""
         chunks = np.searchsorted(self.starts, rows, side="right") - 1
         places = (np.asarray(rows) - self.starts[chunks]).tolist()
-        for chunk in set(chunks.tolist()) - self.views.keys():
-            self.views[chunk] = self._view(chunk)
-        views = self.views
+        views = self._seen(set(chunks.tolist()))
         first = views[int(chunks[0])]
         found = np.empty((len(rows), *first.shape[1:]), first.dtype)
         for n, (chunk, place) in enumerate(zip(chunks.tolist(), places, strict=True)):
             found[n] = views[chunk][place]
         return found
+
+    def between(self, first: int, stop: int) -> np.ndarray:
+        """Rows that follow each other, `(B, *)`."""
+        begin, end = np.searchsorted(self.starts, (first, stop - 1), side="right") - 1
+        chunks = [n for n in range(begin, end + 1) if len(self.chunks[n])]
+        views, starts = self._seen(set(chunks)), self.starts
+        return np.concatenate(
+            [views[n][max(0, first - starts[n]) : stop - starts[n]] for n in chunks]
+        )
+
+    def _seen(self, chunks: set[int]) -> dict[int, np.ndarray]:
+        """The chunks that were read, these among them."""
+        for chunk in chunks - self.views.keys():
+            self.views[chunk] = self._view(chunk)
+        return self.views
 
     def _view(self, chunk: int) -> np.ndarray:
         view = _array(self.chunks[chunk], self.name, copied=False)

@@ -76,6 +76,19 @@ def test_rows_from_several_chunks_of_a_file():
     assert {len(view) for view in rows.columns["x"].views.values()} == {5, 1, 16}
 
 
+def test_rows_that_follow_each_other_across_an_empty_chunk():
+    pa = pytest.importorskip("pyarrow")
+    lists = [part.tolist() for part in (x[:5], x[:0], x[5:6], x[6:])]
+    chunks = [pa.array(part, pa.list_(pa.float32())) for part in lists]
+    rows = Table(datasets.Dataset(pa.table({"x": pa.chunked_array(chunks)})))
+    assert len(rows.columns["x"].chunks) == 4
+    for first, stop in ((0, 22), (3, 7), (4, 5), (5, 6), (21, 22), (0, 5)):
+        found = rows.__getitems__(list(range(first, stop)))["x"]
+        assert np.array_equal(found, x[first:stop].numpy())
+        assert found.flags.writeable
+    assert rows.columns is not None
+
+
 def test_rows_of_other_lengths_in_other_chunks():
     rows = Table(datasets.concatenate_datasets([of(x[:5]), of(x[5:, :3])]))
     with pytest.raises(ValueError, match=r"column 'x', got some of \((3|4),\) and some of"):

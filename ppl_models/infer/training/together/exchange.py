@@ -9,6 +9,7 @@ parameters have a gradient at all, and whether the run is to stop or to be writt
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,13 +77,13 @@ class Exchange:
         said = [fault is not None, self.stop, self.due, *(slope is not None for slope in slopes)]
         values = [weight * float(numbers[n]) if here else 0.0 for n in names]
         tail = torch.tensor([*map(float, said), *values], dtype=torch.float64)
-        views, found = rows.summed(self.processes, slopes, tail)
+        found = rows.summed(self.processes, slopes, tail)
 
         wrong, stop, due, *rest = found.tolist()
         self.stop, self.due = stop > 0, due > 0
         if wrong:
             raise self._first_error(fault, error)
-        for p, view, count in zip(parameters, views, rest, strict=False):
+        for p, view, count in zip(parameters, rows.views, rest, strict=False):
             p.grad = view if count else None
         return dict(zip(names, found[len(said) :], strict=True))
 
@@ -102,6 +103,18 @@ _SAID = ("fault", "stop", "due")
 _ERROR = "RuntimeError"
 
 
+class _Part(NamedTuple):
+    """Where the gradient of a parameter lies in a row, in the order of memory of that."""
+
+    kind: torch.dtype
+    start: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def of(self, row: Tensor) -> Tensor:
+        return row.as_strided(self.shape, self.stride, row.storage_offset() + self.start)
+
+
 class _Rows:
     """The gradients of parameters, in a row for each type, and a tail at the end of one.
 
@@ -112,30 +125,25 @@ class _Rows:
     """
 
     def __init__(self, parameters: list[Tensor], tail: int, place: torch.device) -> None:
-        self.tail, self.place = tail, place
-        self.lengths: dict[torch.dtype, int] = {}
-        self.parts: list[tuple[torch.dtype, int, torch.Size, tuple[int, ...]]] = []
+        lengths: dict[torch.dtype, int] = {}
+        self.parts: list[_Part] = []
         for p in parameters:
-            start = self.lengths.get(p.dtype, 0)
-            # In the order of memory of the parameter, where that is dense.
-            self.parts.append((p.dtype, start, p.shape, torch.empty_like(p).stride()))
-            self.lengths[p.dtype] = start + -(-p.numel() // ALIGNED) * ALIGNED
-        self.carrier = next((kind for kind in EXACT if kind in self.lengths), torch.float64)
-        self.lengths[self.carrier] = self.lengths.get(self.carrier, 0) + tail
+            start = lengths.get(p.dtype, 0)
+            dense = torch.empty_like(p).stride()
+            self.parts.append(_Part(p.dtype, start, p.shape, dense))
+            lengths[p.dtype] = start + -(-p.numel() // ALIGNED) * ALIGNED
+        self.carrier = next((kind for kind in EXACT if kind in lengths), torch.float64)
+        end = lengths.get(self.carrier, 0)
+        lengths[self.carrier] = end + tail
+        self.sums = {n: torch.zeros(size, dtype=n, device=place) for n, size in lengths.items()}
+        self.views = [part.of(self.sums[part.kind]) for part in self.parts]
+        self.tail = slice(end, end + tail)
 
-    def summed(
-        self, processes: Processes, slopes: list[Tensor | None], tail: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """The sums over processes of gradients, where they have one, and of the tail."""
-        rows = {
-            kind: processes.summed(
-                partial(self._write, kind, slopes, tail), length, kind, self.place
-            )
-            for kind, length in self.lengths.items()
-        }
-        views = [self._view(rows[part[0]], *part) for part in self.parts]
-        found = rows[self.carrier][-self.tail :].to("cpu", torch.float64, copy=True)
-        return views, found
+    def summed(self, processes: Processes, slopes: list[Tensor | None], tail: Tensor) -> Tensor:
+        """Sums gradients over processes into `views`, and returns the sum of the tail."""
+        for kind, into in self.sums.items():
+            processes.sum_written(partial(self._write, kind, slopes, tail), into)
+        return self.sums[self.carrier][self.tail].to("cpu", torch.float64, copy=True)
 
     def _write(
         self, kind: torch.dtype, slopes: list[Tensor | None], tail: Tensor, row: Tensor
@@ -143,9 +151,9 @@ class _Rows:
         """Writes the gradients of a type, and the tail where it belongs, into a row."""
         views, found = [], []
         for part, slope in zip(self.parts, slopes, strict=True):
-            if part[0] != kind:
+            if part.kind != kind:
                 continue
-            view = self._view(row, *part)
+            view = part.of(row)
             if slope is None:
                 view.zero_()
             else:
@@ -154,9 +162,4 @@ class _Rows:
         if found:
             torch._foreach_copy_(views, found)
         if kind == self.carrier:
-            row[-self.tail :].copy_(tail)
-
-    def _view(
-        self, row: Tensor, kind: torch.dtype, start: int, shape: torch.Size, stride: tuple[int, ...]
-    ) -> Tensor:
-        return row.as_strided(shape, stride, row.storage_offset() + start)
+            row[self.tail].copy_(tail)
