@@ -350,6 +350,8 @@ def _answered(what: str) -> Iterator[None]:
     """A context in which all processes take part, or those that do say that another does not."""
     try:
         yield
+    except ProcessError:  # which says it already
+        raise
     except (RuntimeError, OSError) as error:
         said = str(error).strip().splitlines()
         raise ProcessError(
