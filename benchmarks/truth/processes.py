@@ -109,9 +109,9 @@ def descended(made: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
         losses: list[dict[str, float]] = []
         record = Progress.record
 
-        def noting(self: Progress, found: dict[str, Tensor]) -> None:
+        def noting(self: Progress, found: dict[str, Tensor], *more: Any) -> None:
             losses.append({name: float(x) for name, x in found.items()})
-            record(self, found)
+            record(self, found, *more)
 
         Progress.record = noting  # type: ignore[method-assign]
         options = {"lr": 1e-2, "seed": 1, "compile": False, "progress": False}
