@@ -18,6 +18,7 @@ import socket
 import struct
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -115,30 +116,33 @@ def shared_memory(here: "Processes", patience: float) -> Memory | None:
         patience: The seconds after which one that does not answer is given up.
     """
     name = here.from_first(uuid.uuid4().bytes if here.is_first else None).hex()
-    listener = _listener(f"\0ppl_models/{name}/{here.rank}")
-    if not all(here.gather_values(listener is not None)):
-        return None
-    assert listener is not None
-    with listener:
+    with ExitStack() as opened:  # until it is known that all processes are here
+        listener = _listener(f"\0ppl_models/{name}/{here.rank}", opened)
+        if not all(here.gather_values(listener is not None)):
+            return None
+        assert listener is not None
         listener.settimeout(patience)
-        sockets = _connected(name, here.rank, patience)
+        sockets = _connected(name, here.rank, patience, opened)
         if not all(here.gather_values(sockets is not None)):
             return None
         assert sockets is not None
         for _ in range(here.rank + 1, here.count):
             other, _ = listener.accept()
+            opened.enter_context(other)
             other.settimeout(patience)
             (rank,) = _CAME.unpack(_received(other, _CAME.size))
             sockets[rank] = other
+        opened.pop_all()
+        listener.close()
     return Memory(here.rank, sockets)
 
 
-def _listener(name: str) -> socket.socket | None:
+def _listener(name: str, opened: ExitStack) -> socket.socket | None:
     """Where others of the machine come to, under a name that no file has; None if there is none."""
     if not (hasattr(os, "memfd_create") and hasattr(socket, "send_fds")):
         return None
+    listener = opened.enter_context(socket.socket(socket.AF_UNIX))
     try:
-        listener = socket.socket(socket.AF_UNIX)
         listener.bind(name)
         listener.listen(socket.SOMAXCONN)
     except OSError:
@@ -146,11 +150,13 @@ def _listener(name: str) -> socket.socket | None:
     return listener
 
 
-def _connected(name: str, rank: int, patience: float) -> dict[int, socket.socket] | None:
+def _connected(
+    name: str, rank: int, patience: float, opened: ExitStack
+) -> dict[int, socket.socket] | None:
     """Sockets to the processes before this one; None where one is on another machine."""
     sockets = {}
     for first in range(rank):
-        other = socket.socket(socket.AF_UNIX)
+        other = opened.enter_context(socket.socket(socket.AF_UNIX))
         other.settimeout(patience)
         try:
             other.connect(f"\0ppl_models/{name}/{first}")
