@@ -42,3 +42,7 @@ __all__ = [
     "MixturePosterior",
     "SharedAndLocal",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,6 +13,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppl_models.prompt.lines import in_a_line
+
 
 class BlockModel(Protocol):
     """A stochastic block model, with a mean-field posterior in closed form."""
@@ -47,6 +49,8 @@ class BlockPosterior(nn.Module):
         torch.Size([3, 2])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self, model: BlockModel, pairs: Tensor, edges: Tensor, restarts: int = 20, seed: int = 0
     ) -> None:
@@ -60,6 +64,7 @@ class BlockPosterior(nn.Module):
             self.log_propensity = nn.Parameter(found.propensity.log())  # (N, 2)
 
     def forward(self, pairs: Tensor, edges: Tensor | None = None, size: int | None = None) -> None:
+        """Draws the blocks of all nodes and what they share, whatever `pairs` and `edges`."""
         pyro.sample("b", dist.Categorical(logits=self.logits).to_event(1))
         with pyro.plate("block_pair", len(self.log_density), dim=-1):
             pyro.sample("density", self.density_law(*self.log_density.exp().unbind(-1)))

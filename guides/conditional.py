@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 UNKNOWN = -1
 
@@ -43,6 +44,8 @@ class ConditionalNormal(nn.Module):
         torch.Size([5, 8])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -57,6 +60,7 @@ class ConditionalNormal(nn.Module):
         self.encoder = MLP(inputs, 2 * num_latents) if encoder is None else encoder
 
     def forward(self, x: Tensor, y: Tensor, size: int | None = None) -> Tensor:
+        """Draws `z` of rows `x` with labels `y`, of `size` in all."""
         _check_shape(x, y, type(self).__name__)
         with data_plate(x, size):
             return pyro.sample("z", self.posterior(x, y))
@@ -108,6 +112,7 @@ class LabelNormal(ConditionalNormal):
         self.classifier = MLP(num_features, num_classes) if classifier is None else classifier
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws labels that `y` does not give, and `z`, of rows `x`, of `size` in all."""
         with data_plate(x, size):
             label = pyro.sample("y", self.label(x, y), infer={"enumerate": "parallel"})  # (B,)
             return pyro.sample("z", self.posterior(x, label))

@@ -56,6 +56,7 @@ class DomainNormal(LabelNormal):
     def forward(  # type: ignore[override]
         self, x: Tensor, y: Tensor, d: Tensor, size: int | None = None
     ) -> Tensor:
+        """Draws labels that `y` does not give, and `z`, of rows `x` of domains `d`."""
         with data_plate(x, size):
             label = pyro.sample("y", self.label(x, y), infer={"enumerate": "parallel"})  # (B,)
             return pyro.sample("z", self.posterior(x, label, d))

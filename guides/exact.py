@@ -12,6 +12,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class HasPosterior(Protocol):
@@ -37,6 +38,8 @@ class ExactPosterior:
         >>> guide(torch.zeros(3, 5)).shape
         torch.Size([3, 2])
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, model: HasPosterior, site: str = "z") -> None:
         if not hasattr(model, "posterior"):

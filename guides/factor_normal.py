@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from ppl_models.checks import check_positive
+from ppl_models.prompt.lines import in_a_line
 
 
 class Transposed(Transform):
@@ -73,6 +74,8 @@ class FactorNormal(nn.Module):
         torch.Size([6, 2])
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, initial_values: Mapping[str, Tensor], init_scale: float = 0.01) -> None:
         super().__init__()
         _check(initial_values, init_scale)
@@ -94,6 +97,7 @@ class FactorNormal(nn.Module):
         self.noise_variance_log_scale = fill(num_features)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> None:
+        """Draws what rows share, whatever the rows `x`."""
         along = self.loadings * self.log_along.exp().unsqueeze(-2)  # (K + 1, D, K)
         own = (2 * self.log_scale).exp()  # s^2, (K + 1, D)
 

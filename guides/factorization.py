@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.checks import check_choice, check_count
+from ppl_models.prompt.lines import in_a_line
 
 START = 0.1  # the standard deviation to start with
 
@@ -38,7 +39,10 @@ class FactorizationGuide(nn.Module):
     users: Any
     items: Any
 
+    __repr__ = in_a_line
+
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> None:
+        """Draws the vectors of all users and items, whatever pairs `x` and ratings `y`."""
         with pyro.plate("user", self.model.num_users, dim=-1):
             pyro.sample("users", self.users())
         with pyro.plate("item", self.model.num_items, dim=-1):

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_models.checks import check_means_and_scales
+from ppl_models.prompt.lines import in_a_line
 
 
 class GraphNormal(nn.Module):
@@ -41,6 +42,8 @@ class GraphNormal(nn.Module):
     x: Tensor
     edge_index: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         x: Tensor,
@@ -61,6 +64,7 @@ class GraphNormal(nn.Module):
         counts: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
+        """Draws the latents of all nodes, whatever `pairs`, `edges` and `counts`."""
         with pyro.plate("node", len(self.x), dim=-1):
             return pyro.sample(self.site, self.posterior())
 

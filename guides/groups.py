@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ppl_models.checks import check_at_least, check_count, check_means_and_scales, check_rows
 from ppl_models.nn import MLP
+from ppl_models.prompt.lines import in_a_line
 
 WIDTH = 64  # E, of the encoder that is made here
 
@@ -79,6 +80,8 @@ class GroupNormal(nn.Module):
     rows: Tensor | None
     group: Tensor | None
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -103,6 +106,7 @@ class GroupNormal(nn.Module):
         self.register_buffer("group", group, persistent=False)
 
     def forward(self, x: Tensor, *others: Tensor, size: int | None = None) -> Tensor:
+        """Draws the latents of all groups, from rows `x` and, among `others`, their groups."""
         own, shared = self._parted(x)
         rows, group = self._rows(own, *others)
         if self.rows is not None and self.group is not None:

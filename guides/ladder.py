@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class HasConditional(Protocol):
@@ -57,6 +58,8 @@ class BottomUpNormal(nn.Module):
         torch.Size([5, 8])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -73,6 +76,7 @@ class BottomUpNormal(nn.Module):
         self.top_encoder = above
 
     def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Draws `z` and, from it, `z2` of rows `x`, `(B, D)`, of `size` in all."""
         with data_plate(x, size):
             z = pyro.sample("z", self.posterior(x))  # (B, K)
             pyro.sample("z2", _normal(self, "top_encoder", z))  # (B, K2)
@@ -110,6 +114,8 @@ class LadderNormal(nn.Module):
         torch.Size([5, 8])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         model: HasConditional,
@@ -133,6 +139,7 @@ class LadderNormal(nn.Module):
         self.top_encoder = above
 
     def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Draws `z2` and, from it, `z` of rows `x`, `(B, D)`, of `size` in all."""
         check_rows(x, self.num_features, "LadderNormal")
         with data_plate(x, size):
             z2 = pyro.sample("z2", _normal(self, "top_encoder", x))  # (B, K2)

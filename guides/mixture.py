@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.nn.functional import logsigmoid
 
+from ppl_models.prompt.lines import in_a_line
+
 DRAWS = 4000  # of the mean field, by which the joint normal starts
 
 
@@ -70,6 +72,8 @@ class MeanFieldMixture(nn.Module):
     strength: Tensor
     sticks: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, model: ConjugateMixtureModel, x: Tensor, restarts: int = 1) -> None:
         super().__init__()
         self.model = model
@@ -84,6 +88,7 @@ class MeanFieldMixture(nn.Module):
         return self._kind(*[getattr(self, name) for name in self._kind._fields])
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> None:
+        """Draws what rows share, whatever the rows `x`."""
         self.model.sample_shared(self.shared)
 
 
@@ -116,6 +121,8 @@ class MixturePosterior(nn.Module):
     center: Tensor
     spread: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, model: ConjugateMixtureModel, x: Tensor, restarts: int = 1) -> None:
         super().__init__()
         self.model = model
@@ -143,6 +150,7 @@ class MixturePosterior(nn.Module):
         self.lower = nn.Parameter(torch.zeros_like(self.spread))  # below the diagonal
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> None:
+        """Draws what rows share, whatever the rows `x`."""
         with poutine.block():
             drawn = poutine.trace(self.mean_field).get_trace().nodes
         root = self.lower.tril(-1) + self.log_scale.exp().diag()

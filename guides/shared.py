@@ -20,6 +20,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_models.prompt.lines import in_a_line
+
 
 class SharedAndLocal(nn.Module):
     r"""A guide of shared latents, and then an amortised one of those of each row.
@@ -53,6 +55,8 @@ class SharedAndLocal(nn.Module):
         torch.Size([5, 2])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         shared: Callable[..., Any],
@@ -76,6 +80,7 @@ class SharedAndLocal(nn.Module):
         self.given = list(given)
 
     def forward(self, x: Tensor, *others: Tensor, size: int | None = None) -> Any:
+        """Draws what rows `x` (and `others` beside them) share, and then the latents of each."""
         trace = poutine.trace(self.shared).get_trace(x, *others, size=size)
         return self.local(self.rows(x, trace), *others, size=size)
 

@@ -1,7 +1,9 @@
 """Generative models as Pyro programs, and what it takes to fit them and to trust the fit."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ppl_models import _moved
-from ppl_models import guides as guides  # loads nothing yet
 from ppl_models.adaptation.adversarial import DomainAdversarial, domain_adversarial
 from ppl_models.adaptation.compare_labels import LabelComparison, compare_labels
 from ppl_models.adaptation.coral import Coral
@@ -64,6 +66,7 @@ from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.evidence.impute import impute
 from ppl_models.infer.evidence.mcmc import from_pyro_mcmc
+from ppl_models.infer.evidence.paired.difference import Difference
 from ppl_models.infer.evidence.predict import predict
 from ppl_models.infer.evidence.predictive import log_predictive
 from ppl_models.infer.objectives.elbo import elbo
@@ -73,6 +76,7 @@ from ppl_models.infer.objectives.weighted import weighted
 from ppl_models.infer.sampling.nuts import nuts
 from ppl_models.infer.sampling.rows import draw_rows
 from ppl_models.infer.selection.compare import compare
+from ppl_models.infer.selection.evidences import EvidenceComparison
 from ppl_models.infer.selection.table import Comparison
 from ppl_models.infer.training.batches import Batch
 from ppl_models.infer.training.descent import descend
@@ -100,6 +104,18 @@ from ppl_models.supervised.logistic import LogisticRegression, SoftmaxRegression
 from ppl_models.supervised.regression import LinearRegression
 from ppl_models.transformed import Transformed
 
+if TYPE_CHECKING:
+    from ppl_models import datasets as datasets
+    from ppl_models import guides as guides
+    from ppl_models import likelihoods as likelihoods
+    from ppl_models import metrics as metrics
+    from ppl_models import nn as nn
+    from ppl_models import pictures as pictures
+    from ppl_models import priors as priors
+    from ppl_models import sklearn as sklearn
+
+__version__ = "0.1.0"
+
 __all__ = [
     "GAN",
     "MADE",
@@ -124,11 +140,13 @@ __all__ = [
     "Convergence",
     "Coral",
     "DenoisingAutoEncoder",
+    "Difference",
     "Diffusion",
     "DistanceEmbedding",
     "DomainAdversarial",
     "DomainVAE",
     "Evidence",
+    "EvidenceComparison",
     "FactorAnalysis",
     "FeaturePrior",
     "FlowPrior",
@@ -227,5 +245,23 @@ __all__ = [
     "warm_start",
     "weighted",
 ]
+
+# Public, too, and imported at first use: scikit-learn alone takes a second.
+_SUBPACKAGES = [
+    *("datasets", "guides", "likelihoods", "metrics", "nn", "pictures", "priors", "sklearn"),
+]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBPACKAGES])
+
+
+if not TYPE_CHECKING:  # for which every name would then be known
+
+    def __getattr__(name: str) -> Any:
+        if name in _SUBPACKAGES:
+            return import_module(f"ppl_models.{name}")
+        return _moved.old_module(name)
+
 
 _moved.install()

@@ -4,7 +4,7 @@ Old paths are found by one finder, which imports nothing until one of them is. N
 at each use, so that the warning has the line of the user and the new path of the very name. It is
 a FutureWarning: Python shows a DeprecationWarning to nobody but `__main__`, and users must see it.
 
-The next release is without this file, and without its line in `__init__`.
+The next release is without this file, and without its lines in `__init__`.
 """
 
 import sys
@@ -117,9 +117,15 @@ def install() -> None:
     """Makes old paths known: as modules to import, and as attributes of modules that exist."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())  # the last, so that all files come first
-    for old in ["", *MOVED]:
+    for old in MOVED:
         if module := sys.modules.get(_path(old)):
             _answer(module, old)
+
+
+def old_module(name: str) -> ModuleType:
+    """What was a module of the package, as its attribute: `ppl_models.vae`."""
+    module: ModuleType = _look_up("", name)
+    return module
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -19,11 +19,36 @@ from torch.distributions import constraints
 
 from ppl_models.checks import check_at_least, check_choice, check_count
 from ppl_models.levels import Levels, LogisticLevels, OrderedLevels
+from ppl_models.prompt.lines import in_a_line
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Likelihood",
+    "LogisticMixture",
+    "Multinomial",
+    "Normal",
+    "Ordered",
+    "Poisson",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """A callable from decoder outputs to a distribution over a row."""
+    """A callable from decoder outputs to a distribution over a row.
+
+    Example:
+        >>> class Laplace:
+        ...     num_outputs = 1  # of the decoder, for each feature
+        ...     def __call__(self, outputs):
+        ...         return dist.Laplace(outputs, 1.0).to_event(1)
+        >>> isinstance(Laplace(), Likelihood), Laplace()(torch.zeros(3, 5)).batch_shape
+        (True, torch.Size([3]))
+    """
 
     num_outputs: int
 
@@ -77,6 +102,8 @@ class Bernoulli:
 
     num_outputs = 1
 
+    __repr__ = in_a_line
+
     def __call__(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=outputs).to_event(1)
 
@@ -97,14 +124,17 @@ class Normal(nn.Module):
         torch.Size([3])
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, own_scale: bool = False, min_scale: float = 1e-3) -> None:
         super().__init__()
         self.num_outputs = 2 if own_scale else 1
-        self.min_scale = min_scale
+        self.own_scale, self.min_scale = own_scale, min_scale
         if not own_scale:
             self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Returns the distribution of rows, from outputs `(B, D * num_outputs)`."""
         if self.num_outputs == 1:
             scale = self.min_scale + self.log_scale.exp()
             return dist.Normal(outputs, scale).to_event(1)
@@ -127,6 +157,8 @@ class Categorical:
         >>> Categorical(levels=17)(torch.zeros(1, 64 * 17)).log_prob(torch.zeros(1, 64))
         tensor([-181.3257])
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, levels: int) -> None:
         check_at_least(2, levels=levels)
@@ -164,10 +196,13 @@ class LogisticMixture:
         tensor(1.)
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, levels: int, num_components: int) -> None:
         check_at_least(2, levels=levels)
         check_count(num_components=num_components)
-        self.levels, self.num_outputs = levels, 3 * num_components
+        self.levels, self.num_components = levels, num_components
+        self.num_outputs = 3 * num_components
 
     def __call__(self, outputs: Tensor) -> dist.TorchDistribution:
         logits, loc, log_scale = outputs.unflatten(-1, (-1, 3, self.num_outputs // 3)).unbind(-2)
@@ -208,6 +243,8 @@ class Ordered(nn.Module):
 
     levels: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         levels: Sequence[float] | Tensor,
@@ -223,7 +260,7 @@ class Ordered(nn.Module):
                 f"Try y.unique()."
             )
         self.register_buffer("levels", numbers)
-        self.link = link
+        self.link, self.own_cutpoints = link, own_cutpoints
         gaps = len(numbers) - 2
         self.num_outputs = 1 + gaps if own_cutpoints else 1
         self.first = nn.Parameter(torch.tensor(-gaps / 2.0))  # c_1
@@ -247,6 +284,7 @@ class Ordered(nn.Module):
         return noise / scale
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Returns the distribution of rows, from outputs `(B, D * num_outputs)`."""
         outputs = outputs.unflatten(-1, (-1, self.num_outputs))  # (B, D, num_outputs)
         own = outputs[..., 1:] if self.num_outputs > 1 else 0.0
         gaps = (self.log_gaps + own).exp()
@@ -263,6 +301,8 @@ class Poisson:
     """
 
     num_outputs = 1
+
+    __repr__ = in_a_line
 
     def __call__(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Poisson(outputs.exp()).to_event(1)
@@ -290,6 +330,8 @@ class Multinomial:
     """
 
     num_outputs = 1
+
+    __repr__ = in_a_line
 
     def __init__(self, total_count: int = 1) -> None:
         check_count(total_count=total_count)

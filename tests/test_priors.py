@@ -212,12 +212,6 @@ def test_refusals():
         VAE(5, 2, prior=VampPrior(torch.rand(3, 5), guide))
 
 
-def test_without_zuko_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "zuko", None)
-    with pytest.raises(ImportError, match=r"pip install ppl-models\[flows\]"):
-        FlowPrior(2)
-
-
 def test_the_checks_of_distributions_stay_on(monkeypatch):
     """Importing zuko switches them off for everyone."""
     pytest.importorskip("zuko")

@@ -12,11 +12,9 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from examples.gan import arguments as example_arguments
-from examples.gan import train_classifier
-from ppl_models import datasets
+from ppl_models import datasets, elbo, fit
 from ppl_models.metrics import frechet, prdc
 from ppl_models.supervised.classifier import Classifier
 
@@ -39,8 +37,7 @@ def self_test(rows: int, repeats: int) -> None:
 
 def floor(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
     (x, y), (x_test, y_test) = train, test
-    args = example_arguments([])
-    classifier = train_classifier(x, y, name == "digits", args)
+    classifier = fitted_classifier(x, y, small=name == "digits")
     features, test_features = features_of(classifier, x), features_of(classifier, x_test)
     accuracy = (classifier.predict(x_test) == y_test).double().mean().item()
     count = len(x_test)
@@ -58,6 +55,27 @@ def floor(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) 
     for what, pair in pairs.items():
         print(f"    {what:52}{frechet(*pair):10.3f}")
     print(f"  {count} training rows beside test rows: {prdc(test_features, parts[0])}", flush=True)
+
+
+def fitted_classifier(x: Tensor, y: Tensor, small: bool) -> Classifier:
+    """That of `examples/gan.py`."""
+    torch.manual_seed(0)
+    network = None
+    if not small:
+        network = nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 32, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 7**2, 64),
+            nn.ReLU(),
+        )
+    classifier = Classifier(x.shape[1], 10, network=network)
+    epochs, lr = (30, 3e-3) if small else (5, 1e-3)
+    fit(elbo(classifier), (x, y), epochs=epochs, batch_size=100, lr=lr, seed=0)
+    return classifier
 
 
 @torch.no_grad()

@@ -63,13 +63,14 @@ class AmortizedFlow(AmortizedGuide):
     ) -> None:
         check_count(num_context=num_context, num_transforms=num_transforms)
         super().__init__(num_features, num_latents, 2 * num_latents + num_context, encoder, site)
-        self.num_context = num_context
+        self.num_context, self.num_transforms = num_context, num_transforms
         validate = torch.distributions.Distribution._validate_args
         try:
             import zuko  # here, because it may not be installed
         except ImportError as error:
             raise ImportError(
-                "AmortizedFlow: expected the package zuko. Try pip install ppl-models[flows]."
+                "AmortizedFlow: its flow is that of zuko, which is not installed. Try pip install "
+                "'ppl-models[flows]'."
             ) from error
         finally:
             # Its import switches the checks of all distributions off.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_count, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class AmortizedGuide(nn.Module):
@@ -34,6 +35,8 @@ class AmortizedGuide(nn.Module):
             hidden layers of 128.
         site: The name of the latent site.
     """
+
+    __repr__ = in_a_line
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class AmortizedGuide(nn.Module):
         self.encoder = MLP(num_features, num_outputs) if encoder is None else encoder
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws a latent vector for each row `x`, of `size` in all, whatever `y` beside it."""
         with data_plate(x, size):
             return pyro.sample(self.site, self.posterior(x))
 

@@ -73,6 +73,7 @@ class DomainAdversarial(Classifier):
         d: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
+        """Scores labels `y` of rows `x`; with domains `d` there is no density: an error."""
         if d is not None:
             self.evidence()
         return super().forward(x, y, size)

@@ -29,6 +29,7 @@ from ppl_models.adaptation.class_evidence import class_evidence
 from ppl_models.adaptation.coral import check_without_labels
 from ppl_models.adaptation.reverse import told_back
 from ppl_models.checks import check_finite, check_labels, check_rows
+from ppl_models.prompt.lines import in_words
 from ppl_models.user_line import warn
 
 WHERE = "compare_labels"
@@ -52,6 +53,16 @@ class LabelComparison:
         changed: How many rows have another label.
         num_rows: The number of rows, `N`.
         kind: `"lower bound"`, of the log evidence of the rows without labels.
+
+    Example:
+        >>> import torch
+        >>> y = torch.arange(200) % 2
+        >>> source = y[:, None] + 0.2 * torch.randn(200, 1), y
+        >>> target = y[:, None] + 0.4 + 0.2 * torch.randn(200, 1)
+        >>> before, after = (target[:, 0] > 0.5).long(), (target[:, 0] > 0.9).long()
+        >>> found = compare_labels(target, before=before, after=after, source=source)
+        >>> found.after > found.before, found.num_rows
+        (True, 200)
     """
 
     before: float
@@ -63,6 +74,8 @@ class LabelComparison:
     changed: int
     num_rows: int
     kind: str = "lower bound"
+
+    __repr__ = in_words
 
     @property
     def difference(self) -> float:

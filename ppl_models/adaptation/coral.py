@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_count, check_finite, check_float64, check_rows
 from ppl_models.linalg import cholesky
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "Coral"
 
@@ -55,6 +56,8 @@ class Coral(nn.Module):
     loc: Tensor
     covariance: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, num_features: int, ridge: float = 0.0) -> None:
         super().__init__()
         check_count(num_features=num_features)
@@ -67,6 +70,7 @@ class Coral(nn.Module):
         self.register_buffer("covariance", torch.eye(num_features))  # Sigma_s, (D, D)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.num_features, WHERE)
         with data_plate(x, size):
             return pyro.sample("x", self.evidence(), obs=x)

@@ -34,6 +34,7 @@ from ppl_models.adaptation.coral import check_without_labels
 from ppl_models.checks import check_float64, check_rows
 from ppl_models.plates import data_plate
 from ppl_models.processes import by_parts, processes_of
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.row_weights import weight_of, weighted_batches
 
 WHERE = "LabelShift"
@@ -65,6 +66,8 @@ class LabelShift(nn.Module):
 
     source: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, source: Tensor) -> None:
         super().__init__()
         check_probabilities(source, None, f"{WHERE}, source")
@@ -88,6 +91,7 @@ class LabelShift(nn.Module):
         return len(self.logits) - 1
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, C)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, len(self.logits), WHERE)
         prior = dist.Categorical(logits=self.logits)
         with data_plate(x, size):

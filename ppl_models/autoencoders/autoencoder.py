@@ -40,6 +40,7 @@ from ppl_models.autoencoders.corruption import MaskingNoise
 from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
+from ppl_models.prompt.lines import in_a_line
 
 
 class AutoEncoder(nn.Module):
@@ -68,6 +69,8 @@ class AutoEncoder(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 64]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -87,7 +90,7 @@ class AutoEncoder(nn.Module):
         self.decoder = MLP(num_latents, num_outputs) if decoder is None else decoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the rows again, as they come out of their codes, `(B, D)`."""
+        """Returns the rows `x` again, as they come out of their codes, `(B, D)`."""
         return self.decode(self.encode(x))
 
     def encode(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, chec
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 from ppl_models.priors import StandardNormal, check_prior
+from ppl_models.prompt.lines import in_a_line
 
 
 class ConditionalVAE(nn.Module):
@@ -53,6 +54,8 @@ class ConditionalVAE(nn.Module):
         torch.Size([10, 64])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -76,6 +79,7 @@ class ConditionalVAE(nn.Module):
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
+        """Scores rows `x` given labels `y`, of `size` in all, or draws a row of each."""
         check_rows(x, self.num_features, "ConditionalVAE")
         if y is None:
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import check_positive
+from ppl_models.prompt.lines import in_a_line
 
 
 class GaussianNoise:
@@ -27,6 +28,8 @@ class GaussianNoise:
         >>> GaussianNoise(0.1)(torch.zeros(1000, 4)).std() < 0.11
         tensor(True)
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, scale: float) -> None:
         check_positive(scale=scale)
@@ -50,6 +53,8 @@ class MaskingNoise:
         tensor(True)
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, probability: float) -> None:
         self.probability = _checked(probability, "MaskingNoise")
 
@@ -71,6 +76,8 @@ class SaltAndPepper:
         >>> SaltAndPepper(1.0)(torch.full((20, 3), 0.5)).unique().tolist()
         [0.0, 1.0]
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, probability: float, low: float = 0.0, high: float = 1.0) -> None:
         self.probability = _checked(probability, "SaltAndPepper")

@@ -117,6 +117,7 @@ class DomainVAE(SemiSupervisedVAE):
         d: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
+        """Scores rows `x` with labels `y` (-1: unknown) and domains `d`, or draws some."""
         check_rows(x, self.num_features, WHERE)
         self._check_known_labels(x, y)
         self._check_domains(x, y, d)

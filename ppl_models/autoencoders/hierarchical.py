@@ -24,6 +24,7 @@ from ppl_models.checks import check_means_and_scales, check_rows
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class HierarchicalVAE(nn.Module):
@@ -54,6 +55,8 @@ class HierarchicalVAE(nn.Module):
 
     top_loc: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -75,6 +78,7 @@ class HierarchicalVAE(nn.Module):
         self.register_buffer("top_loc", torch.zeros(num_top_latents), persistent=False)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.num_features, "HierarchicalVAE")
         top = dist.Normal(self.top_loc, torch.ones_like(self.top_loc)).to_event(1)
 

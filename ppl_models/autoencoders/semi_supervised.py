@@ -32,6 +32,7 @@ from ppl_models.checks import check_count, check_labels, check_rows
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "SemiSupervisedVAE"
 UNKNOWN = -1
@@ -69,6 +70,8 @@ class SemiSupervisedVAE(nn.Module):
         torch.Size([])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -93,6 +96,7 @@ class SemiSupervisedVAE(nn.Module):
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
+        """Scores rows `x` with labels `y` (-1: unknown), of `size` in all, or draws."""
         check_rows(x, self.num_features, WHERE)
         self._check_known_labels(x, y)
         classes = dist.Categorical(logits=self.logits)

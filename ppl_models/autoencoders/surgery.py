@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ppl_models.pictures.drawing import look, own_figure
 from ppl_models.priors import check_prior
+from ppl_models.prompt.tables import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +52,16 @@ class Aggregate:
         draws: Those of the guide, `(S, N, K)`.
         prior_draws: Some of the prior, `(P, K)`.
         log_prior: The log-density of the prior at the draws of the guide, `(S, N)`.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import ProbabilisticPCA, aggregate
+        >>> x = torch.randn(50, 6) * torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+        >>> model = ProbabilisticPCA(num_features=6, num_factors=2).maximum_likelihood(x)
+        >>> found = aggregate(model, ExactPosterior(model), x, seed=0)
+        >>> parts = found.information.value + found.prior_gap.value
+        >>> abs(found.mean_kl.value - parts) < 1e-6
+        True
     """
 
     mean_kl: Nats
@@ -101,13 +113,15 @@ class Aggregate:
 
     def plot(self) -> "Figure":
         """Draws q(z) over p(z): two latents of the most nats together, and each by itself."""
-        from matplotlib.figure import Figure
+        with look():
+            return self._panels()
 
+    def _panels(self) -> "Figure":
         z, prior, order = self.draws.flatten(0, 1), self.prior_draws, self._order()[:SHOWN]
         panels = len(order) + (len(order) > 1)
         columns = math.ceil(math.sqrt(panels)) if panels > 3 else panels
         rows = -(-panels // columns)
-        figure = Figure(figsize=(3.2 * columns, 2.9 * rows), layout="constrained")
+        figure = own_figure(3.2 * columns, 2.9 * rows)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         if len(order) > 1:
             _scatter(axes[0], z, prior, order[0], order[1])
@@ -118,10 +132,21 @@ class Aggregate:
         axes[0].legend(loc="upper right", fontsize="small", markerscale=3)
         figure.suptitle(
             f"KL(q(z) || p(z)) = {self.prior_gap.value:.2f} nats\n"
-            f"I(n; z) = {self.information.value:.2f} of at most {math.log(self.num_rows):.2f}",
-            fontsize="medium",
+            f"I(n; z) = {self.information.value:.2f} nats of at most {math.log(self.num_rows):.2f}"
         )
         return figure
+
+    def __repr__(self) -> str:
+        return (
+            f"Aggregate({self.num_rows} rows, I(n; z) {self.information.value:.3f} + "
+            f"KL(q(z) || p(z)) {self.prior_gap.value:.3f} nats per row, "
+            f"{int(self.active.sum())} of {len(self.mean)} units active)"
+        )
+
+    def _repr_html_(self) -> str:
+        lines = [self._cells(k) for k in self._order()[:SHOWN]]
+        head = ["unit", "KL", "variance of the mean", "mean (prior)", "variance (prior)"]
+        return table(head, lines, above=repr(self))
 
     def __str__(self) -> str:
         limit, used, count = math.log(self.num_rows), int(self.active.sum()), len(self.mean)
@@ -149,12 +174,15 @@ class Aggregate:
         found: list[int] = size.argsort(descending=True, stable=True).tolist()
         return found
 
-    def _line(self, k: int) -> str:
+    def _cells(self, k: int) -> tuple[str, str, str, str, str]:
         kl = "-" if self.kl_by_latent is None else f"{self.kl_by_latent[k]:.3f}"
-        return (
-            f"  {k:4d} {kl:>7}  {self.activity[k]:11.4f}  {self.mean[k]:5.2f} "
-            f"({self.prior_mean[k]:5.2f})  {self.variance[k]:8.2f} ({self.prior_variance[k]:5.2f})"
-        )
+        mean = f"{self.mean[k]:.2f} ({self.prior_mean[k]:5.2f})"
+        variance = f"{self.variance[k]:.2f} ({self.prior_variance[k]:5.2f})"
+        return f"{k}", kl, f"{self.activity[k]:.4f}", mean, variance
+
+    def _line(self, k: int) -> str:
+        unit, kl, activity, mean, variance = self._cells(k)
+        return f"  {unit:>4} {kl:>7}  {activity:>11}  {mean:>13}  {variance:>16}"
 
 
 def mean_of(values: Tensor) -> Nats:
@@ -165,7 +193,7 @@ def mean_of(values: Tensor) -> Nats:
 
 def _scatter(ax: "Axes", z: Tensor, prior: Tensor, i: int, j: int) -> None:
     """Draws of both over each other, as many of the one as of the other."""
-    for draws, name, colour in ((prior, "p(z)", "0.65"), (z, "q(z)", "tab:blue")):
+    for draws, name, colour in ((prior, "p(z)", "0.65"), (z, "q(z)", "C0")):
         some = draws[:: max(1, len(draws) // POINTS)][:POINTS].cpu()
         ax.scatter(some[:, i], some[:, j], s=5, c=colour, label=name, linewidths=0, alpha=0.6)
     ax.set(xlabel=f"$z_{{{i}}}$", ylabel=f"$z_{{{j}}}$")
@@ -175,6 +203,6 @@ def _densities(ax: "Axes", z: Tensor, prior: Tensor, k: int) -> None:
     """Histograms of a latent under both."""
     ends = torch.stack([*z.aminmax(), *prior.aminmax()])
     bins = torch.linspace(ends.min().item(), ends.max().item(), BINS + 1).tolist()
-    ax.hist(z.cpu().numpy(), bins, density=True, color="tab:blue", alpha=0.6, label="q(z)")
+    ax.hist(z.cpu().numpy(), bins, density=True, color="C0", alpha=0.6, label="q(z)")
     ax.hist(prior.cpu().numpy(), bins, density=True, color="0.3", histtype="step", label="p(z)")
     ax.set(xlabel=f"$z_{{{k}}}$", yticks=[])

@@ -21,6 +21,7 @@ from ppl_models.missing import check_missing, observed_only
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 from ppl_models.priors import StandardNormal, check_prior
+from ppl_models.prompt.lines import in_a_line
 
 
 class VAE(nn.Module):
@@ -52,6 +53,8 @@ class VAE(nn.Module):
         torch.Size([5, 64])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -74,6 +77,7 @@ class VAE(nn.Module):
         check_prior(self.prior, num_latents)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.num_features, "VAE")
 
         with data_plate(x, size):

@@ -58,3 +58,4 @@ class MADE(AutoregressiveModel):
         check_dropout("MADE", dropout)
         network = MaskedMLP(num_features, likelihood.num_outputs, hidden, dropout)
         super().__init__(network, likelihood, num_features)
+        self.hidden = tuple(hidden)

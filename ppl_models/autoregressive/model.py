@@ -26,6 +26,8 @@ from ppl_models.autoregressive.repeated import repeated
 from ppl_models.checks import check_rows
 from ppl_models.likelihoods import Likelihood, check_likelihood
 from ppl_models.plates import data_plate
+from ppl_models.prompt.bars import progress_bar
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.scoped import modes
 
 
@@ -56,6 +58,8 @@ class Autoregressive(dist.TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         network: nn.Module,
@@ -64,7 +68,7 @@ class Autoregressive(dist.TorchDistribution):
         batch_shape: torch.Size | tuple[int, ...] = (),
         validate_args: bool | None = None,
     ) -> None:
-        self.network, self.likelihood = network, likelihood
+        self.network, self.likelihood, self.num_features = network, likelihood, num_features
         event_shape = torch.Size([num_features])
         super().__init__(torch.Size(batch_shape), event_shape, validate_args=validate_args)
 
@@ -101,7 +105,10 @@ class Autoregressive(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), compile: bool = False
+        self,
+        sample_shape: torch.Size | tuple[int, ...] = (),
+        compile: bool = False,
+        progress: bool = True,
     ) -> Tensor:
         """Draws rows, feature by feature, with the network in evaluation mode (no dropout).
 
@@ -110,6 +117,8 @@ class Autoregressive(dist.TorchDistribution):
             compile: Whether the steps run as compiled code, on the CPU, for the same rows but
                 where rounding decides. The first draw of a number of rows takes seconds longer,
                 the others 0.1 to 0.7 of the time.
+            progress: Whether to show a progress bar (on a terminal), if it takes more than a
+                second.
         """
         shape = self._extended_shape(torch.Size(sample_shape))  # (*, D)
         num_rows = shape[:-1].numel()
@@ -117,17 +126,19 @@ class Autoregressive(dist.TorchDistribution):
             rows = None
             if compile and num_rows and shape[-1] > 1:
                 rows = repeated(self.network, self.likelihood, num_rows, shape[-1])
-            rows = self._step_by_step(num_rows) if rows is None else rows
+            rows = self._step_by_step(num_rows, progress) if rows is None else rows
         return rows.reshape(shape)
 
-    def _step_by_step(self, num_rows: int) -> Tensor:
+    def _step_by_step(self, num_rows: int, progress: bool) -> Tensor:
         """Rows by a walk, (B, D)."""
         walk: Any = getattr(self.network, "walk", self._walk)
         steps = walk(num_rows)
         columns: list[Tensor] = []
-        for _ in range(self.event_shape[0]):
-            outputs = steps.send(columns[-1][:, 0]) if columns else next(steps)  # (B, P)
-            columns.append(self.likelihood(outputs).sample())  # (B, 1)
+        with progress_bar("sample", self.event_shape[0], progress, unit="feature") as advance:
+            for _ in range(self.event_shape[0]):
+                outputs = steps.send(columns[-1][:, 0]) if columns else next(steps)  # (B, P)
+                columns.append(self.likelihood(outputs).sample())  # (B, 1)
+                advance(1)
         return torch.cat(columns, 1)
 
     def _walk(self, rows: int) -> Generator[Tensor, Tensor, None]:
@@ -168,12 +179,15 @@ class AutoregressiveModel(nn.Module):
         torch.Size([5, 3])
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, network: nn.Module, likelihood: Likelihood, num_features: int) -> None:
         super().__init__()
         check_likelihood(likelihood)
         self.network, self.likelihood, self.num_features = network, likelihood, num_features
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.num_features, type(self).__name__)
         with data_plate(x, size):
             return pyro.sample("x", self.evidence(), obs=x)

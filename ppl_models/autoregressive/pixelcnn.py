@@ -63,3 +63,5 @@ class PixelCNN(AutoregressiveModel):
             height, width, likelihood.num_outputs, num_channels, num_layers, reach, dropout
         )
         super().__init__(network, likelihood, height * width)
+        self.height, self.width = height, width
+        self.num_channels, self.num_layers, self.reach = num_channels, num_layers, reach

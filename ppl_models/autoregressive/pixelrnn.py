@@ -73,3 +73,5 @@ class PixelRNN(AutoregressiveModel):
             dropout,
         )
         super().__init__(network, likelihood, height * width)
+        self.height, self.width, self.order = height, width, order
+        self.num_channels, self.num_layers = num_channels, num_layers

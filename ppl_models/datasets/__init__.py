@@ -3,10 +3,6 @@
 from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.films import MovieLens, movielens
 from ppl_models.datasets.images import (
-    Binarize,
-    Folder,
-    Labelled,
-    Part,
     binarize,
     binary_mnist,
     digits,
@@ -19,13 +15,9 @@ from ppl_models.datasets.semeion import boxed, cropped, semeion
 from ppl_models.datasets.sentences import Sentences, sst2, tiny_shakespeare, trec
 
 __all__ = [
-    "Binarize",
     "Citations",
-    "Folder",
-    "Labelled",
     "MovieLens",
     "Network",
-    "Part",
     "Sentences",
     "binarize",
     "binary_mnist",
@@ -44,3 +36,7 @@ __all__ = [
     "tiny_shakespeare",
     "trec",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

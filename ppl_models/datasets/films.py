@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.datasets.images import Folder
+from ppl_models.prompt.lines import in_a_line
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 FILES = ("ratings.csv", "movies.csv", "README.txt")
@@ -28,7 +29,15 @@ TIMEOUT = 30.0  # seconds to wait for a server that does not answer
 
 
 class MovieLens(NamedTuple):
-    """Ratings, and what was rated."""
+    """Ratings, and what was rated.
+
+    Example:
+        >>> pairs, ratings, users = torch.tensor([[0, 0]]), torch.tensor([5.0]), torch.tensor([7])
+        >>> films = torch.tensor([608])
+        >>> data = MovieLens(pairs, ratings, ["Fargo (1996)"], [["Crime"]], users, films)
+        >>> data.titles[data.pairs[0, 1]], data.ratings[0]
+        ('Fargo (1996)', tensor(5.))
+    """
 
     pairs: Tensor  # users and films, numbered from 0 on, (N, 2)
     ratings: Tensor  # 0.5 to 5 stars in halves, (N,)
@@ -36,6 +45,9 @@ class MovieLens(NamedTuple):
     genres: list[list[str]]
     user_ids: Tensor  # as in the files, (U,)
     film_ids: Tensor  # (I,)
+
+    def __repr__(self) -> str:
+        return in_a_line(self)
 
 
 def movielens(root: Folder, *, download: bool = True) -> MovieLens:

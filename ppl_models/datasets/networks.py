@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.datasets.images import Folder
+from ppl_models.prompt.lines import in_a_line
 
 
 class Network(NamedTuple):
@@ -15,10 +16,17 @@ class Network(NamedTuple):
     Attributes:
         graph: The graph.
         y: The group of each node, in the order of the graph, `(N,)`.
+
+    Example:
+        >>> Network(karate().graph, karate().y).y.shape
+        torch.Size([34])
     """
 
     graph: Any
     y: Tensor
+
+    def __repr__(self) -> str:
+        return in_a_line(self)
 
 
 def karate() -> Network:
@@ -48,6 +56,7 @@ def football(root: Folder) -> Network:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ImportError: If networkx is not installed.
         ValueError: If it is another one.
 
     References:
@@ -57,12 +66,12 @@ def football(root: Folder) -> Network:
     Example:
         >>> graph, y = football("data")  # doctest: +SKIP
     """
+    nx = _networkx()
     file = Path(root).expanduser() / "Graphs" / "football.gml"
     if not file.is_file():
         raise FileNotFoundError(
             f"football: expected the file {file}, found none. Try fetching Newman's football.gml."
         )
-    nx = _networkx()
     try:
         graph = nx.read_gml(file)
         y = torch.tensor([int(graph.nodes[team]["value"]) for team in graph])
@@ -79,6 +88,7 @@ def _networkx() -> Any:
         import networkx  # here, because it is optional
     except ImportError as error:
         raise ImportError(
-            "datasets: graphs are read by networkx. Try pip install 'ppl-models[graphs]'."
+            "datasets: graphs are read by networkx, which is not installed. Try pip install "
+            "'ppl-models[graphs]'."
         ) from error
     return networkx

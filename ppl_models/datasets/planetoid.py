@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.datasets.images import Folder
+from ppl_models.prompt.lines import in_a_line
 
 PARTS = ("x", "y", "tx", "ty", "allx", "ally", "graph")
 NUM_VALID = 500
@@ -36,6 +37,13 @@ class Citations(NamedTuple):
         train: The papers whose label is given, 20 of each field.
         valid: 500 papers, to choose settings by.
         test: 1000 papers.
+
+    Example:
+        >>> nodes = torch.arange(3)
+        >>> edges = torch.tensor([[0, 1], [1, 2]])
+        >>> papers = Citations(torch.eye(3), nodes % 2, edges, nodes[:1], nodes[1:2], nodes[2:])
+        >>> papers.y[papers.train], len(papers.edges)
+        (tensor([0]), 2)
     """
 
     x: Tensor
@@ -44,6 +52,9 @@ class Citations(NamedTuple):
     train: Tensor
     valid: Tensor
     test: Tensor
+
+    def __repr__(self) -> str:
+        return in_a_line(self)
 
 
 def planetoid(root: Folder, name: str = "Cora") -> Citations:

@@ -14,15 +14,25 @@ import torch
 from torch import Tensor
 
 from ppl_models.datasets.images import Folder
+from ppl_models.prompt.lines import in_a_line
 
 WORDS = re.compile(r"[a-z]+(?:'[a-z]+)*|[^\sa-z]")  # or a mark by itself
 
 
 class Sentences(NamedTuple):
-    """Sentences, and the label of each, `(N,)`."""
+    """Sentences, and the label of each, `(N,)`.
+
+    Example:
+        >>> words, y = Sentences([["who", "wrote", "this", "?"]], torch.tensor([3]))
+        >>> len(words), y.tolist()
+        (1, [3])
+    """
 
     words: list[list[str]]
     y: Tensor
+
+    def __repr__(self) -> str:
+        return in_a_line(self)
 
 
 def trec(root: Folder) -> tuple[Sentences, Sentences]:

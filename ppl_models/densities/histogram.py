@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ppl_models.densities.bins import PiecewiseConstant, check_countable, check_shape, locate
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class HistogramDensity(nn.Module):
@@ -57,6 +58,8 @@ class HistogramDensity(nn.Module):
         >>> model.evidence().log_prob(x).detach().exp()  # 3/4 on a width of 1, 1/4 on 2
         tensor([0.7500, 0.7500, 0.7500, 0.1250])
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, *edges: Tensor | Sequence[float]) -> None:
         super().__init__()
@@ -92,6 +95,7 @@ class HistogramDensity(nn.Module):
         return self.evidence().logits.exp().detach()
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         if x is not None:
             check_shape(x, self.logits.ndim, "HistogramDensity")
         with data_plate(x, size):

@@ -33,6 +33,7 @@ from ppl_models.checks import check_rows
 from ppl_models.diffusion.model import Diffusion
 from ppl_models.likelihoods import check_outputs
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class LatentDiffusion(nn.Module):
@@ -61,6 +62,8 @@ class LatentDiffusion(nn.Module):
         (torch.Size([5, 64]), torch.Size([]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, vae: VAE, diffusion: Diffusion) -> None:
         super().__init__()
         if diffusion.likelihood is not None:
@@ -77,6 +80,7 @@ class LatentDiffusion(nn.Module):
         self.diffusion = diffusion
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.vae.num_features, "LatentDiffusion")
 
         with data_plate(x, size):
@@ -96,12 +100,14 @@ class LatentDiffusion(nn.Module):
         sampler: Callable[..., Tensor],
         num_steps: int | None = None,
         compile: bool = False,
+        progress: bool = True,
     ) -> Tensor:
         r"""Returns the means :math:`\mathbb{E}[x \mid z]` of fresh latent vectors, `(size, D)`.
 
         The arguments are those of `Diffusion.sample`.
         """
-        return self.vae.mean(self.diffusion.sample(size, sampler, num_steps, compile=compile))
+        drawn = self.diffusion.sample(size, sampler, num_steps, compile=compile, progress=progress)
+        return self.vae.mean(drawn)
 
 
 class LatentNoising(nn.Module):
@@ -114,6 +120,8 @@ class LatentNoising(nn.Module):
     Raises:
         TypeError: If the guide has no posterior.
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, guide: Any, diffusion: Diffusion) -> None:
         super().__init__()

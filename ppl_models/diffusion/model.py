@@ -43,11 +43,13 @@ from ppl_models.checks import (
 )
 from ppl_models.diffusion.preconditioning import TARGETS, precondition
 from ppl_models.diffusion.repeated import compiled
-from ppl_models.diffusion.samplers import Denoiser, guided
+from ppl_models.diffusion.samplers import Denoiser, counted, guided, num_calls
 from ppl_models.diffusion.schedules import LogLinear, Schedule, alpha_sigma, log_snrs, step_back
 from ppl_models.likelihoods import Categorical
 from ppl_models.nn import TimeMLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.bars import progress_bar
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.scoped import modes
 
 
@@ -92,6 +94,8 @@ class Diffusion(nn.Module):
     zero: Tensor  # (D,)
     grid: Tensor  # g, (L,)
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -127,6 +131,7 @@ class Diffusion(nn.Module):
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
+        """Scores rows `x`, given labels `y` if the network takes them, or draws `size`."""
         check_rows(x, self.num_features, "Diffusion")
         self.check_condition(y)
 
@@ -295,6 +300,7 @@ class Diffusion(nn.Module):
         y: Tensor | None = None,
         guidance: float | None = None,
         compile: bool = False,
+        progress: bool = True,
     ) -> Tensor:
         """Returns fresh rows in the units of the data, with shape `(size, D)`.
 
@@ -308,6 +314,8 @@ class Diffusion(nn.Module):
             compile: Whether the steps run as compiled code, on the CPU, for the same rows to
                 rounding. The first draw of a number of rows takes seconds longer; of small
                 networks, the others take 0.2 to 0.6 of the time.
+            progress: Whether to show a progress bar (on a terminal), if it takes more than a
+                second: of the calls of the denoiser, the only thing that is known of any sampler.
 
         Raises:
             TypeError: If the sampler cannot be called, or it is none whose steps are compiled.
@@ -334,8 +342,9 @@ class Diffusion(nn.Module):
         noise = torch.randn(size, self.num_features, dtype=self.zero.dtype, device=self.zero.device)
         denoiser = self.denoiser(y, guidance)
         way = compiled(sampler, self, y, guidance) if compile else sampler
-        with modes([self], training=False):  # nothing dropped, no label left out
-            return self._in_units(way(denoiser, noise, self.schedule, steps))
+        bar = progress_bar("sample", num_calls(sampler, steps), progress, unit="call")
+        with modes([self], training=False), bar as advance:  # no label left out, nothing dropped
+            return self._in_units(way(counted(denoiser, advance), noise, self.schedule, steps))
 
     def denoiser(self, y: Tensor | None = None, guidance: float | Tensor | None = None) -> Denoiser:
         """Returns `denoise` given labels, as `samplers` take it, with guidance or without."""

@@ -35,6 +35,7 @@ References:
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -242,6 +243,30 @@ def guided(conditional: Denoiser, unconditional: Denoiser, strength: float | Ten
     def denoise(z: Tensor, log_snr: Tensor) -> Tensor:
         without = unconditional(z, log_snr)
         return without + strength * (conditional(z, log_snr) - without)
+
+    return denoise
+
+
+def num_calls(sampler: Callable[..., Tensor], num_steps: int) -> int | None:
+    """How often a sampler calls its denoiser; None where that is not known.
+
+    Example:
+        >>> num_calls(heun, 18), num_calls(lambda *_: _, 18)
+        (35, None)
+    """
+    function = sampler.func if isinstance(sampler, partial) else sampler
+    if function in (ancestral, ddim):
+        return num_steps
+    return 2 * num_steps - 1 if function in (heun, langevin) else None
+
+
+def counted(denoiser: Denoiser, advance: Callable[[int], object]) -> Denoiser:
+    """The same denoiser, which says when it was called."""
+
+    def denoise(z: Tensor, log_snr: Tensor) -> Tensor:
+        x_hat = denoiser(z, log_snr)
+        advance(1)
+        return x_hat
 
     return denoise
 

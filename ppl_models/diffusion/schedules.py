@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_models.checks import check_count
+from ppl_models.prompt.lines import in_a_line
 
 Schedule = Callable[[Tensor], Tensor]
 
@@ -52,6 +53,8 @@ class Linear:
         >>> Linear()(torch.tensor([0.0, 0.5, 1.0]))
         tensor([  9.1154,  -2.4606, -10.0500])
     """
+
+    __repr__ = in_a_line
 
     def __init__(
         self, first_rate: float = 0.1, last_rate: float = 20.0, start: float = 1e-3
@@ -90,6 +93,8 @@ class Cosine:
         tensor([9., 0., 9.])
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, first: float = 8.76, last: float = -9.0) -> None:
         _check_ends(first, last, "Cosine")
         self.first, self.last = first, last
@@ -115,6 +120,8 @@ class LogLinear:
         >>> LogLinear(8.0, -4.0)(torch.tensor([0.0, 0.5, 1.0]))
         tensor([ 8.,  2., -4.])
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, first: float = 8.5, last: float = -5.0) -> None:
         _check_ends(first, last, "LogLinear")
@@ -143,6 +150,8 @@ class Learned(nn.Module):
         >>> Learned(8.0, -4.0)(torch.tensor([0.0, 0.5, 1.0])).detach().round(decimals=3)
         tensor([ 8.,  2., -4.])
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, first: float = 8.5, last: float = -5.0, num_knots: int = 16) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ from ppl_models.checks import check_at_least
 from ppl_models.embeddings.masked import check_rows_of_words, word_logits
 from ppl_models.embeddings.vocabulary import NO_WORD
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class AnyOrderWords(nn.Module):
@@ -56,6 +57,8 @@ class AnyOrderWords(nn.Module):
 
     zero: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, num_words: int, length: int, network: nn.Module) -> None:
         super().__init__()
         check_at_least(2, num_words=num_words, length=length)
@@ -63,6 +66,7 @@ class AnyOrderWords(nn.Module):
         self.register_buffer("zero", torch.zeros(length), persistent=False)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, L)`, of `size` in all; without them draws `size` rows."""
         check_rows_of_words(x, self.num_words, self.length, "AnyOrderWords")
         with data_plate(x, size):
             order = self._draw_keys().argsort(-1)  # (B, L)

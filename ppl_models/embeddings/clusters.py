@@ -32,6 +32,7 @@ from ppl_models.checks import check_at_least, check_count, check_finite, check_r
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood, check_outputs
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "ClusteredVAE"
 
@@ -69,6 +70,8 @@ class ClusteredVAE(nn.Module):
         (torch.Size([]), torch.Size([5, 10]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -90,6 +93,7 @@ class ClusteredVAE(nn.Module):
         self.log_scales = nn.Parameter(torch.zeros(num_clusters, num_latents))  # log sigma
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.num_features, WHERE)
         clusters = dist.Categorical(logits=self.logits)
 

@@ -36,6 +36,7 @@ from ppl_models.checks import check_at_least, check_count, check_positive, liste
 from ppl_models.embeddings.classical import classical_scaling
 from ppl_models.embeddings.noncentral import NoncentralChi
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class DistanceEmbedding(nn.Module):
@@ -69,6 +70,8 @@ class DistanceEmbedding(nn.Module):
     """
 
     log_noise: Tensor
+
+    __repr__ = in_a_line
 
     def __init__(self, num_items: int, num_latents: int = 2, noise: float | None = None) -> None:
         super().__init__()

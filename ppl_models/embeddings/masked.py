@@ -29,6 +29,7 @@ from ppl_models.checks import check_at_least
 from ppl_models.embeddings.sentences import check_words
 from ppl_models.embeddings.vocabulary import NO_WORD
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 SWEEPS = 5  # of a draw, through all words of a row
 
@@ -60,12 +61,15 @@ class MaskedWords(nn.Module):
         'pseudo-likelihood'
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, num_words: int, length: int, network: nn.Module) -> None:
         super().__init__()
         check_at_least(2, num_words=num_words, length=length)
         self.num_words, self.length, self.network = num_words, length, network
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, L)`, of `size` in all; without them draws `size` rows."""
         check_rows_of_words(x, self.num_words, self.length, "MaskedWords")
         with data_plate(x, size):
             return pyro.sample("x", self.pseudo_likelihood(), obs=x)

@@ -25,6 +25,7 @@ from ppl_models.embeddings.neighbours import word_vectors
 from ppl_models.embeddings.networks import AveragedWords
 from ppl_models.embeddings.vocabulary import NO_WORD
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "SentenceClassifier"
 
@@ -58,6 +59,8 @@ class SentenceClassifier(nn.Module):
         torch.Size([2, 6])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_words: int,
@@ -68,12 +71,13 @@ class SentenceClassifier(nn.Module):
         super().__init__()
         check_count(num_words=num_words, num_dims=num_dims)
         check_at_least(2, num_classes=num_classes)
-        self.num_words, self.num_classes = num_words, num_classes
+        self.num_words, self.num_classes, self.num_dims = num_words, num_classes, num_dims
         self.vectors = word_vectors(num_words, num_dims)  # v
         self.network = AveragedWords(num_dims) if network is None else network  # f
         self.head = nn.Linear(_num_features(self.network), num_classes)  # W, b
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores labels `y`, `(B,)`, of rows `x`, of `size` in all; without them draws some."""
         density = self.conditional(x)
         check_labels(y, self.num_classes, len(x), WHERE)
         with data_plate(x, size):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import check_count, listed
+from ppl_models.prompt.lines import in_a_line
 
 NO_WORD = 0
 
@@ -35,6 +36,8 @@ class Vocabulary:
         >>> vocabulary.encode([["to", "see"], ["to", "be", "not"]]).tolist()
         [[2, 1, 0], [2, 3, 4]]
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, words: Sequence[str], unknown: str | None = None) -> None:
         self.words, self.unknown = list(words), unknown

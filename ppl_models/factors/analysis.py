@@ -59,6 +59,7 @@ from ppl_models.missing import (
 )
 from ppl_models.plates import data_plate
 from ppl_models.processes import by_parts, processes_of
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.row_weights import weighted_batches
 from ppl_models.user_line import warn
 
@@ -88,16 +89,19 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         (torch.Size([7]), torch.Size([7, 2]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, num_features: int, num_factors: int, missing: str = "error") -> None:
         super().__init__()
         check_num_factors(num_factors, num_features, type(self).__name__)
         check_missing(missing)
-        self.missing = missing
+        self.num_features, self.num_factors, self.missing = num_features, num_factors, missing
         self.loc = nn.Parameter(torch.zeros(num_features))  # mu, (D,)
         self.loadings = nn.Parameter(torch.randn(num_features, num_factors))  # W, (D, K)
         self.log_scale = nn.Parameter(torch.zeros(num_features))  # log sigma, (D,)
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, len(self.loc), type(self).__name__)
         zero = self.loadings.new_zeros(self.loadings.shape[1])  # (K,)
         prior = dist.Normal(zero, torch.ones_like(zero))

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_finite, check_float64, check_rows
 from ppl_models.factors.checks import check_num_factors
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class BayesianFactorAnalysis(nn.Module):
@@ -87,6 +88,8 @@ class BayesianFactorAnalysis(nn.Module):
     prior_loc: Tensor  # m, (D,)
     prior_scale: Tensor  # s, (D,)
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -96,7 +99,7 @@ class BayesianFactorAnalysis(nn.Module):
     ) -> None:
         super().__init__()
         check_num_factors(num_factors, num_features, "BayesianFactorAnalysis")
-        self.num_factors = num_factors
+        self.num_features, self.num_factors = num_features, num_factors
         self.register_buffer("prior_loc", _prior("prior_loc", prior_loc, num_features))
         self.register_buffer("prior_scale", _prior("prior_scale", prior_scale, num_features))
         if not (self.prior_scale > 0).all():
@@ -107,6 +110,7 @@ class BayesianFactorAnalysis(nn.Module):
             )
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws what rows share, and scores rows `x`, of `size` in all, or draws `size`."""
         check_rows(x, len(self.prior_loc), "BayesianFactorAnalysis")
         scale = self.prior_scale  # s, (D,)
         feature, both = {"event_dims": ["feature"]}, {"event_dims": ["feature", "factor"]}

@@ -28,6 +28,7 @@ from ppl_models.checks import check_resolution, check_rows
 from ppl_models.factors.checks import SINGULAR, check_num_factors
 from ppl_models.factors.likelihood import with_signs
 from ppl_models.factors.moments import moments
+from ppl_models.prompt.lines import in_a_line
 
 
 class PCA(nn.Module):
@@ -58,9 +59,12 @@ class PCA(nn.Module):
     explained_variance: Tensor
     total_variance: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, num_features: int, num_factors: int) -> None:
         super().__init__()
         check_num_factors(num_factors, num_features, "PCA")
+        self.num_features, self.num_factors = num_features, num_factors
         self.register_buffer("loc", torch.zeros(num_features))  # mu
         self.register_buffer("components", torch.eye(num_factors, num_features))  # U^T
         self.register_buffer("explained_variance", torch.zeros(num_factors))  # lambda

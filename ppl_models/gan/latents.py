@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_models.checks import check_positive
+from ppl_models.prompt.lines import in_a_line
 
 
 class NormalOneHotLatents(nn.Module):
@@ -45,6 +46,8 @@ class NormalOneHotLatents(nn.Module):
     """
 
     scale: Tensor  # tau
+
+    __repr__ = in_a_line
 
     def __init__(self, num_normal: int, num_categories: Sequence[int], scale: float = 1.0) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from ppl_models.checks import check_count, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
 from ppl_models.priors import StandardNormal
+from ppl_models.prompt.lines import in_a_line
 
 _LEAKY = partial(nn.LeakyReLU, 0.2)
 
@@ -60,6 +61,8 @@ class GAN(nn.Module):
         (torch.Size([5, 2]), torch.Size([4]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -86,6 +89,7 @@ class GAN(nn.Module):
         self.generator, self.discriminator = generator, discriminator
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws `size` rows; rows `x` have no density, and are an error."""
         if x is not None:
             self.evidence()
         with data_plate(None, size):

@@ -39,6 +39,7 @@ from ppl_models.graphs.densities import densities
 from ppl_models.graphs.pairs import check_pairs, dense
 from ppl_models.graphs.starts import random_starts, spectral_starts
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "StochasticBlockModel"
 
@@ -67,6 +68,8 @@ class StochasticBlockModel(nn.Module):
     between: Tensor
     diagonal: Tensor
     unit: Tensor
+
+    __repr__ = in_a_line
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class StochasticBlockModel(nn.Module):
     def forward(
         self, pairs: Tensor, edges: Tensor | None = None, size: int | None = None
     ) -> Tensor:
+        """Scores `edges`, 0. or 1., at `pairs` of nodes, `(B, 2)`, of `size` in all."""
         check_pairs(pairs, self.num_nodes, WHERE)
         labels = pyro.sample("b", self._labelings(), infer={"event_dims": ["node"]})  # (N,)
         law = dist.Gamma if self.degree_corrected else dist.Beta

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_at_least, check_labels
 from ppl_models.graphs.pairs import check_pairs
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "NodeClassifier"
 
@@ -51,6 +52,8 @@ class NodeClassifier(nn.Module):
     x: Tensor
     edge_index: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, x: Tensor, edge_index: Tensor, num_classes: int, network: nn.Module) -> None:
         super().__init__()
         check_at_least(2, num_classes=num_classes)
@@ -60,6 +63,7 @@ class NodeClassifier(nn.Module):
         self.register_buffer("edge_index", edge_index, persistent=False)
 
     def forward(self, nodes: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores labels `y` of `nodes`, `(B,)` each, of `size` in all, or draws some."""
         check_labels(nodes, len(self.x), None, f"{WHERE}: nodes")
         check_labels(y, self.num_classes, len(nodes), WHERE)
         with data_plate(nodes, size):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.graphs.pairs import check_pairs, pair_ids
+from ppl_models.prompt.lines import in_a_line
 
 MOST_PAIRS = 2**28  # 5 GiB of them
 
@@ -27,11 +28,18 @@ class Graph:
         num_nodes: The number of nodes, `N`.
         edges: The edges, `i < j`, sorted, `(E, 2)`.
         names: What the nodes were called where the graph was read; default: their numbers.
+
+    Example:
+        >>> graph = Graph(3, torch.tensor([[0, 1], [1, 2]]), names=["Ann", "Bo", "Cy"])
+        >>> graph.num_nodes, graph.edge_index.tolist()
+        (3, [[0, 1, 1, 2], [1, 2, 0, 1]])
     """
 
     num_nodes: int
     edges: Tensor
     names: Sequence[Any]
+
+    __repr__ = in_a_line
 
     @property
     def edge_index(self) -> Tensor:

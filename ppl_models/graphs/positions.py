@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_choice, check_count
 from ppl_models.graphs.pairs import check_pairs
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "LatentPositions"
 WIDTH = 5.0  # of the prior of the intercept: any density of edges
@@ -51,6 +52,8 @@ class LatentPositions(nn.Module):
 
     zeros: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, num_nodes: int, num_latents: int, similarity: str = "distance") -> None:
         super().__init__()
         check_count(num_nodes=num_nodes, num_latents=num_latents)
@@ -62,6 +65,7 @@ class LatentPositions(nn.Module):
     def forward(
         self, pairs: Tensor, edges: Tensor | None = None, size: int | None = None
     ) -> Tensor:
+        """Scores `edges`, 0. or 1., at `pairs` of nodes, `(B, 2)`, of `size` in all."""
         check_pairs(pairs, self.num_nodes, WHERE)
         zero, one = self.zeros.new_zeros(()), self.zeros.new_ones(())
         intercept = pyro.sample("intercept", dist.Normal(zero, WIDTH * one))  # a

@@ -30,6 +30,7 @@ from ppl_models.checks import check_count, check_means_and_scales
 from ppl_models.graphs.pairs import check_pairs
 from ppl_models.plates import data_plate
 from ppl_models.priors import StandardNormal
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "VGAE"
 
@@ -56,6 +57,8 @@ class VGAE(nn.Module):
         torch.Size([2])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_nodes: int,
@@ -76,6 +79,7 @@ class VGAE(nn.Module):
         counts: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
+        """Scores `edges` at `pairs`, `(B, 2)`, each as often as `counts` says."""
         check_pairs(pairs, self.num_nodes, WHERE)
         with pyro.plate("node", self.num_nodes, dim=-1):
             z = pyro.sample("z", self.prior(), infer={"event_dims": ["latent"]})  # (N, K)
@@ -109,12 +113,15 @@ class InnerProduct(nn.Module):
         tensor([-3., -3.], grad_fn=<AddBackward0>)
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, intercept: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
         self.intercept = nn.Parameter(torch.tensor(float(intercept)))  # a
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))  # log g
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Returns the logits of edges, `(*,)`, from their ends `one` and `other`, `(*, K)` each."""
         return self.intercept + self.log_scale.exp() * (one * other).sum(-1)
 
 
@@ -123,12 +130,17 @@ class Nearness(InnerProduct):
 
     Nodes near one another are joined: a prior that spreads them out says that most are not.
 
+    Arguments:
+        intercept: Where `a` starts: the logit of how many pairs at one place are joined.
+        scale: Where `g` starts.
+
     Example:
         >>> Nearness(intercept=1.0)(torch.zeros(1, 2), torch.ones(1, 2))
         tensor([-1.], grad_fn=<SubBackward0>)
     """
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """Returns the logits of edges, `(*,)`, from their ends `one` and `other`, `(*, K)` each."""
         return self.intercept - self.log_scale.exp() * (one - other).square().sum(-1)
 
 
@@ -147,12 +159,15 @@ class FeaturePrior(nn.Module):
 
     x: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(self, x: Tensor, num_latents: int, network: nn.Module) -> None:
         super().__init__()
         self.num_latents, self.network = num_latents, network
         self.register_buffer("x", x, persistent=False)
 
     def forward(self) -> dist.Independent:
+        """Returns the distribution of the latent vectors of all nodes."""
         outputs = self.network(self.x)
         check_means_and_scales(outputs, self.num_latents, "FeaturePrior", "network")
         loc, log_scale = outputs.chunk(2, dim=-1)  # (N, K) each

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_positive
 from ppl_models.metrics.rows import check_pair
+from ppl_models.prompt.lines import in_words
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class ModeCoverage:
         spread: The root mean square of high-quality samples around the mean of their mode, over
             that of true draws: 1 is right, less means shrunken modes. NaN for labels, and where no
             mode has two samples.
+
+    Example:
+        >>> print(ModeCoverage(captured=7, num_modes=8, kl=0.13, high_quality=0.9, spread=0.8))
+        7 of 8 modes, KL 0.130 nats, high quality 90.0%, spread 0.80 (1 is right)
     """
 
     captured: int
@@ -44,6 +49,8 @@ class ModeCoverage:
     kl: float
     high_quality: float = math.nan
     spread: float = math.nan
+
+    __repr__ = in_words
 
     def __str__(self) -> str:
         text = f"{self.captured} of {self.num_modes} modes, KL {self.kl:.3f} nats"

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.metrics.rows import check_pair
+from ppl_models.prompt.lines import in_words
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class PRDC:
         coverage: The share of real rows with a generated row nearby, 0 to 1: about
             `1 - 2 ** -k` where both have as many rows and come from one distribution.
         k: The neighbours that make a radius.
+
+    Example:
+        >>> print(PRDC(precision=0.9, recall=0.6, density=1.1, coverage=0.7, k=5))
+        precision 0.9000, recall 0.6000, density 1.1000, coverage 0.7000 (k = 5 neighbours)
     """
 
     precision: float
@@ -46,6 +51,8 @@ class PRDC:
     density: float
     coverage: float
     k: int
+
+    __repr__ = in_words
 
     def __str__(self) -> str:
         return (

@@ -48,6 +48,7 @@ from ppl_models.mixtures.conjugate import ConjugateMixture, weights_of
 from ppl_models.mixtures.inverse_wishart import InverseWishart
 from ppl_models.mixtures.mean_field import mean_field
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class BayesianGaussianMixture(nn.Module):
@@ -90,6 +91,8 @@ class BayesianGaussianMixture(nn.Module):
     strength: Tensor
     df: Tensor
     scale: Tensor
+
+    __repr__ = in_a_line
 
     def __init__(
         self,
@@ -147,6 +150,7 @@ class BayesianGaussianMixture(nn.Module):
         )
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws what rows share, and scores rows `x`, of `size` in all, or draws `size`."""
         check_rows(x, self.num_features, "BayesianGaussianMixture")
         weights, locs, root = self.sample_shared(self.prior)
         with poutine.infer_config(config_fn=self._event_dims):

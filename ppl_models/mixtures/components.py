@@ -70,7 +70,7 @@ def component_summary(
         >>> table["rows"].tolist(), table["active"].tolist()
         ([1.0, 1.5, 0.5], [0.5, 0.5, 0.5])
     """
-    import pandas  # type: ignore[import-untyped]  # slow to import
+    import pandas  # slow to import
 
     labels = _assignments(data, assignments).values  # (C, S, N)
     weight = data["posterior"][weights].transpose("chain", "draw", dim).values

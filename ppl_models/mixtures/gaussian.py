@@ -57,6 +57,7 @@ from ppl_models.mixtures.em.start import begin
 from ppl_models.mixtures.imputation import imputed
 from ppl_models.plates import data_plate
 from ppl_models.processes import Part, Processes, by_parts, processes_of
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.row_weights import weighted_batches
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
@@ -95,6 +96,8 @@ class GaussianMixture(nn.Module, InformationCriteria):
     log_floor: Tensor
     measured: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -109,6 +112,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
             check_positive(min_scale=min_scale)
         check_missing(missing)
         super().__init__()
+        self.num_features, self.num_components = num_features, num_components
         self.covariance, self.min_scale, self.missing = covariance, min_scale, missing
         shape = {
             "full": (num_components, num_features),
@@ -171,6 +175,7 @@ class GaussianMixture(nn.Module, InformationCriteria):
         return (scale @ scale.mT).expand(*self.locs.shape, self.locs.shape[-1])
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.locs.shape[1], "GaussianMixture")
         weights = dist.Categorical(logits=self.logits)
         with data_plate(x, size):

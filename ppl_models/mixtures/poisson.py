@@ -27,6 +27,7 @@ from ppl_models.criteria import InformationCriteria
 from ppl_models.mixtures.kmeans import kmeans
 from ppl_models.plates import data_plate
 from ppl_models.processes import by_parts, processes_of
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.row_weights import weight_of, weighted_batches
 
 MIN_RATE = 1e-6
@@ -48,9 +49,12 @@ class PoissonMixture(nn.Module, InformationCriteria):
         (torch.Size([7]), torch.Size([7, 3]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, num_features: int, num_components: int) -> None:
         check_count(num_features=num_features, num_components=num_components)
         super().__init__()
+        self.num_features, self.num_components = num_features, num_components
         self.logits = nn.Parameter(torch.zeros(num_components))  # log pi, but for a constant, (K,)
         self.log_rates = nn.Parameter(torch.randn(num_components, num_features))  # (K, D)
 
@@ -70,6 +74,7 @@ class PoissonMixture(nn.Module, InformationCriteria):
         return len(self.logits) - 1 + self.log_rates.numel()
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
         check_rows(x, self.log_rates.shape[1], "PoissonMixture")
         weights = dist.Categorical(logits=self.logits)
         with data_plate(x, size):

@@ -38,3 +38,7 @@ __all__ = [
     "VisionTransformer",
     "drop_features",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -118,7 +118,8 @@ def _layers() -> Any:
             import torch_geometric.nn  # here, because it is optional
     except ImportError as error:
         raise ImportError(
-            "GraphNetwork: its layers are those of torch_geometric. Try pip install "
-            "'ppl-models[graphs]', or a module of your own from (x, edge_index) to outputs."
+            "GraphNetwork: its layers are those of torch_geometric, which is not installed. Try "
+            "pip install 'ppl-models[graphs]', or a module of your own from (x, edge_index) to "
+            "outputs."
         ) from error
     return torch_geometric.nn

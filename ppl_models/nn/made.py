@@ -25,6 +25,12 @@ class MaskedLinear(nn.Linear):
 
     Arguments:
         mask: Which connections there are, zeros and ones, with shape `(outputs, inputs)`.
+
+    Example:
+        >>> layer = MaskedLinear(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        >>> _ = torch.nn.init.ones_(layer.weight), torch.nn.init.zeros_(layer.bias)
+        >>> layer(torch.tensor([[1.0, 10.0]]))  # the first output sees the first input alone
+        tensor([[ 1., 11.]], grad_fn=<AddmmBackward0>)
     """
 
     mask: Tensor

@@ -56,6 +56,11 @@ class RowLSTM(nn.Module):
     Arguments:
         num_channels: The channels of the image, `C`.
         dropout: The probability with which what is added to the image is dropped in training.
+
+    Example:
+        >>> layer = RowLSTM(num_channels=4, dropout=0.0)
+        >>> layer(torch.randn(2, 4, 8, 8), torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(self, num_channels: int, dropout: float) -> None:
@@ -98,6 +103,11 @@ class DiagonalBiLSTM(nn.Module):
     Arguments:
         num_channels: The channels of the image, `C`.
         dropout: The probability with which what is added to the image is dropped in training.
+
+    Example:
+        >>> layer = DiagonalBiLSTM(num_channels=4, dropout=0.0)
+        >>> layer(torch.randn(2, 4, 8, 8), torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(self, num_channels: int, dropout: float) -> None:

@@ -33,7 +33,14 @@ TIMEOUT = timedelta(minutes=10)  # after which a process that does not answer is
 
 
 class ProcessError(RuntimeError):
-    """Another process failed, or does not answer."""
+    """Another process failed, or does not answer.
+
+    Example:
+        >>> raise ProcessError("process 1 has ended")
+        Traceback (most recent call last):
+        ...
+        ppl_models.processes.group.ProcessError: process 1 has ended
+    """
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.checks import check_finite, check_positive, check_rows
+from ppl_models.prompt.lines import in_a_line
 
 
 class EASE:
@@ -35,6 +36,8 @@ class EASE:
         >>> ease.scores(torch.tensor([[1.0, 0.0, 0.0]])).argmax().item()  # its companion
         1
     """
+
+    __repr__ = in_a_line
 
     def __init__(self, x: Tensor, strength: float = 100.0) -> None:
         check_positive(strength=strength)

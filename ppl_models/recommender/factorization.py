@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_count
 from ppl_models.likelihoods import Likelihood, Normal, Ordered, check_likelihood
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.recommender.coordinate import (
     Gaussians,
     Regressions,
@@ -66,6 +67,8 @@ class MatrixFactorization(nn.Module):
         torch.Size([2])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_users: int,
@@ -84,6 +87,7 @@ class MatrixFactorization(nn.Module):
         self.item_root = nn.Parameter(_root(num_factors + 1))  # of T
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores `y`, `(B,)`, of users and items `x`, `(B, 2)`, of `size` in all, or draws it."""
         check_pairs(x, self.num_users, self.num_items, "MatrixFactorization")
         check_ratings(y, len(x), "MatrixFactorization")
         with pyro.plate("user", self.num_users, dim=-1):

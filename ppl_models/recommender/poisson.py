@@ -27,6 +27,7 @@ from torch.distributions import kl_divergence
 
 from ppl_models.checks import check_count, check_positive
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.recommender.ratings import check_once, check_pairs, check_ratings, total
 
 
@@ -64,6 +65,8 @@ class PoissonFactorization(nn.Module):
         torch.Size([2])
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self, num_users: int, num_items: int, num_factors: int, shape: float = 0.3
     ) -> None:
@@ -75,6 +78,7 @@ class PoissonFactorization(nn.Module):
         self.log_rate = nn.Parameter(torch.zeros(()))  # log d
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores `y`, `(B,)`, of users and items `x`, `(B, 2)`, of `size` in all, or draws it."""
         check_pairs(x, self.num_users, self.num_items, "PoissonFactorization")
         check_ratings(y, len(x), "PoissonFactorization")
         of_users, of_items = self.priors

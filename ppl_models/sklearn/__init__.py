@@ -42,6 +42,10 @@ GONE = {
 }
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> NoReturn:
     """Says where to find a name that is gone."""
     if name in GONE:

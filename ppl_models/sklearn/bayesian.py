@@ -75,14 +75,18 @@ class BayesianGaussianMixture(Mixture):
         posterior_: The mean field, in the parameters of the library: as a guide,
             `lambda x, size=None: model_.sample_shared(posterior_)`.
         weights_: The posterior means of the weights, `(K,)`.
-        means_, covariances_, precisions_, precisions_cholesky_: In the shapes of scikit-learn:
-            posterior means of the means and of the precisions, and their inverses.
-        weight_concentration_, mean_precision_, degrees_of_freedom_: Of the posterior, by component.
-        weight_concentration_prior_, mean_precision_prior_, mean_prior_,
-        degrees_of_freedom_prior_, covariance_prior_: The priors.
-        converged_, n_iter_: Whether the best start got to `tol`, and its steps.
-        lower_bound_, lower_bounds_: The lower bound of the log evidence of all rows, in nats, at
-            its end, and after each step. scikit-learn's lacks constants.
+        means_: The posterior means of the means, `(K, D)`.
+        precisions_: Those of the precisions, in the shapes of scikit-learn.
+        covariances_: Their inverses.
+        mean_precision_: Of the posterior, by component.
+        degrees_of_freedom_: Of the posterior, by component.
+        weight_concentration_prior_: Of the prior, as are `mean_precision_prior_`, `mean_prior_`,
+            `degrees_of_freedom_prior_` and `covariance_prior_`.
+        converged_: Whether the best start got to `tol`.
+        n_iter_: Its steps.
+        lower_bound_: The lower bound of the log evidence of all rows, in nats, at its end.
+            scikit-learn's lacks constants.
+        lower_bounds_: The same after each step.
 
     Example:
         >>> from sklearn.datasets import load_iris

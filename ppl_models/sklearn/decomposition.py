@@ -32,7 +32,9 @@ class FactorAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Adapter)
 
     Attributes:
         model_: The fitted `ppl_models.FactorAnalysis`.
-        components_, mean_, noise_variance_: In the shapes of scikit-learn.
+        components_: The loadings, `(K, D)`.
+        mean_: The mean of the rows, `(D,)`.
+        noise_variance_: The variance of the noise, in the shape of scikit-learn.
         n_iter_: The steps of EM; 1 where there was none.
         loglike_: The log likelihood of all rows, by weight, after each step, in nats.
 

@@ -86,10 +86,14 @@ class GaussianMixture(Mixture):
 
     Attributes:
         model_: The fitted `ppl_models.GaussianMixture`.
-        weights_, means_, covariances_, precisions_, precisions_cholesky_: In the shapes of
-            scikit-learn.
-        converged_, n_iter_: Whether the best start got to `tol`, and its steps.
-        lower_bound_, lower_bounds_: Its evidence at the end, and after each step, in nats per row.
+        weights_: The weights, `(K,)`.
+        means_: The means, `(K, D)`.
+        covariances_: The covariances, in the shapes of scikit-learn.
+        precisions_: Their inverses.
+        converged_: Whether the best start got to `tol`.
+        n_iter_: Its steps.
+        lower_bound_: Its evidence at the end, in nats per row.
+        lower_bounds_: The same after each step.
 
     Example:
         >>> from sklearn.datasets import load_iris

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_at_least, check_labels, check_rows
 from ppl_models.nn import MLP
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 
 class Classifier(nn.Module):
@@ -39,6 +40,8 @@ class Classifier(nn.Module):
         (torch.Size([5]), torch.Size([5, 64]))
     """
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -55,6 +58,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(num_hidden, num_classes)  # W, b
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Scores labels `y`, `(B,)`, of rows `x`, of `size` in all; without them draws some."""
         check_labels(y, self.num_classes, len(x), "Classifier")
         with data_plate(x, size):
             return pyro.sample("y", self.conditional(x), obs=y)

@@ -35,6 +35,7 @@ from ppl_models.checks import (
     check_rows,
 )
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 
 WHERE = "GaussianDiscriminant"
 
@@ -64,10 +65,13 @@ class GaussianDiscriminant(nn.Module):
         3
     """
 
+    __repr__ = in_a_line
+
     def __init__(self, num_features: int, num_classes: int, covariance: str = "own") -> None:
         super().__init__()
         check_count(num_features=num_features, num_classes=num_classes)
         check_choice("covariance", covariance, ("own", "shared"))
+        self.num_features, self.num_classes = num_features, num_classes
         self.covariance = covariance
         batch = (num_classes,) if covariance == "own" else ()
         self.logits = nn.Parameter(torch.zeros(num_classes))  # log pi, up to a constant, (C,)
@@ -84,6 +88,7 @@ class GaussianDiscriminant(nn.Module):
     def forward(
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
+        """Scores rows `x` with labels `y`, summed over if not given, or draws `size`."""
         num_classes, num_features = self.locs.shape
         check_rows(x, num_features, WHERE)
         check_labels(y, num_classes, None if x is None else len(x), WHERE)

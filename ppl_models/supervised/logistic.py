@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ppl_models.checks import check_at_least, check_labels
 from ppl_models.linalg import cholesky
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.supervised.predictor import (
     Scale,
     check_given,
@@ -57,14 +58,18 @@ class LogisticRegression(nn.Module):
     weights_scale: Tensor  # s_d, (D,)
     bias_scale: Tensor
 
+    __repr__ = in_a_line
+
     def __init__(
         self, num_features: int, weights_scale: Scale = 1.0, bias_scale: Scale = 10.0
     ) -> None:
         super().__init__()
+        self.num_features = num_features
         register_scale(self, "weights_scale", weights_scale, num_features)
         register_scale(self, "bias_scale", bias_scale)
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws the weights, and scores `y`, `(B,)`, given rows `x`, `(B, D)`, or draws it."""
         check_given(x, len(self.weights_scale), "LogisticRegression")
         check_labels(y, 2, len(x), "LogisticRegression")
         slopes = zero_mean(self.weights_scale).to_event(1)
@@ -114,6 +119,8 @@ class SoftmaxRegression(nn.Module):
     bias_scale: Tensor
     correlation: Tensor  # of the differences, (C - 1, C - 1)
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -123,12 +130,14 @@ class SoftmaxRegression(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(2, num_classes=num_classes)
+        self.num_features, self.num_classes = num_features, num_classes
         register_scale(self, "weights_scale", weights_scale, num_features)
         register_scale(self, "bias_scale", bias_scale)
         correlation = (1 + torch.eye(num_classes - 1)) / 2
         self.register_buffer("correlation", correlation, persistent=False)
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws the weights, and scores `y`, `(B,)`, given rows `x`, `(B, D)`, or draws it."""
         check_given(x, len(self.weights_scale), "SoftmaxRegression")
         check_labels(y, len(self.correlation) + 1, len(x), "SoftmaxRegression")
         zero, factor = self.correlation.new_zeros(()), cholesky(self.correlation)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ppl_models.checks import check_finite, check_float64
 from ppl_models.plates import data_plate
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.supervised.predictor import (
     Scale,
     check_given,
@@ -68,6 +69,8 @@ class LinearRegression(nn.Module):
     noise_scale: Tensor
     noise: Tensor | None  # sigma
 
+    __repr__ = in_a_line
+
     def __init__(
         self,
         num_features: int,
@@ -77,6 +80,7 @@ class LinearRegression(nn.Module):
         noise_scale: Scale = 1.0,
     ) -> None:
         super().__init__()
+        self.num_features = num_features
         register_scale(self, "weights_scale", weights_scale, num_features)
         register_scale(self, "bias_scale", bias_scale)
         register_scale(self, "noise_scale", noise_scale)
@@ -86,6 +90,7 @@ class LinearRegression(nn.Module):
             register_scale(self, "noise", noise)
 
     def forward(self, x: Tensor, y: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Draws the weights, and scores `y`, `(B,)`, given rows `x`, `(B, D)`, or draws it."""
         check_given(x, len(self.weights_scale), "LinearRegression")
         _check_targets(y, len(x))
         slopes = zero_mean(self.weights_scale).to_event(1)

@@ -1,7 +1,6 @@
 """Amortised guides of every family: densities, gradients of draws, and what they refuse."""
 
 import math
-import sys
 
 import pyro.distributions as dist
 import pytest
@@ -211,12 +210,6 @@ def test_sizes_that_are_none():
         AmortizedMixture(D, K, num_components=1)
     with pytest.raises(ValueError, match="num_context: expected a positive whole number, got 0"):
         AmortizedFlow(D, K, num_context=0)
-
-
-def test_a_flow_without_zuko_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "zuko", None)
-    with pytest.raises(ImportError, match=r"AmortizedFlow: .*pip install ppl-models\[flows\]"):
-        AmortizedFlow(D, K)
 
 
 def test_the_import_of_zuko_leaves_checks_as_they_were():

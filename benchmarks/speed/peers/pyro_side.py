@@ -71,6 +71,9 @@ class Clock:
     def set_postfix(self, *shown: Any, **options: Any) -> None:
         return None
 
+    def set_description(self, *shown: Any, **options: Any) -> None:
+        return None
+
     def per_step(self, after: int) -> float:
         """The seconds of a step after the first ones; zero where nothing was noted there."""
         first, *rest = (note for note in self.notes if note[0] >= after)

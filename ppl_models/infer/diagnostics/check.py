@@ -22,6 +22,7 @@ idle parameter.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,8 @@ from ppl_models.infer.objectives.elbo import EvidenceLowerBound, elbo
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.independence import Pair
+from ppl_models.prompt.lines import in_words
+from ppl_models.prompt.tables import table
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,26 @@ class Check:
 
     Attributes:
         findings: What is wrong, one after the other.
+
+    Example:
+        >>> print(Check())
+        nothing wrong was found
+        >>> bool(Check())
+        True
     """
 
     findings: tuple[Finding, ...] = ()
 
+    __repr__ = in_words
+
     def __bool__(self) -> bool:
         return not self.findings
+
+    def _repr_html_(self) -> str:
+        names = ["what", "site", "line", "expected", "got", "remedy"]
+        lines = [[getattr(found, name) or "" for name in names] for found in self.findings]
+        head = [*names[:-1], "try"]
+        return table(head, lines, str(self).partition("\n")[0]) if lines else escape(str(self))
 
     def __str__(self) -> str:
         if self:

@@ -39,6 +39,7 @@ from ppl_models.infer.programs.program import modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.same import check_same
 from ppl_models.processes import apart
+from ppl_models.prompt.tables import table
 from ppl_models.scoped import seed_of
 
 
@@ -66,6 +67,15 @@ class InferenceGap:
             known.
         num_rows: The number of rows, `N`.
         num_samples: The number of draws of each bound.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis, inference_gap
+        >>> model = FactorAnalysis(num_features=5, num_factors=2).double()
+        >>> x = torch.zeros(3, 5, dtype=torch.float64)
+        >>> found = inference_gap(model, ExactPosterior(model), x)
+        >>> found.evidence.kind, found.total.shape
+        ('exact', torch.Size([3]))
     """
 
     evidence: Evidence
@@ -99,6 +109,18 @@ class InferenceGap:
         """The standard deviation of the mean gap over other draws, in nats per row."""
         of_evidence = self.evidence.row_variance.nan_to_num(0.0)
         return (of_evidence + self.elbo.variance).sum().sqrt().item() / self.num_rows
+
+    def __repr__(self) -> str:
+        return f"InferenceGap({str(self).partition(' (')[0]})"
+
+    def _repr_html_(self) -> str:
+        gaps = {"approximation": self.approximation, "amortisation": self.amortisation}
+        known = {name: gap for name, gap in gaps.items() if gap is not None}
+        lines = [
+            [name, f"{gap.sum().item() / self.num_rows:.3f}"]
+            for name, gap in {"gap": self.total, **known}.items()
+        ]
+        return table(["", "nats per row"], lines, below=str(self))
 
     def __str__(self) -> str:
         mean = self.total.sum().item() / self.num_rows

@@ -22,7 +22,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,13 @@ from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.evidence.weights import Draws, row_dim
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.trials.same import check_same
+from ppl_models.pictures.drawing import drawing, figure_of
+from ppl_models.pictures.rows import sorted_rows
+from ppl_models.prompt.lines import in_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHOWN = 10  # rows that are named
 
@@ -53,6 +60,14 @@ class Khat:
         mean: The posterior means of the latents with smoothed weights, by their sites,
             `(N, *event)`, or with their own shapes where they are shared.
         std: The posterior standard deviations, likewise.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis, khat
+        >>> model = FactorAnalysis(num_features=5, num_factors=2)
+        >>> found = khat(model, ExactPosterior(model), torch.zeros(3, 5), seed=0)
+        >>> found.value.shape, found.failing.tolist(), found.mean["z"].shape
+        (torch.Size([3]), [], torch.Size([3, 2]))
     """
 
     value: Tensor
@@ -62,11 +77,35 @@ class Khat:
     mean: dict[str, Tensor]
     std: dict[str, Tensor]
 
+    __repr__ = in_words
+
     @property
     def failing(self) -> Tensor:
         """The rows whose weights are too heavy in their tail, the worst first."""
         order = self.value.argsort(descending=True)
         return order[self.value[order] > self.threshold]
+
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
+        """Draws k of each row, sorted, beside the threshold, and names the worst rows.
+
+        Arguments:
+            axes: Where to draw. By default in a figure of its own, which pyplot does not hold.
+
+        Example:
+            >>> from ppl_models import FactorAnalysis
+            >>> from guides import ExactPosterior
+            >>> model = FactorAnalysis(num_features=5, num_factors=2)
+            >>> found = khat(model, ExactPosterior(model), torch.zeros(3, 5))
+            >>> found.plot().axes[0].get_ylabel()
+            "Pareto's k"
+        """
+        with drawing(axes) as axes:
+            label = f"threshold {self.threshold:.2f}"
+            axes.axhline(self.threshold, color="C1", linestyle="--", label=label)
+            sorted_rows(axes, self.value, lambda row: f"{self.value[row]:.2f}", rising=False)
+            above = f"{len(self.failing)} of {len(self.value)} rows above the threshold"
+            axes.set(ylabel="Pareto's k", title=f"{above}, {self.num_samples} draws each")
+        return figure_of(axes)
 
     def __str__(self) -> str:
         found, limit = self.value, f"{self.threshold:.2f}"
@@ -90,6 +129,7 @@ def khat(
     num_samples: int = 1000,
     batch_size: int = 4096,
     seed: int | None = None,
+    progress: bool = True,
 ) -> Khat:
     r"""Returns Pareto's :math:`\hat{k}` of the importance weights of a guide.
 
@@ -103,6 +143,7 @@ def khat(
         num_samples: The number of draws from the guide for each row, 25 or more.
         batch_size: How many draws are evaluated at once, as in `log_evidence`.
         seed: Seeds draws of their own; by default they come from torch's generator.
+        progress: Whether to show a progress bar (on a terminal), if it takes more than a second.
 
     Raises:
         ValueError: If there are no latents to draw, or too few draws, or the data do not fit.
@@ -125,7 +166,8 @@ def khat(
         _check_latents(joint)
         check_weights(joint)
         latents = _Latents(joint, num_samples)
-        for rows, results in joint.evaluate(latents.statistics, num_samples, batch_size):
+        bar = "khat" if progress else None
+        for rows, results in joint.evaluate(latents.statistics, num_samples, batch_size, bar):
             latents.add(rows if joint.by_row else slice(None), results)
         features = num_discrete(joint)
     sums, tails = latents.sums, latents.tails

@@ -45,10 +45,17 @@ class LeftOut(Evidence):
     """The log predictive density of each row given all others: an `Evidence`, an estimate.
 
     `pareto_k` is that of the weights which leave a row out.
+
+    Example:
+        >>> from guides import MeanFieldMixture
+        >>> from ppl_models import BayesianGaussianMixture
+        >>> model, x = BayesianGaussianMixture(2, 1).double(), torch.randn(50, 2).double()
+        >>> found = loo(model, MeanFieldMixture(model, x), x, num_samples=100)
+        >>> found.kind, found.num_rows
+        ('estimate', 50)
     """
 
-    def __str__(self) -> str:
-        return super().__str__().replace("log evidence", "leave-one-out log density", 1)
+    _name = "leave-one-out log density"
 
 
 def loo(

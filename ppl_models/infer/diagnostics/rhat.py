@@ -31,6 +31,7 @@ from torch import Tensor
 from ppl_models.checks import check_at_least
 from ppl_models.infer.evidence.arviz import from_pyro_svi
 from ppl_models.infer.evidence.groups import groups_of
+from ppl_models.prompt.lines import in_words
 
 THRESHOLD = 1.1
 Fit = tuple[Callable[..., Any], Callable[..., Any] | None]
@@ -44,11 +45,19 @@ class Rhat:
         value: By site, with the shape of its value; infinite where restarts are points that differ.
         restarts: How many there are.
         threshold: Above which they do not agree.
+
+    Example:
+        >>> import numpy as np
+        >>> found = Rhat({"z": np.array([1.001, 1.52])}, restarts=4)
+        >>> found.agree
+        False
     """
 
     value: dict[str, np.ndarray]
     restarts: int
     threshold: float = THRESHOLD
+
+    __repr__ = in_words
 
     @property
     def largest(self) -> float:

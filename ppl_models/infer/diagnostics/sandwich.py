@@ -41,6 +41,7 @@ from ppl_models.infer.sampling.annealed import Weights, backward, forward, prepa
 from ppl_models.infer.sampling.of_rows import OfRows
 from ppl_models.infer.sampling.slopes import AnotherProgramError, Slopes
 from ppl_models.infer.trials.same import check_same
+from ppl_models.prompt.lines import in_words
 from ppl_models.scoped import modes, own_rng, seed_of
 
 NOT_SIMULATED = (
@@ -60,6 +61,15 @@ class Sandwich:
         no_upper: Why there is none.
         rows: What the bounds are of: the data, or what the model has drawn in their place.
         accepted: The share of transitions that were accepted; NaN without any.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis, sandwich
+        >>> model = FactorAnalysis(num_features=5, num_factors=2).double()
+        >>> x = torch.zeros(3, 5, dtype=torch.float64)
+        >>> found = sandwich(model, ExactPosterior(model), x, num_steps=5, seed=0)
+        >>> found.lower.kind, found.upper  # the model did not draw these rows: no bound from above
+        ('lower bound', None)
     """
 
     lower: Evidence
@@ -67,6 +77,8 @@ class Sandwich:
     no_upper: str | None
     rows: tuple[Tensor, ...]
     accepted: float
+
+    __repr__ = in_words
 
     @property
     def gap(self) -> float:

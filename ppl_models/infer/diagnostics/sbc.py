@@ -34,6 +34,7 @@ from ppl_models.infer.diagnostics.calibration.draws import Some
 from ppl_models.infer.diagnostics.calibration.ranks import Counts
 from ppl_models.infer.diagnostics.calibration.result import JOINT, Calibration
 from ppl_models.infer.diagnostics.calibration.simulations import Wanted, simulations
+from ppl_models.prompt.bars import progress_bar
 from ppl_models.scoped import seed_of
 
 
@@ -48,6 +49,7 @@ def sbc(
     num_jobs: int | None = None,
     batch_size: int = 4096,
     seed: int | None = None,
+    progress: bool = True,
 ) -> Calibration:
     r"""Returns ranks of what a model draws among draws of its guide, and whether they are uniform.
 
@@ -80,6 +82,7 @@ def sbc(
             `joblib.parallel_config` says, 1 for this one. The ranks do not depend on it.
         batch_size: How many draws are evaluated at once, as in `log_evidence`.
         seed: Seeds all of it; by default it comes from torch's generator.
+        progress: Whether to show a progress bar (on a terminal), if it takes more than a second.
 
     Raises:
         ValueError: If the model cannot draw data, or has no latents to rank, or the guide is of one
@@ -94,12 +97,14 @@ def sbc(
         True
     """
     seed = seed_of(seed)
-    wanted = Wanted(size, num_simulations, num_draws, refit, num_jobs, batch_size, seed)
+    wanted = Wanted(size, num_simulations, num_draws, refit, num_jobs, batch_size, seed, progress)
     with simulations(model, guide, inputs, wanted) as found:
         counts = Counts(_quantities(found.truth))
-        for some in found.draws():
-            rounding = some.rounding.maximum(found.truth.rounding[some.which])
-            counts.add(some.which, _quantities(some), {JOINT: rounding})
+        with progress_bar("sbc", int(found.number.sum()), progress) as advance:
+            for some in found.draws():
+                rounding = some.rounding.maximum(found.truth.rounding[some.which])
+                counts.add(some.which, _quantities(some), {JOINT: rounding})
+                advance(len(some.which))
         return Calibration.of(counts.ranks(found.number, num_draws), num_draws)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from ppl_models.infer.diagnostics.calibration.ranks import Counts
 from ppl_models.infer.diagnostics.calibration.result import DISTANCE, Calibration
 from ppl_models.infer.diagnostics.calibration.simulations import Wanted, simulations
+from ppl_models.prompt.bars import progress_bar
 from ppl_models.scoped import seed_of
 
 PENALTIES = tuple(10.0**power for power in range(-3, 7))  # of the regression
@@ -48,6 +49,7 @@ def tarp(
     num_jobs: int | None = None,
     batch_size: int = 4096,
     seed: int | None = None,
+    progress: bool = True,
 ) -> Calibration:
     r"""Returns the ranks of distances from random points to what a model draws, among its guide's.
 
@@ -65,6 +67,7 @@ def tarp(
         num_jobs: In how many processes `refit` runs.
         batch_size: How many draws are evaluated at once.
         seed: Seeds all of it; by default it comes from torch's generator.
+        progress: Whether to show a progress bar (on a terminal), if it takes more than a second.
 
     Raises:
         ValueError: As `sbc` does.
@@ -78,16 +81,18 @@ def tarp(
         True
     """
     seed = seed_of(seed)
-    wanted = Wanted(size, num_simulations, num_draws, refit, num_jobs, batch_size, seed)
+    wanted = Wanted(size, num_simulations, num_draws, refit, num_jobs, batch_size, seed, progress)
     with simulations(model, guide, inputs, wanted) as found:
         bank, data = found.others()
         scale = _spread(_vectors(bank))
         points = _points(_vectors(bank) / scale, data, found.data)  # (S, D)
         truth = _vectors(found.truth.latents) / scale
         counts = Counts({DISTANCE: (truth - points).norm(dim=1)})
-        for some in found.draws():
-            drawn = _vectors(some.latents) / scale
-            counts.add(some.which, {DISTANCE: (drawn - points[some.which]).norm(dim=1)}, {})
+        with progress_bar("tarp", int(found.number.sum()), progress) as advance:
+            for some in found.draws():
+                drawn = _vectors(some.latents) / scale
+                counts.add(some.which, {DISTANCE: (drawn - points[some.which]).norm(dim=1)}, {})
+                advance(len(some.which))
         return Calibration.of(counts.ranks(found.number, num_draws), num_draws)
 
 

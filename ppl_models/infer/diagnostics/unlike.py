@@ -41,6 +41,8 @@ from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.same import check_same
+from ppl_models.prompt.lines import in_words
+from ppl_models.prompt.tables import table
 from ppl_models.scoped import modes, own_rng, seed_of
 
 SHOWN = 10  # rows that are named
@@ -59,11 +61,20 @@ class PredictivePvalues:
         evidence: The log evidence of the rows.
         simulated: That of rows which the model drew, `(S, 1)`, or of each row, `(S, N)`, where the
             model has inputs.
+
+    Example:
+        >>> from ppl_models import FactorAnalysis, predictive_pvalues
+        >>> model = FactorAnalysis(num_features=5, num_factors=2).double()
+        >>> found = predictive_pvalues(model, None, model(size=50).detach(), seed=0)
+        >>> found.value.shape, found.evidence.kind
+        (torch.Size([50]), 'exact')
     """
 
     value: Tensor
     evidence: Evidence
     simulated: Tensor
+
+    __repr__ = in_words
 
     @property
     def unlike(self) -> Tensor:
@@ -96,6 +107,20 @@ class PredictivePvalues:
             len(value), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
         )
         return float(kstest((below + chance * (1 + same)) / (1 + len(drawn)), "uniform").pvalue)
+
+    def _repr_html_(self) -> str:
+        worst = self.value.argsort(stable=True)[:SHOWN]
+        unlike = set(self.unlike.tolist())
+        lines = [
+            [
+                row,
+                f"{self.value[row]:.2g}",
+                f"{self.evidence.value[row]:.3f}",
+                "yes" if row in unlike else "no",
+            ]
+            for row in worst.tolist()
+        ]
+        return table(["row", "p-value", "log evidence (nats)", "unlike"], lines, above=str(self))
 
     def __str__(self) -> str:
         number, found = len(self.value), self.unlike

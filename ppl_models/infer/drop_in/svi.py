@@ -24,6 +24,7 @@ from ppl_models.infer.drop_in.loss import Call, Loss, Supports
 from ppl_models.infer.drop_in.optimizers import FusedOptimizer, TorchOptimizer
 from ppl_models.infer.drop_in.run import SVIBlocks, SVIRun
 from ppl_models.infer.objectives.estimators import direct
+from ppl_models.prompt.lines import shortened
 from ppl_models.scoped import get_rng_state, kept_rng, set_rng_state
 
 
@@ -91,6 +92,11 @@ class SVI(pyro.infer.SVI):
             )
         self._compile, self._decides = compile is True, compile == "auto"
         self._forget()
+
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__self__", self.loss)  # the estimator whose method it is
+        said = {"model": self.model, "guide": self.guide, "loss": loss}
+        return f"SVI({', '.join(f'{name}={shortened(x)}' for name, x in said.items())})"
 
     def _now(self) -> tuple[Any, ...]:
         return self.model, self.guide, self.loss, getattr(self, "loss_and_grads")  # noqa: B009

@@ -46,6 +46,7 @@ def from_pyro_svi(
     dims: Names | None = None,
     batch_size: int = BATCH,
     seed: int | None = None,
+    progress: bool = True,
 ) -> Any:
     r"""Returns the posterior of a guide as ArviZ reads it.
 
@@ -75,6 +76,7 @@ def from_pyro_svi(
         dims: Names for the event dimensions of sites, such as `{"z": ["factor"]}`.
         batch_size: How many draws are made at once, as in `log_evidence`.
         seed: Seeds draws of their own; by default they come from torch's generator.
+        progress: Whether to show a progress bar (on a terminal), if it takes more than a second.
 
     Returns:
         `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with ArviZ 1.x.
@@ -101,7 +103,8 @@ def from_pyro_svi(
         checks.check_program(joint.first.model)
         joint.check_points(check_meant)
         unknown = joint.why_unknown()
-        groups = collect(joint, dims, num_samples, batch_size)
+        bar = "from_pyro_svi" if progress else None
+        groups = collect(joint, dims, num_samples, batch_size, progress=bar)
     if unknown:
         warn(f"{unknown} The draws are of the guide; sample_stats has no 'log_q'.")
         groups["sample_stats"].pop("log_q")
@@ -109,11 +112,16 @@ def from_pyro_svi(
 
 
 def collect(
-    joint: Joint, dims: Names | None, num_samples: int, batch_size: int, chains: int = 1
+    joint: Joint,
+    dims: Names | None,
+    num_samples: int,
+    batch_size: int,
+    chains: int = 1,
+    progress: str | None = None,
 ) -> Groups:
     """The variables of all groups, with dimensions `chain` and `draw` in front."""
     variables = Variables(joint, dims or {})
-    for rows, results in joint.evaluate(variables.of, num_samples, batch_size):
+    for rows, results in joint.evaluate(variables.of, num_samples, batch_size, progress):
         variables.add(rows, results)
     for caveat in _of_all(variables.caveats):
         warn(caveat)

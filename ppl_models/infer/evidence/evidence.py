@@ -11,9 +11,9 @@ References:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import torch
@@ -25,6 +25,7 @@ from ppl_models.infer.compiled.side_by_side import Results
 from ppl_models.infer.evidence.exact.agreement import few, is_exact
 from ppl_models.infer.evidence.exact.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.paired.difference import Difference
 from ppl_models.infer.evidence.pareto import Tails, threshold
 from ppl_models.infer.evidence.streamed.parts import check_apart, parts_of, together
 from ppl_models.infer.evidence.sums import WeightSums
@@ -37,8 +38,15 @@ from ppl_models.infer.trials.conditionals import check_conditionals, pseudo_like
 from ppl_models.infer.trials.points import check_no_point
 from ppl_models.infer.trials.precision import check_density
 from ppl_models.infer.trials.same import check_same
+from ppl_models.pictures.drawing import drawing, figure_of
+from ppl_models.pictures.rows import one_number, sorted_rows
+from ppl_models.prompt.tables import table
 from ppl_models.scoped import modes, own_rng
 from ppl_models.user_line import warn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NO_VARIANCE = 0.5  # of weights with such a shape
 NO_MEAN = 0.7  # ... that any number of draws may know; few draws tell k badly, so no less for them
@@ -65,6 +73,13 @@ class Evidence:
         row_variance: The Monte Carlo variance of each value.
         weighted: Whether the draws are importance-weighted.
         tails: The largest weights of each value, if there are any.
+
+    Example:
+        >>> from ppl_models import FactorAnalysis
+        >>> model = FactorAnalysis(num_features=5, num_factors=2)
+        >>> evidence = log_evidence(model, None, torch.randn(10, 5))
+        >>> evidence.kind, evidence.value.shape, evidence.monte_carlo_error
+        ('exact', torch.Size([10]), 0.0)
     """
 
     value: Tensor
@@ -74,7 +89,9 @@ class Evidence:
     num_features: int | None
     row_variance: Tensor
     weighted: bool = True
-    tails: Tails | None = field(default=None, repr=False)
+    tails: Tails | None = None
+
+    _name: ClassVar[str] = "log evidence"
 
     @property
     def mean(self) -> float:
@@ -150,19 +167,53 @@ class Evidence:
             )
         return -self.mean / (self.num_features * math.log(2))
 
+    def __sub__(self, other: "Evidence") -> Difference:
+        """The difference of two evidences of the same rows, paired row by row, with its kind."""
+        if not isinstance(other, Evidence):
+            return NotImplemented
+        return Difference(self, other)
+
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
+        """Draws the log evidence of each row, sorted, and names the worst rows by their index.
+
+        Crosses are rows whose weights are too heavy in their tail for so many draws, by
+        `pareto_k`. Where latents are shared by all rows there is one number, with its Monte Carlo
+        error.
+
+        Arguments:
+            axes: Where to draw. By default in a figure of its own, which pyplot does not hold.
+
+        Example:
+            >>> from ppl_models import FactorAnalysis
+            >>> model = FactorAnalysis(num_features=5, num_factors=2)
+            >>> figure = log_evidence(model, None, torch.randn(100, 5)).plot()
+            >>> figure.axes[0].get_ylabel()
+            'log evidence (nats)'
+        """
+        with drawing(axes, height=4.0 if len(self.value) > 1 else 1.6) as axes:
+            if len(self.value) > 1:
+                self._draw_rows(axes)
+            else:
+                error = self.row_variance.sum().sqrt().item()
+                one_number(axes, self.value.item(), error)
+                beside = ", ± Monte Carlo error" if error else ""
+                axes.set_xlabel(f"{self._name} of all {self.num_rows} rows (nats{beside})")
+            axes.set_title(f"{self._number()}, {self.kind}")
+        return figure_of(axes)
+
+    def _draw_rows(self, axes: "Axes") -> None:
+        k, limit = self.pareto_k, threshold(self.num_samples)
+
+        def named(row: int) -> str:
+            of_tail = "" if k is None else f", k {k[row]:.2f}"
+            return f"{self.value[row]:.2f}{of_tail}"
+
+        heavy = None if k is None else (f"k above {limit:.2f}: too few draws", k > limit)
+        sorted_rows(axes, self.value, named, marked=heavy)
+        axes.set_ylabel(f"{self._name} (nats)")
+
     def __str__(self) -> str:
-        if len(self.value) == self.num_rows > 1:
-            error = self.standard_error
-            spread = "" if math.isnan(error) else f" ± {error:.3f}"
-            text = f"log evidence {self.mean:.3f}{spread} nats per row"
-        elif self.num_rows == 1:
-            text = f"log evidence {self.mean:.3f} nats of one row"
-        else:
-            text = (
-                f"log evidence {self.value.item():.3f} nats of all {self.num_rows} rows "
-                f"({self.mean:.3f} per row)"
-            )
-        text += f", {self.kind}"
+        text = f"{self._name} {self._number()}, {self.kind}"
         if self.kind == "pseudo-likelihood":
             text += " (of each feature given all others: no density of rows)"
         if self.kind != "exact" and self.num_samples:
@@ -171,6 +222,36 @@ class Evidence:
         if self.num_features is not None:
             text += f", {self.bits_per_dim:.4f} bits/dim"
         return text
+
+    def _repr_html_(self) -> str:
+        facts = {self._name: self._number(), "kind": self.kind, "rows": f"{self.num_rows}"}
+        if self.num_samples:
+            facts["draws"] = f"{self.num_samples}{self._of_the_tails()}"
+            facts["Monte Carlo error"] = f"{self.monte_carlo_error:.3f} nats per row"
+        if self.num_features is not None:
+            facts["bits/dim"] = f"{self.bits_per_dim:.4f}"
+        return table(["", ""], list(facts.items()))
+
+    def __repr__(self) -> str:
+        said = [self._number(), self.kind]
+        said += [f"{self.num_rows} rows"] if self._has_rows() else []
+        said += [f"{self.num_samples} draws"] if self.num_samples else []
+        said += ["unreliable"] if self.num_samples and self._are_few() else []
+        return f"{type(self).__name__}({', '.join(said)})"
+
+    def _has_rows(self) -> bool:
+        return len(self.value) == self.num_rows > 1
+
+    def _number(self) -> str:
+        """The number, its error over rows, and its units."""
+        if self._has_rows():
+            error = self.standard_error
+            spread = "" if math.isnan(error) else f" ± {error:.3f}"
+            return f"{self.mean:.3f}{spread} nats per row"
+        if self.num_rows == 1:
+            return f"{self.mean:.3f} nats of one row"
+        whole = f"{self.value.item():.3f} nats of all {self.num_rows} rows"
+        return f"{whole} ({self.mean:.3f} per row)"
 
     def _of_the_draws(self) -> str:
         scale = self.num_rows / len(self.value)  # 1, or that of the number before
@@ -205,6 +286,7 @@ def log_evidence(
     method: str = "auto",
     batch_size: int = 4096,
     seed: int | None = None,
+    progress: bool = True,
 ) -> Evidence:
     r"""Returns the log evidence of rows of data, in nats, and says which kind of number it is.
 
@@ -241,6 +323,7 @@ def log_evidence(
             once for every 1024 numbers of its largest tensor (of many small ones, for every 65536
             of all); where a program does not allow more than a few, they are evaluated one by one.
         seed: Seeds draws of their own; by default they come from torch's generator.
+        progress: Whether to show a progress bar (on a terminal), if it takes more than a second.
 
     Raises:
         ValueError: If there is no such evidence, or the data do not fit the model.
@@ -255,10 +338,11 @@ def log_evidence(
         raise ValueError(f"method: expected 'auto', 'exact' or 'importance', got {method!r}.")
     check_count(num_samples=num_samples, batch_size=batch_size)
     if (parts := parts_of(data, model, guide)) is not None:
-        found = partial(_evidence, model, guide, num_samples, method, batch_size)
-        evidence = together(parts, found, seed)
+        found = partial(_evidence, model, guide, num_samples, method, batch_size, None)
+        evidence = together(parts, found, seed, progress)
     else:
-        evidence = _evidence(model, guide, num_samples, method, batch_size, data, seed, False)
+        bar = "log_evidence" if progress else None
+        evidence = _evidence(model, guide, num_samples, method, batch_size, bar, data, seed, False)
     if evidence.num_samples:
         _warn_where_few_carry(evidence)
     return evidence
@@ -270,20 +354,14 @@ def _evidence(
     num_samples: int,
     method: str,
     batch_size: int,
+    progress: str | None,
     data: tuple[Any, ...],
     seed: int | None,
     of_parts: bool,
 ) -> Evidence:
     """The log evidence of rows, which are all there are, or a part of them by itself."""
-    check_same(
-        "log_evidence",
-        (model, guide),
-        data,
-        num_samples=num_samples,
-        method=method,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    numbers = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed}
+    check_same("log_evidence", (model, guide), data, method=method, **numbers)
     data = as_rows(data, modules_of_programs(model, guide))
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
@@ -297,22 +375,13 @@ def _evidence(
         checks.check_observed(joint.first.model)
         enumerated = set(joint.latent) == joint.enumeration.names
         exact = enumerated and _is_certain(joint)
-        if method == "exact" and enumerated and not exact:
-            raise ValueError(
-                f"method: no exact value is known for {type(model).__name__}, which draws what is "
-                f"no latent site of it, such as by ConjugateReparam, and another number each time. "
-                f"Try method='importance', the bound over such draws."
-            )
         if method == "exact" and not exact:
-            raise ValueError(
-                f"method: no closed form is known for {type(model).__name__} with latent site(s) "
-                f"{', '.join(map(repr, joint.latent))}. Try method='importance' and a guide."
-            )
+            raise ValueError(_why_not_exact(model, joint, enumerated))
         pseudo = _is_pseudo(joint, method)
         if not exact:
             check_weights(joint)
         count = 1 if exact else num_samples
-        sums = _importance(joint, count, batch_size)
+        sums = _importance(joint, count, batch_size, progress)
         if of_parts:  # which many rows at once may have shown
             check_apart(joint)
         _check_number(joint, sums.log_mean)
@@ -324,6 +393,21 @@ def _evidence(
         num_features=num_discrete(joint),
         row_variance=torch.zeros_like(sums.variance) if exact else sums.variance,
         tails=None if exact else sums.tails,
+    )
+
+
+def _why_not_exact(model: Callable[..., Any], joint: Joint, enumerated: bool) -> str:
+    name = type(model).__name__
+    if enumerated:
+        return (
+            f"method: no exact value is known for {name}, which draws what is no latent site of "
+            f"it, such as by ConjugateReparam, and another number each time. Try "
+            f"method='importance', the bound over such draws."
+        )
+    latents = ", ".join(map(repr, joint.latent))
+    return (
+        f"method: no closed form is known for {name} with latent site(s) {latents}. Try "
+        f"method='importance' and a guide."
     )
 
 
@@ -410,10 +494,12 @@ def _is_pseudo(joint: Joint, method: str) -> bool:
     return bool(found)
 
 
-def _importance(joint: Joint, num_samples: int, batch_size: int) -> WeightSums:
+def _importance(
+    joint: Joint, num_samples: int, batch_size: int, progress: str | None
+) -> WeightSums:
     """The weights of all draws, of each row or of the whole data."""
     sums = WeightSums(num_samples, joint.num_rows if joint.by_row else 1)
-    for which, results in joint.evaluate(weights_of, num_samples, batch_size):
+    for which, results in joint.evaluate(weights_of, num_samples, batch_size, progress):
         rows = which if joint.by_row else slice(None)
         sums.add(rows, results["log_weight"].cpu(), results["rounding"].cpu())
     return sums

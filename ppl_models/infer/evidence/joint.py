@@ -45,6 +45,7 @@ from ppl_models.infer.trials.masks import OwnWhereMasked, follow_masks
 from ppl_models.infer.trials.precision import check_precision
 from ppl_models.infer.trials.shapes import check_rows, replayed
 from ppl_models.processes import ALONE, Processes, Turns, in_turn, together
+from ppl_models.prompt.bars import progress_bar
 from ppl_models.scoped import (
     kept_host_rng,
     kept_rng,
@@ -263,7 +264,11 @@ class Joint:
         }
 
     def evaluate(
-        self, statistics: Callable[[Draws], Results], num_samples: int, batch_size: int
+        self,
+        statistics: Callable[[Draws], Results],
+        num_samples: int,
+        batch_size: int,
+        progress: str | None = None,
     ) -> Iterator[tuple[slice, Results]]:
         """Yields statistics of all draws, of some of them after the other, and of which rows.
 
@@ -275,6 +280,7 @@ class Joint:
             num_samples: The number of draws of each row.
             batch_size: How many draws of rows are made at once. Draws of the whole data are as many
                 as make no tensor larger than `ROOM` numbers for each of these.
+            progress: What a bar calls it; without one there is none.
         """
         if self.tiled and not self._is_alike_tiled(num_samples, batch_size):
             self.tiled = False
@@ -282,8 +288,13 @@ class Joint:
         numbers = {"num_samples": num_samples, "batch_size": batch_size}
         here, seed = self.begin(lambda: statistics(self.draw(*one)), **numbers)
         parts = self._of_rows if self.tiled else self._of_all
-        with kept_host_rng():
-            yield from parts(statistics, num_samples, batch_size, here, seed)
+        total = num_samples * (self.num_rows if self.tiled else 1)
+        bar = progress_bar(progress or "", total, shown=progress is not None)
+        with kept_host_rng(), bar as advance:
+            for rows, results in parts(statistics, num_samples, batch_size, here, seed):
+                draws = len(next(iter(results.values())))
+                advance(draws * (rows.stop - rows.start if self.tiled else 1))
+                yield rows, results
 
     def begin(self, first: Callable[[], Any], **numbers: int) -> tuple[Processes, int]:
         """Returns the processes that share some work, and the seed of it.

@@ -38,6 +38,23 @@ def from_pyro_mcmc(
     Raises:
         TypeError: If it is no run of Pyro's.
         ValueError: If the sampler has not run, or parameters that it ran with are gone.
+
+    Example:
+        >>> import arviz as az
+        >>> import pyro
+        >>> from pyro import distributions as dist
+        >>> def model(x):
+        ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Poisson(rate), obs=x)
+        >>> counts = torch.tensor([2.0, 3.0, 4.0])
+        >>> kernel = pyro.infer.NUTS(model)
+        >>> mcmc = pyro.infer.MCMC(kernel, 200, warmup_steps=50, disable_progbar=True)
+        >>> pyro.set_rng_seed(0)
+        >>> mcmc.run(counts)
+        >>> rate = from_pyro_mcmc(mcmc)["posterior"]["rate"]
+        >>> dict(rate.sizes), abs(float(rate.mean()) - 11 / 4) < 0.3  # exactly: Gamma(11, 4)
+        ({'chain': 1, 'draw': 200}, True)
     """
     if not isinstance(mcmc, AbstractMCMC):
         kind = f"{type(mcmc).__module__}.{type(mcmc).__qualname__}"

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ppl_models.prompt.lines import in_a_line
+
 
 class Objective(Protocol):
     """What `fit` needs: a loss, and what it trains.
@@ -23,6 +25,29 @@ class Objective(Protocol):
         reports: Numbers by name that its last loss came with, to be recorded beside it.
         arguments: What batches hold, in order, by the names that columns of a table have.
         eager_because: Why its loss must not run as compiled code; None where it may.
+
+    Example:
+        >>> import torch
+        >>> from ppl_models import fit
+        >>> class SquaredError(Objective):
+        ...     name = "squared error"
+        ...     def __init__(self, network):
+        ...         self.network = network
+        ...     def loss(self, x, y, size=None):
+        ...         return (self.network(x) - y).square().mean()
+        ...     def prepare(self, *batch, size, data=None):
+        ...         pass  # nothing to check, and no lazy parameters
+        ...     def named_parameters(self):
+        ...         return self.network.named_parameters()
+        ...     def modules(self):
+        ...         return {"network": self.network}
+        ...     def blame(self, *batch, size):
+        ...         return "the network"
+        >>> x = torch.randn(20, 2)
+        >>> network = torch.nn.Linear(2, 1)
+        >>> run = fit(SquaredError(network), (x, x.sum(1, keepdim=True)), epochs=300, lr=0.05)
+        >>> run.history["loss"][-1] < 1e-3
+        True
     """
 
     name: str
@@ -30,6 +55,9 @@ class Objective(Protocol):
     reports: Mapping[str, Tensor] = {}
     arguments: Sequence[str] = ("x", "y")
     eager_because: str | None = None
+
+    def __repr__(self) -> str:
+        return in_a_line(self)
 
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         """Returns the loss of a minibatch of `size` rows in all, in nats per row."""

@@ -67,6 +67,9 @@ class Weighted(Objective):
         self.parts = [(as_objectives(o)[0], weight) for o, weight in objectives.items()]
         self.arguments = self.parts[0][0].arguments
 
+    def __repr__(self) -> str:
+        return f"Weighted({' + '.join(f'{w:g} {o!r}' for o, w in self.parts)})"
+
     def loss(self, *batch: Tensor, size: int | None = None) -> Tensor:
         return torch.stack([w * o.loss(*batch, size=size).double() for o, w in self.parts]).sum()
 

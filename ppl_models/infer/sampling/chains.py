@@ -74,7 +74,7 @@ def nutpie() -> Any:
     except ImportError as error:
         raise ImportError(
             "nuts: it samples by nutpie, which is not installed. Try pip install "
-            "'ppl_models[mcmc]'."
+            "'ppl-models[mcmc]'."
         ) from error
     return nutpie
 
@@ -105,7 +105,8 @@ def _some(density: Density, settings: Settings, chains: range) -> Results:
     found: Results = {}
     width = num_cores() if density.native else 1
     hidden = None if settings.progress and together().is_first else True
-    with tqdm(total=len(chains), desc="nuts", unit="chain", disable=hidden) as bar:
+    bar = tqdm(total=len(chains), desc="nuts", unit="chain", disable=hidden, leave=False)
+    with bar:
         for start in range(0, len(chains), width):
             some = chains[start : start + width]
             running = [_started(density, settings, chain) for chain in some]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.processes import Processes, in_turn, together
+from ppl_models.prompt.bars import progress_bar
 from ppl_models.scoped import kept_host_rng, mix, own_draws, seed_of
 
 ALIKE = 1e-3  # of a row that two processes draw with the same random numbers
@@ -17,7 +18,11 @@ WHERE = "draw_rows"
 
 @torch.no_grad()
 def draw_rows(
-    draw: Callable[[Tensor], Tensor], size: int, batch_size: int = 1000, seed: int | None = None
+    draw: Callable[[Tensor], Tensor],
+    size: int,
+    batch_size: int = 1000,
+    seed: int | None = None,
+    progress: bool = True,
 ) -> Tensor:
     r"""Returns fresh rows, drawn in batches: what one process draws, any number of processes draw.
 
@@ -31,6 +36,7 @@ def draw_rows(
         size: The number of rows, `N`.
         batch_size: How many are drawn at once, `B`; the last batch may be smaller.
         seed: Seeds draws of their own; by default they come from torch's generator.
+        progress: Whether to show a progress bar (on a terminal), if it takes more than a second.
 
     Returns:
         The rows, with shape `(N, \*)`.
@@ -57,9 +63,13 @@ def draw_rows(
         here.check_agree(WHERE, advice, size=size, batch_size=batch_size, seed=seed)
         _check_alike(here, draw, seed)
     batches = [*enumerate(torch.arange(size).split(batch_size))]
-    with kept_host_rng():
-        found = in_turn(here, WHERE, batches, partial(_drawn, draw, seed), _device())
-        return torch.cat([results["x"] for _, results in found])
+    parts = []
+    with kept_host_rng(), progress_bar(WHERE, size, progress, unit="row") as advance:
+        of = partial(_drawn, draw, seed)
+        for (_, rows), results in in_turn(here, WHERE, batches, of, _device()):
+            parts.append(results["x"])
+            advance(len(rows))
+    return torch.cat(parts)
 
 
 def _device() -> torch.device:

@@ -15,15 +15,16 @@ References:
 import copy
 import warnings
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count
-from ppl_models.infer.evidence.evidence import log_evidence
+from ppl_models.infer.evidence.evidence import Evidence, log_evidence
 from ppl_models.infer.programs.tables import as_data
+from ppl_models.infer.selection.evidences import EvidenceComparison
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em
 from ppl_models.processes import together
@@ -33,9 +34,14 @@ from ppl_models.scoped import mix, own_rng, seed_of
 NEEDS = ("em_step", "initialise", "evidence", "num_parameters")
 
 
+@overload
+def compare(candidates: Mapping[Any, Evidence], x: None = None) -> EvidenceComparison: ...
+
+
+@overload
 def compare(
     candidates: Mapping[Any, Any],
-    x: Tensor,
+    x: Any,
     *,
     folds: int = 5,
     restarts: int = 5,
@@ -43,10 +49,30 @@ def compare(
     tolerance: float = 1e-6,
     seed: int | None = None,
     progress: bool = True,
-) -> Comparison:
-    r"""Compares models that `fit_em` fits, by BIC and by cross-validated evidence.
+) -> Comparison: ...
 
-    Leaves each candidate fitted to all rows. The folds, drawn at random, are the same for all.
+
+def compare(
+    candidates: Mapping[Any, Any],
+    x: Any = None,
+    *,
+    folds: int = 5,
+    restarts: int = 5,
+    max_steps: int = 1000,
+    tolerance: float = 1e-6,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Comparison | EvidenceComparison:
+    r"""Compares evidences of the same rows, or fits models by EM and compares these.
+
+    **Evidences**, `compare({"VAE": log_evidence(vae, guide, test), ...})`, may be of any models and
+    kinds. Each is put beside the highest, row by row, and the table says which order the kinds
+    prove: a lower bound that is above an exact number shows that its model is better, one below it
+    shows nothing. That they are of the same rows is for the caller to know.
+
+    **Models that** `fit_em` **fits**, `compare(models, x)`, are compared by BIC and by
+    cross-validated evidence. That leaves each candidate fitted to all rows. The folds, drawn at
+    random, are the same for all.
 
     Fits run one after the other, or side by side where `joblib.parallel_config` says so, here or on
     a cluster, with the same result to the last bit:
@@ -60,9 +86,11 @@ def compare(
     `torch.set_num_threads(1)`.
 
     Arguments:
-        candidates: The models by name, such as `{k: GaussianMixture(2, k) for k in range(1, 8)}`.
-            They have `em_step`, `initialise`, `evidence` and `num_parameters`.
-        x: The rows, with shape `(N, D)`: a tensor, an array or a data frame.
+        candidates: Evidences by name; or models by name, such as
+            `{k: GaussianMixture(2, k) for k in range(1, 8)}`, which have `em_step`, `initialise`,
+            `evidence` and `num_parameters`.
+        x: The rows that the models are fitted to, with shape `(N, D)`: a tensor, an array or a data
+            frame. None, and no other argument, beside evidences.
         folds: The number of parts, each of which is left out once.
         restarts: The number of starts of each fit.
         max_steps: The largest number of steps of each fit.
@@ -71,11 +99,14 @@ def compare(
         progress: Whether to show a progress bar (on a terminal).
 
     Returns:
-        A `Comparison`, which prints as a table.
+        An `EvidenceComparison` of evidences, a `Comparison` of models. Both print as a table, and
+        are a `pandas.DataFrame` by their method `dataframe`.
 
     Raises:
-        TypeError: If a candidate is not such a model.
-        ValueError: If there are none, the rows are too few, or a candidate cannot be fitted.
+        TypeError: If a candidate is neither.
+        ValueError: If there are none, the rows are too few, or a candidate cannot be fitted; if
+            evidences cannot be compared: a pseudo-likelihood and others, densities and
+            probabilities, other numbers of rows, of single rows and of the whole data.
 
     Example:
         >>> from ppl_models import GaussianMixture
@@ -83,7 +114,12 @@ def compare(
         >>> candidates = {k: GaussianMixture(2, k) for k in (1, 2, 3)}
         >>> compare(candidates, x, folds=2, restarts=1, seed=0).best("bic")
         2
+        >>> exact = {k: log_evidence(model, None, x) for k, model in candidates.items()}
+        >>> compare(exact).order
+        {1: 'proven', 2: 'proven', 3: 'highest'}
     """
+    if _are_evidences(candidates, x):
+        return EvidenceComparison(dict(candidates))
     x = as_data(x, candidates.values() if isinstance(candidates, Mapping) else ())
     _check(candidates, x, folds)
     check_count(restarts=restarts, max_steps=max_steps)
@@ -102,7 +138,8 @@ def compare(
     ]
     names = [f"candidate {name!r}" for name, *_ in fits]
     ends = side_by_side(_fit, fits, "compare", names=names)
-    with tqdm(total=len(fits), disable=None if progress and together().is_first else True) as bar:
+    hidden = None if progress and together().is_first else True
+    with tqdm(total=len(fits), disable=hidden, leave=False) as bar:
         for (c, f), (name, model, *_), (state, value, said) in zip(places, fits, ends, strict=True):
             if f < 0:
                 model.load_state_dict(state)
@@ -115,6 +152,17 @@ def compare(
     number = torch.tensor([model.num_parameters for model in candidates.values()])
     weight = stacking(held_out, fitted, folds)
     return Comparison(list(candidates), number, fitted, held_out, folds, weight, warned)
+
+
+def _are_evidences(candidates: Mapping[Any, Any], x: Any) -> bool:
+    """Whether candidates are evidences, of which there are some, and rows are not given."""
+    values = list(candidates.values()) if isinstance(candidates, Mapping) else []
+    if x is not None and any(isinstance(value, Evidence) for value in values):
+        raise TypeError(
+            "compare: expected evidences alone, or models and the rows that they are fitted to, "
+            "got evidences and rows. Try compare(evidences)."
+        )
+    return x is None and bool(values)
 
 
 def _fit(
@@ -147,7 +195,8 @@ def _check(candidates: Mapping[Any, Any], x: Tensor, folds: int) -> None:
     if not isinstance(candidates, Mapping) or not candidates:
         raise ValueError(
             f"compare: expected candidates by name, got {candidates!r}. "
-            f"Try {{k: GaussianMixture(num_features, k) for k in (1, 2, 3)}}."
+            f"Try {{k: GaussianMixture(num_features, k) for k in (1, 2, 3)}} and rows, or the "
+            f"evidences of models by name."
         )
     for name, model in candidates.items():
         lacks = [attribute for attribute in NEEDS if not hasattr(model, attribute)]

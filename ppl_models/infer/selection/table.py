@@ -12,10 +12,15 @@ References:
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ppl_models.prompt.tables import table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,14 @@ class Comparison:
         weight: Of the mixture of candidates that predicts the held-out rows best: `az.compare`.
         warnings: What was warned of in the fits of a candidate, and in which: a component at its
             floor makes the evidence of all rows, and so the BIC, depend on that floor.
+
+    Example:
+        >>> from ppl_models import GaussianMixture, compare
+        >>> x = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 9])
+        >>> candidates = {k: GaussianMixture(2, k) for k in (1, 2)}
+        >>> table = compare(candidates, x, folds=2, restarts=1, seed=0)
+        >>> table.best(), table.num_parameters.tolist()
+        (2, [5, 11])
     """
 
     names: list[Hashable]
@@ -40,6 +53,11 @@ class Comparison:
     folds: int
     weight: Tensor
     warnings: dict[Hashable, list[str]]
+
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({len(self.names)} candidates, best {self.best()!r} by held-out evidence)"
+        )
 
     @property
     def evidence(self) -> Tensor:
@@ -81,6 +99,29 @@ class Comparison:
             raise ValueError(f"by: expected 'held-out' or 'bic', got {by!r}.")
         return self.names[int(self.held_out.argmax() if by == "held-out" else self.bic.argmin())]
 
+    def dataframe(self) -> "DataFrame":
+        """Returns the table as a `pandas.DataFrame`, with a line for each candidate.
+
+        Columns: `parameters`, `evidence`, `bic`, `held_out` with its `standard_error`, the
+        `difference` from the best with its `difference_error`, `weight`; and `warned`, whether
+        `warnings` has something.
+        """
+        import pandas  # slow to import
+
+        columns = {
+            "parameters": self.num_parameters,
+            "evidence": self.evidence,
+            "bic": self.bic,
+            "held_out": self.held_out,
+            "standard_error": self.standard_error,
+            "difference": self.difference,
+            "difference_error": self.difference_error,
+            "weight": self.weight,
+        }
+        index = pandas.Index(self.names, name="candidate")
+        table = pandas.DataFrame({n: x.numpy() for n, x in columns.items()}, index=index)
+        return table.assign(warned=[name in self.warnings for name in self.names])
+
     def elpd_data(self) -> dict[str, Any]:
         """Returns the held-out evidence as ArviZ holds it, for `az.compare` and its plots."""
         rows = zip(self.names, self.held_out_rows, self.fitted_rows, strict=True)
@@ -99,8 +140,37 @@ class Comparison:
                 f"{self.bic[c]:11.1f}{self.held_out[c]:12.3f} ± {self.standard_error[c]:.3f}"
                 f"{self.difference[c]:13.3f} ± {self.difference_error[c]:.3f}{self.weight[c]:8.2f}"
             )
+        return "\n".join([*lines, *self._notes(labels)])
+
+    def _repr_html_(self) -> str:
+        labels = [f"{name}{'*' if name in self.warnings else ''}" for name in self.names]
+        lines = [
+            [
+                label,
+                int(self.num_parameters[c]),
+                f"{self.evidence[c]:.3f}",
+                f"{self.bic[c]:.1f}",
+                f"{self.held_out[c]:.3f} ± {self.standard_error[c]:.3f}",
+                f"{self.difference[c]:.3f} ± {self.difference_error[c]:.3f}",
+                f"{self.weight[c]:.2f}",
+            ]
+            for c, label in enumerate(labels)
+        ]
+        head = [
+            "candidate",
+            "parameters",
+            "evidence",
+            "BIC",
+            "held-out",
+            "minus the best",
+            "weight",
+        ]
+        return table(head, lines, below="\n".join(self._notes(labels)))
+
+    def _notes(self, labels: list[str]) -> list[str]:
+        """What is to be read below the table."""
         best = [labels[self.names.index(self.best(by))] for by in ("held-out", "bic")]
-        lines += [
+        lines = [
             f"Evidence and held-out evidence ({self.folds} folds of {self.fitted_rows.shape[1]} "
             f"rows; ± standard error): nats per row, exact.",
             f"Best: {best[0]} by held-out evidence, {best[1]} by BIC (the least).",
@@ -108,7 +178,7 @@ class Comparison:
         for name, said in self.warnings.items():
             more = f" And {len(said) - 1} more, in .warnings." if len(said) > 1 else ""
             lines.append(f"* {name}: {said[0].partition('. Try')[0].rstrip('.')}.{more}")
-        return "\n".join(lines)
+        return lines
 
 
 def _error(rows: Tensor) -> Tensor:

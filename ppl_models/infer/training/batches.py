@@ -29,18 +29,28 @@ from ppl_models.infer.reading.items import (
 from ppl_models.infer.reading.position import Position, position
 from ppl_models.infer.training.together.as_one import whole_draws
 from ppl_models.processes import ALONE, Processes, Share
+from ppl_models.prompt.lines import in_a_line
 from ppl_models.scoped import get_rng_state, set_rng_state
 from ppl_models.transformed import Transformed
 
 
 class Batch(NamedTuple):
-    """Some rows of the data."""
+    """Some rows of the data.
+
+    Example:
+        >>> batch = Batch((torch.randn(2, 3),), rows=torch.tensor([4, 0]), size=10)
+        >>> len(batch.values[0]), batch.rows.tolist(), batch.size  # of all data
+        (2, [4, 0], 10)
+    """
 
     values: tuple[Tensor, ...]
     rows: Tensor | None  # which rows, None where that is not known
     size: int  # the number of rows in all
     share: Share | None = None  # where they are in a batch that several processes share
     position: Position | None = None  # where the loader is after it, if it says so
+
+    def __repr__(self) -> str:
+        return in_a_line(self)
 
 
 class Chosen(NamedTuple):

@@ -6,6 +6,7 @@ to where they last agreed, and on from there by the programs themselves.
 """
 
 import copy
+import time
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -181,7 +182,10 @@ class Blocks:
         if any(moving):  # before anything is tried, which would move it
             self._end(next(filter(None, moving)))
             return None
-        return self.loop.kind((key, *map(id, feed.data)), self._look, feed)
+        began = time.perf_counter()
+        kind = self.loop.kind((key, *map(id, feed.data)), self._look, feed)
+        self.descent.seconds_compiling += time.perf_counter() - began
+        return kind
 
     def _look(self, batch: tuple[Tensor, ...]) -> list[Use]:
         """Finds what objectives do, and makes room for what they report."""

@@ -83,6 +83,12 @@ class Choice:
             reasons = [compiled.reason for compiled in self.descent.compiled]
             self._give_up(str(next(filter(None, reasons), self.blocks.loop.refused)))
 
+    def why_eager(self) -> str | None:
+        """Why the last steps were the programs' own, of a run that was to be compiled."""
+        if self.eager_because is not None or not self.descent.compile:
+            return self.eager_because
+        return next(filter(None, (compiled.reason for compiled in self.descent.compiled)), None)
+
     def _give_up(self, reason: str) -> None:
         self.descent.compile, self.blocks = False, None
         self.progress.compiled_since, self.progress.eager_because = None, reason

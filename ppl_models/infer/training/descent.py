@@ -155,6 +155,7 @@ class Descent:
         self.compiled = [Compiled(objective) for objective in self.objectives]
         self.reports = [Reports(objective) for objective in self.objectives]
         self.by_blocks = False  # whether compiled steps come in blocks, and single ones do not
+        self.seconds_compiling = 0.0  # of blocks
         recorder = recorder_for(self.device) if compile and processes.alone else None
         self.replay: Replay | None = None
         if recorder is not None:

@@ -120,7 +120,8 @@ def fit_em(
     settings = [initialise, restarts, max_steps, tolerance, batch_size, seed]
     _check_alike(here, model, rows, start, settings)
 
-    with tqdm(desc="EM", disable=None if progress and here.is_first else True) as bar:
+    hidden = None if progress and here.is_first else True
+    with tqdm(desc="EM", disable=hidden, leave=False) as bar:
         candidates = _candidates(model, restarts, x)
         # Steps of several are cheap: they go on a little, as they do side by side until all end.
         least = tolerance / 10 if len(candidates) > 1 and isinstance(model, HasClimb) else tolerance

@@ -44,6 +44,12 @@ def load(path: str | Path, **modules: nn.Module) -> None:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, foreign, or of other modules.
+
+    Example:
+        >>> load("not-there.safetensors", layer=torch.nn.Linear(3, 2))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ...
     """
     tree = read(path)
     if tree.get("kind") != "weights":

@@ -1,12 +1,13 @@
 """The only training loop."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -43,9 +44,17 @@ from ppl_models.infer.training.start.beginning import (
 )
 from ppl_models.infer.training.start.options import check_length, check_no_more, check_options
 from ppl_models.infer.training.together.generators import take_first, take_own
+from ppl_models.pictures.curves import curves
+from ppl_models.pictures.drawing import drawing, figure_of
 from ppl_models.processes import together
 from ppl_models.scoped import mix, modes
 from ppl_models.user_line import warn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LONG = 1.0  # seconds before the first step, or of compiling, that are said
 
 
 @dataclass
@@ -60,8 +69,20 @@ class Run:
         seconds: The wall-clock time of this call.
         converged: Whether the loss no longer fell at the end, where it was asked for by
             `until="converged"`; else None. See `convergence(run)`.
-        eager_because: Why the last steps were the program's own, where `compile="auto"` had the
-            choice; None where they were compiled.
+        eager_because: Why the last steps were the program's own, although `compile` was `"auto"` or
+            True; None where they were compiled.
+        seconds_to_first_step: The wall-clock time until the first step of this call was taken:
+            checks, imports, the first run of the programs. NaN without any, and of `fit_em`.
+        seconds_compiling: The time in which code was made for blocks of steps, on the CPU: half a
+            minute from a cold cache is usual, a second where the same was compiled before.
+
+    Example:
+        >>> from ppl_models import FactorAnalysis, elbo, fit
+        >>> from guides import ExactPosterior
+        >>> model, x = FactorAnalysis(5, 2), torch.randn(100, 5)
+        >>> run = fit(elbo(model, ExactPosterior(model)), x, epochs=3, batch_size=20, seed=0)
+        >>> run.steps, list(run.history), len(run.history["loss"])
+        (15, ['loss'], 3)
     """
 
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -69,11 +90,40 @@ class Run:
     seconds: float = 0.0
     eager_because: str | None = None
     converged: bool | None = None
+    seconds_to_first_step: float = math.nan
+    seconds_compiling: float = 0.0
 
     def __repr__(self) -> str:
         # The history may have thousands of numbers, which a prompt would all print.
         last = [f"{name} {values[-1]:.5g}" for name, values in self.history.items() if values]
-        return f"Run({', '.join([f'{self.steps} steps in {self.seconds:.1f} s', *last])})"
+        first, compiling = self.seconds_to_first_step, self.seconds_compiling
+        spent = [f"{first:.1f} s to the first"] if first >= LONG else []
+        spent += [f"{compiling:.1f} s compiling"] if compiling >= LONG else []
+        beside = f" ({', '.join(spent)})" if spent else ""
+        said = [f"{self.steps} steps in {self.seconds:.1f} s{beside}", *last]
+        return f"Run({', '.join(said)})"
+
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
+        """Draws the losses of the history against epochs, in nats per row, validation dashed.
+
+        Where the first epochs would hide the rest, the scale is that of the others, and a line
+        says how far the first ones go.
+
+        Arguments:
+            axes: Where to draw. By default in a figure of its own, which pyplot does not hold.
+
+        Example:
+            >>> figure = Run({"loss": [3.0, 2.0, 1.5], "validation": [3.1, 2.3, 1.9]}).plot()
+            >>> [line.get_label() for line in figure.axes[0].lines]
+            ['loss', 'validation']
+        """
+        with drawing(axes) as axes:
+            curves(axes, self.history)
+            one = next(iter(self.history)) if len(self.history) == 1 else None
+            axes.set(xlabel="epochs", ylabel=f"{one} (nats per row)" if one else "nats per row")
+            if len(self.history) > 1:
+                axes.legend()
+        return figure_of(axes)
 
 
 def fit(
@@ -183,11 +233,11 @@ def fit(
             be as before, but for `epochs` and `steps`. In the middle of an epoch a plain
             `DataLoader` reads its batches again up to there; a `StatefulDataLoader` (of torchdata)
             goes on where it was.
-        progress: Whether to show a progress bar (on a terminal).
+        progress: Whether to show a progress bar (on a terminal), which vanishes when it is done.
         shard: Whether several processes, as `torchrun` starts them, split networks too large for
             one: each holds its share of their parameters, gradients and moments, and gathers a
             layer when it is called. Before and after the fit, and in a checkpoint, parameters
-            are whole; one process alone trains as without. See `docs/many_machines.md`.
+            are whole; one process alone trains as without. The docs have a page on many machines.
 
     Raises:
         TypeError: If the objective or the optimiser is none.
@@ -272,6 +322,7 @@ class _Loop:
         self.train, self.held_out, self.patience = train, held_out, patience
         self.path, self.every, self.written_at = path, every, time.perf_counter()
         self.choice = Choice(progress, train, whole_epochs=held_out is not None)
+        self.first_at: float | None = None  # when the first step was taken
 
     @property
     def asked(self) -> bool:
@@ -289,7 +340,7 @@ class _Loop:
         initial, hidden = self.descent.step_number, None if shown else True
         self.choice.look_ahead(total)
         with (
-            tqdm(total=total, initial=initial, disable=hidden) as bar,
+            tqdm(total=total, initial=initial, disable=hidden, leave=False) as bar,
             modes(self.descent.modules(), training=True),
         ):
             self._go_through_epochs(total, bar)
@@ -299,7 +350,7 @@ class _Loop:
 
     def _go_through_epochs(self, total: int, bar: tqdm) -> None:
         while self._goes_on(total):
-            with _naming_epoch(self.progress, self.path):
+            with _naming_epoch(self.progress, self.path), self._saying_compiling(bar):
                 taken = self._take_block(total)
             self.choice.give_up_closed()
             if not taken:
@@ -321,11 +372,23 @@ class _Loop:
         if self.descent.step_number == total:
             return False
         try:
-            return self.blocks.take(total)
+            taken = self.blocks.take(total)
+            self.first_at = self.first_at or (time.perf_counter() if taken else None)
+            return taken
         except RuntimeError:  # of batches that are read, as in `_until_interrupted`
             if not self.asked:
                 raise
             return True
+
+    @contextmanager
+    def _saying_compiling(self, bar: tqdm) -> Iterator[None]:
+        """Has the bar say why it stands still, where code is made for the first block."""
+        new = self.blocks is not None and self.blocks.open and not self.blocks.used
+        if new:
+            bar.set_description("compiling")
+        yield
+        if new:
+            bar.set_description(None)
 
     def _goes_on(self, total: int) -> bool:
         ended = self.progress.stopped or self.asked
@@ -347,6 +410,7 @@ class _Loop:
             with _naming_epoch(self.progress, self.path):
                 losses, position = self.choice.step(batch, total), getattr(batch, "position", None)
                 self.progress.record(losses, position)
+            self.first_at = self.first_at or time.perf_counter()
             self.choice.act()
             bar.update()
             if self.descent.step_number == total or self.asked:
@@ -423,8 +487,10 @@ def _finished(loop: _Loop, total: int, began: float) -> Run:
     if loop.end is not None:
         stopped = loop.asked or loop.progress.stopped
         converged = loop.end.converged(history, warned=not stopped)
-    seconds = time.perf_counter() - began
-    return Run(history, step, seconds, loop.choice.eager_because, converged)
+    first = math.nan if loop.first_at is None else loop.first_at - began
+    seconds, compiling = time.perf_counter() - began, loop.descent.seconds_compiling
+    reason = loop.choice.why_eager()
+    return Run(history, step, seconds, reason, converged, first, compiling)
 
 
 def _interrupted(step: int, total: int, path: Path | None) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ppl_models.infer.programs.own import make_own
 from ppl_models.infer.training.files import fill, module_tensors, read
+from ppl_models.prompt.lines import in_words
+from ppl_models.prompt.tables import table
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,41 @@ class WarmStart:
         taken: The shapes of the tensors that were taken, by name.
         kept: Those that the model keeps as they were, as the source has none of the name.
         left: Those of the source that the model has not.
+
+    Example:
+        >>> start = WarmStart(taken={"weight": (3, 2)}, kept={"bias": (3,)}, left={})
+        >>> print(start)
+        1 of 2 tensors taken
+          weight  (3, 2)  taken
+          bias    (3,)    kept, as from_ has none of this name
     """
 
     taken: dict[str, tuple[int, ...]]
     kept: dict[str, tuple[int, ...]]
     left: dict[str, tuple[int, ...]]
 
-    def __str__(self) -> str:
+    __repr__ = in_words
+
+    def _repr_html_(self) -> str:
+        return table(["tensor", "shape", ""], self._rows(), above=self._head())
+
+    def _head(self) -> str:
+        return f"{len(self.taken)} of {len(self.taken) + len(self.kept)} tensors taken"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """What was done with each tensor, and why."""
         parts = (
             (self.taken, "taken"),
             (self.kept, "kept, as from_ has none of this name"),
             (self.left, "left, as the model has none of this name"),
         )
-        rows = [(name, str(shape), why) for part, why in parts for name, shape in part.items()]
+        return [(name, str(shape), why) for part, why in parts for name, shape in part.items()]
+
+    def __str__(self) -> str:
+        rows = self._rows()
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-        head = f"{len(self.taken)} of {len(self.taken) + len(self.kept)} tensors taken"
         lines = [f"  {name:{first}}  {shape:{second}}  {why}" for name, shape, why in rows]
-        return "\n".join([head, *lines])
+        return "\n".join([self._head(), *lines])
 
 
 def warm_start(model: nn.Module, from_: nn.Module | str | Path) -> WarmStart:

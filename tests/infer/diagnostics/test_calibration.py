@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from ppl_models import Calibration
 from ppl_models.infer.diagnostics.calibration.ranks import Counts
@@ -161,12 +162,19 @@ def test_the_line_names_the_worst_and_what_is_wrong_with_it():
 def test_the_picture_has_a_curve_for_each_quantity_and_a_band():
     figure = quantities().plot()
     (axes,) = figure.axes
-    assert figure.legends[0].get_texts()[0].get_text().startswith("95%")
+    assert axes.get_legend().get_texts()[0].get_text().startswith("95%")
     curves = {line.get_label(): line for line in axes.lines}
     assert {"z[0]", "z[1]", "log_p"} <= curves.keys()
     edges = axes.collections[0].get_paths()[0].vertices
     assert curves["z[1]"].get_ydata().max() > edges[:, 1].max()
     assert curves["z[0]"].get_ydata().max() < edges[:, 1].max()
+
+
+def test_the_picture_is_drawn_where_it_is_wanted():
+    figure = Figure()
+    _, right = figure.subplots(1, 2)
+    assert quantities().plot(right) is figure
+    assert [len(axes.lines) > 0 for axes in figure.axes] == [False, True]
 
 
 def test_ranks_as_arviz_has_them():

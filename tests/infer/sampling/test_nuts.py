@@ -1,7 +1,6 @@
 """NUTS against closed forms, by compiled code and by the program itself."""
 
 import math
-import sys
 
 import numpy as np
 import pyro
@@ -421,12 +420,6 @@ def test_a_program_that_draws_by_itself():
 def test_a_guide_of_other_sites():
     with pytest.raises(ValueError, match="does not draw the site"):
         nuts(normal, torch.randn(3), guide=lambda x, size=None: None, **FAST)
-
-
-def test_nutpie_that_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nutpie", None)
-    with pytest.raises(ImportError, match=r"pip install 'ppl_models\[mcmc\]'"):
-        nuts(normal, torch.randn(3), **FAST)
 
 
 @pytest.mark.parametrize("wrong", [{"draws": 0}, {"chains": 1.5}, {"target_accept": 1.0}])

@@ -153,6 +153,13 @@ def test_a_program_without_code_runs_by_itself_in_silence(pays, taken, tmp_path)
     assert not taken
 
 
+def test_a_program_that_was_to_be_compiled_says_why_it_was_not():
+    pyro.clear_param_store()
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        result = fit(elbo(drawing), X, steps=40, compile=True)
+    assert "NumPy" in result.eager_because
+
+
 def test_code_that_goes_wrong_is_left_in_silence(pays, monkeypatch):
     taking = blocks.Blocks._run
 

@@ -26,6 +26,7 @@ from ppl_models.infer.programs.program import Program
 from ppl_models.infer.trials.points import check_no_point
 from ppl_models.processes import apart, in_turn, together
 from ppl_models.processes.jobs import side_by_side
+from ppl_models.prompt.bars import progress_bar
 from ppl_models.scoped import get_host_rng_state, kept_rng, mix, set_host_rng_state
 
 Values = dict[str, np.ndarray]  # of each latent, with the draws in front
@@ -44,6 +45,7 @@ class Refits:
         num_jobs: In how many processes; None for as many as joblib's context says, or without one
             as there are cores.
         seed: Seeds all of them.
+        progress: Whether to show a bar.
     """
 
     refit: Callable[..., Any]
@@ -51,6 +53,7 @@ class Refits:
     num_draws: int
     num_jobs: int | None
     seed: int
+    progress: bool = False
 
     def draws(self, data: list[tuple[Any, ...]]) -> list[Values]:
         """Draws for each data set, `L` or as many as chains are worth.
@@ -65,19 +68,28 @@ class Refits:
         starts = range(0, len(data), width)
         parts = [[*enumerate(data)][start : start + width] for start in starts]
         found: dict[int, Values] = {n: {} for n in range(len(data))}
-        of = partial(self._of_some, jobs)
-        for _, results in in_turn(here, "sbc", parts, of, torch.device("cpu")):
-            for (number, name), values in results.items():
-                found[number][name] = values.numpy()
+        with progress_bar("refit", len(data), self.progress, unit="data set") as advance:
+            of = partial(self._of_some, jobs, lambda: advance(here.count))
+            for _, results in in_turn(here, "sbc", parts, of, torch.device("cpu")):
+                for (number, name), values in results.items():
+                    found[number][name] = values.numpy()
         return [*found.values()]
 
-    def _of_some(self, jobs: int, data: list[tuple[int, tuple[Any, ...]]]) -> Results:
+    def _of_some(
+        self,
+        jobs: int,
+        advance: Callable[[], object],
+        data: list[tuple[int, tuple[Any, ...]]],
+    ) -> Results:
         """Those of some data sets, by their numbers and sites."""
         store = pyro.get_param_store().get_state()
         each = [(n, one, store) for n, one in data]
         with apart():
             done = side_by_side(self._draws, each, "refit", num_jobs=self.num_jobs, otherwise=jobs)
-            found = list(done)
+            found = []
+            for values in done:
+                found.append(values)
+                advance()
         return {
             (n, name): torch.from_numpy(np.ascontiguousarray(value))
             for (n, _), values in zip(data, found, strict=True)

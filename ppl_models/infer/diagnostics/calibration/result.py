@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ppl_models.infer.diagnostics.calibration.uniform import band, counts_below, p_values, points
 from ppl_models.infer.evidence.arviz import to_arviz
+from ppl_models.pictures.drawing import drawing, figure_of
+from ppl_models.prompt.lines import in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +37,21 @@ class Calibration:
         num_draws: The largest rank, `L`.
         p_values: Of each quantity the probability that uniform ranks look less so, `(*)`: that of
             :math:`\gamma`, the least probability of a point of their empirical distribution.
+
+    Example:
+        >>> from guides import ExactPosterior
+        >>> from ppl_models import FactorAnalysis, sbc
+        >>> model = FactorAnalysis(num_features=5, num_factors=2)
+        >>> found = sbc(model, ExactPosterior(model), num_simulations=100, seed=0)
+        >>> sorted(found.ranks), found.ranks["z"].shape
+        (['log_p', 'z'], torch.Size([100, 2]))
     """
 
     ranks: dict[str, Tensor]
     num_draws: int
     p_values: dict[str, Tensor]
+
+    __repr__ = in_words
 
     @classmethod
     def of(cls, ranks: dict[str, Tensor], num_draws: int) -> "Calibration":
@@ -72,23 +84,23 @@ class Calibration:
             group[name] = dims, (rank.numpy()[None] + 0.5) / (self.num_draws + 1)
         return to_arviz({"prior_sbc": group}, {}, {})
 
-    def plot(self) -> "Figure":
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
         """Draws how far each distribution of ranks is from uniform, and how far it may be.
 
         A curve leaves the band where the p-value of them all is below 0.05. It is above zero where
         draws are too high, below where they are too low; above on the left and below on the right
         where they are too narrow, and the other way round where they are too wide.
-        """
-        from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
-        axes = figure.subplots()
-        self._draw_band(axes)
-        self._draw_curves(axes)
-        axes.set(xlabel="rank / number of draws", ylabel="ECDF of ranks - uniform")
-        figure.suptitle(textwrap.fill(str(self), 90), fontsize="medium")
-        figure.legend(loc="outside right center", fontsize="small")
-        return figure
+        Arguments:
+            axes: Where to draw. By default in a figure of its own, which pyplot does not hold.
+        """
+        with drawing(axes, 7.6, 4.4) as axes:
+            self._draw_band(axes)
+            self._draw_curves(axes)
+            axes.set(xlabel="rank / number of draws", ylabel="ECDF of ranks - uniform")
+            axes.set_title(textwrap.fill(str(self), 70))
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        return figure_of(axes)
 
     def __str__(self) -> str:
         kind = "TARP" if set(self.ranks) == {DISTANCE} else "SBC"

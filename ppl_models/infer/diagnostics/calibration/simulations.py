@@ -27,6 +27,7 @@ from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import kept_rng, modes, own_rng
 
 FEWEST_SIMULATIONS, FEWEST_DRAWS = 20, 10
+UNCOUNTED = ("refit", "num_jobs", "progress")  # which may differ between processes
 
 
 class Wanted(NamedTuple):
@@ -39,6 +40,7 @@ class Wanted(NamedTuple):
     num_jobs: int | None
     batch_size: int
     seed: int
+    progress: bool = True
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def simulations(
 ) -> Iterator[Simulations]:
     """A context with simulations of a model. The arguments are those of `sbc`."""
     _check_wanted(guide, wanted)
-    numbers = {n: x for n, x in wanted._asdict().items() if n not in ("refit", "num_jobs")}
+    numbers = {n: x for n, x in wanted._asdict().items() if n not in UNCOUNTED}
     check_same("sbc", (model, guide, wanted.refit), inputs, **numbers)
     program, modules = Program(model, "model"), modules_of_programs(model, guide)
     program.is_evaluated = True
@@ -75,7 +77,8 @@ def _drawn(
 ) -> Iterator[Simulations]:
     count, num_draws, batch_size = wanted.num_simulations, wanted.num_draws, wanted.batch_size
     if wanted.refit is not None:
-        refits = Refits(wanted.refit, model, num_draws, wanted.num_jobs, wanted.seed)
+        jobs, seed = wanted.num_jobs, wanted.seed
+        refits = Refits(wanted.refit, model, num_draws, jobs, seed, wanted.progress)
         yield refitted(DataSets(simulator, count, batch_size), refits)
         return
     _check_own_rows(guide, simulator)

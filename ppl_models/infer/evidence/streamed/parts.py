@@ -19,6 +19,7 @@ from ppl_models.infer.reading.arrays import is_on_disk
 from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.reading.in_order import Parts, in_order
 from ppl_models.infer.reading.items import is_read
+from ppl_models.prompt.bars import progress_bar
 from ppl_models.scoped import mix
 
 
@@ -31,19 +32,23 @@ def parts_of(data: tuple[Any, ...], *programs: Any) -> Parts | None:
     return in_order(given, numbers_of(modules).device, Taken(model.argument_names, modules))
 
 
-def together(rows: Parts, evidence: Callable[..., Any], seed: int | None) -> Any:
+def together(
+    rows: Parts, evidence: Callable[..., Any], seed: int | None, progress: bool = False
+) -> Any:
     """Returns the evidence of all rows, from `evidence(data, seed, of_parts)` of each part."""
     first, second = next(rows.parts), next(rows.parts, None)
     if second is None:
         return evidence(first, seed, False)
     whole = _Whole(rows.size)
-    for number, part in enumerate(chain([first, second], rows.parts)):
-        own = seed if seed is None or number == 0 else mix(seed, number)
-        try:
-            whole.add(evidence(part, own, True))
-        except (ValueError, FloatingPointError) as error:
-            where = f" (Counted from row {whole.count}.)" if whole.count else ""
-            raise type(error)(f"{error}{where}") from None
+    with progress_bar("log_evidence", rows.size, progress, unit="row") as advance:
+        for number, part in enumerate(chain([first, second], rows.parts)):
+            own = seed if seed is None or number == 0 else mix(seed, number)
+            try:
+                whole.add(evidence(part, own, True))
+            except (ValueError, FloatingPointError) as error:
+                where = f" (Counted from row {whole.count}.)" if whole.count else ""
+                raise type(error)(f"{error}{where}") from None
+            advance(len(part[0]))
     return whole.evidence()
 
 

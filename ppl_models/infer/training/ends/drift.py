@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ppl_models.checks import listed
+from ppl_models.prompt.lines import in_words
 from ppl_models.user_line import warn
 
 BATCHES = 10
@@ -49,12 +50,19 @@ class Convergence:
         standard_error: That of the gain, with what errors of neighbours have in common.
         limit: The largest standard error with which that is known well enough.
         epochs: The epochs of that half.
+
+    Example:
+        >>> found = Convergence(gain=0.02, standard_error=0.05, limit=0.1, epochs=100)
+        >>> found.converged
+        True
     """
 
     gain: float
     standard_error: float
     limit: float
     epochs: int
+
+    __repr__ = in_words
 
     @property
     def converged(self) -> bool:

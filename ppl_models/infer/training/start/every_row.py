@@ -55,7 +55,8 @@ def check_data(objective: Any, data: Any, *, progress: bool = True) -> None:
     taken, device = Taken(objectives[0].arguments, modules), numbers_of(modules).device
     missing, hidden = allows_missing(modules), None if progress else True
     parts, size = _in_order(data, taken, device, missing)
-    with tqdm(desc="rows", unit="", total=size, disable=hidden) as bar, kept_rng(device):
+    bar = tqdm(desc="rows", unit="", total=size, disable=hidden, leave=False)
+    with bar, kept_rng(device):
         look: _Look | None = None
         for part in parts:
             look = look or _Look(objectives, part, size, missing)

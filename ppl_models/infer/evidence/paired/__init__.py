@@ -1,0 +1,1 @@
+"""Differences of the evidences of the same rows, row by row."""

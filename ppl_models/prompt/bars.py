@@ -1,0 +1,43 @@
+"""Progress bars of what may take long: on a terminal, after a second, gone when it is done."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+
+from ppl_models.processes import together
+
+DELAY = 1.0  # seconds, in which most calls are done
+
+
+@contextmanager
+def progress_bar(
+    what: str, total: int | None, shown: bool = True, unit: str = "draw"
+) -> Iterator[Callable[[int], object]]:
+    """Gives a function that is told how much more is done. Of several processes the first shows it.
+
+    Arguments:
+        what: What is done.
+        total: How much there is to do, as far as that is known.
+        shown: Whether it is wanted.
+        unit: What is counted.
+
+    Example:
+        >>> with progress_bar("squares", total=3) as advance:
+        ...     for n in range(3):
+        ...         done = advance(1)
+    """
+    if not (shown and _is_terminal() and together().is_first):
+        yield _nothing
+        return
+    with tqdm(desc=what, total=total, unit=unit, leave=False, delay=DELAY) as bar:
+        yield bar.update
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _nothing(done: int) -> None:
+    """What a bar is told that is not shown."""
