@@ -2,19 +2,20 @@
 
 import re
 
+import pytest
 import torch
 
 from ppl_models.datasets import semeion
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 from tests.support.oracles import need_data
 
 
 def test_adaptation(tmp_path, capsys, monkeypatch):
-    root = str(need_data("Semeion") and need_data("MNIST"))
-    small = ["--rows", "600", "--epochs", "5", "--outdir", str(tmp_path)]
-    example = load("adaptation")
-    monkeypatch.setattr(example.datasets, "semeion", lambda r: [part[::3] for part in semeion(r)])
-    example.main(["--data-root", root, *small])
+    root = need_data("Semeion") and need_data("MNIST")
+    small = ["--rows", 600, "--epochs", 5, "--outdir", tmp_path]
+    third = lambda root: [part[::3] for part in semeion(root)]  # noqa: E731
+    monkeypatch.setattr("ppl_models.datasets.semeion", third)
+    example = run("adaptation", "--data-root", root, *small)
     printed = capsys.readouterr().out
     assert "600 digits of MNIST with labels" in printed
     assert "531 digits of Semeion, without" in printed
@@ -35,18 +36,14 @@ def test_adaptation(tmp_path, capsys, monkeypatch):
     values = re.findall(r"as rows of (\w+) +(-\S+) ± (\S+) nats, lower bound", printed)
     assert [name for name, *_ in values] == ["MNIST", "Semeion"]
     assert float(values[1][1]) > float(values[0][1])
-    check_pictures(printed, tmp_path, count=2)
+    check_pictures(tmp_path, count=3)
+    check_neighbours(example.neighbours)
 
 
-def test_its_neighbours():
-    example = load("adaptation")
+def check_neighbours(neighbours):
     digit, domain = torch.arange(40) % 2, (torch.arange(40) >= 20).long()
     apart = torch.stack([10.0 * digit, 1.0 * domain], 1) + 0.01 * torch.randn(40, 2)
-    text = example.neighbours(apart, digit, domain)
-    assert text == (
-        "nearest dot of a ring is the same digit: 100%\n"
-        "nearest other row is of the same domain: 100%"
-    )
+    assert neighbours(apart, digit, domain) == (1, 1)
     shifted = apart + torch.stack([10.0 * domain, 0.0 * domain], 1)
-    (right,) = numbers(r"same digit: (\d+)%", example.neighbours(shifted, digit, domain))
-    assert right == 50  # those that are moved beside the others
+    right, _ = neighbours(shifted, digit, domain)
+    assert right == pytest.approx(0.5)  # those that are moved beside the others

@@ -6,16 +6,15 @@ import pytest
 import torch
 
 from ppl_models.datasets import digits
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 BOUND = r": log evidence (\S+) ± (\S+) nats per row, lower bound \(4 draws, .*\), (\S+) bits/dim"
 
 
 def test_diffusion(tmp_path, capsys):
-    tiny = ["--channels", "4", "--draws", "4", "--num-steps", "20", "--flow-steps", "8"]
-    tiny += ["--train-rows", "256", "--test-rows", "50", "--outdir", str(tmp_path)]
-    example = load("diffusion")
-    example.main([*tiny, "--epochs", "3"])
+    tiny = ["--channels", 4, "--draws", 4, "--num-steps", 20, "--flow-steps", 8]
+    tiny += ["--train-rows", 256, "--test-rows", 50, "--outdir", tmp_path]
+    example = run("diffusion", *tiny, "--epochs", 3)
     printed = capsys.readouterr().out
     assert "256 training rows, 50 test rows, 64 pixels in 17 grey levels" in printed
 
@@ -39,20 +38,20 @@ def test_diffusion(tmp_path, capsys):
     estimate = r" {} steps: log evidence (\S+) ± .*, estimate \(1 draw, .* unknown.*\), (\S+) bits"
     flows = [numbers(estimate.format(steps), printed)[0] for steps in (4, 8)]
     assert -200 < flows[1] < flows[0] < -80  # few steps flatter
-    check_pictures(printed, tmp_path, count=3)
+    check_pictures(tmp_path, count=4)
 
     # The finished run goes on from its checkpoint: there is nothing left to do.
-    example.main([*tiny, "--epochs", "3", "--resume"])
+    run("diffusion", *tiny, "--epochs", 3, "--resume")
     again = numbers(r"labels unknown, log p\(x\)" + BOUND, capsys.readouterr().out)
     assert again == [value, error, bits]
     with pytest.raises(ValueError, match="horizon"):
-        example.main([*tiny, "--epochs", "4", "--resume"])
+        run("diffusion", *tiny, "--epochs", 4, "--resume")
+    check_large_images(example)
 
 
-def test_diffusion_of_large_images():
+def check_large_images(example):
     """The model of MNIST: rows of 784 pixels, 256 levels, and labels."""
-    example = load("diffusion")
-    diffusion = example.make(example.arguments(["--data", "mnist", "--channels", "2"]))
+    diffusion = example.build("mnist", channels=2, num_steps=1000)
     x, y = torch.randint(256, (3, 784)) / 255, torch.tensor([0, 5, 9])
     loss = example.denoising(diffusion).loss(x, y)
     assert math.isfinite(loss.item())

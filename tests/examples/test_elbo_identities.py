@@ -4,17 +4,16 @@ import re
 
 import pytest
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 FLOAT = r"(-?\d+\.\d+)"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_elbo_identities(seed, tmp_path, capsys):
-    arguments = ["--draws", "2000", "--seed", str(seed), "--outdir", str(tmp_path)]
-    load("elbo_identities").main(arguments)
+    run("elbo_identities", "--draws", 2000, "--seed", seed, "--outdir", tmp_path)
     printed = capsys.readouterr().out
-    check_pictures(printed, tmp_path, count=1)
+    check_pictures(tmp_path, count=3)
 
     # Two parts, their sum, the other side, the difference.
     line = rf"^  (\S.*?) +{FLOAT} +{FLOAT} +{FLOAT} +{FLOAT} +(\S+)$"

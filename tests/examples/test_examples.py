@@ -1,19 +1,17 @@
 """The examples run, and what they print is right."""
 
 import re
-import runpy
-import sys
 
 import pytest
 import torch
 
-from tests.support.examples import EXAMPLES, check_pictures, load, numbers
+from tests.support.examples import EXAMPLES, check_pictures, numbers, run
 from tests.support.oracles import need_data
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_factor_analysis_grades(seed, tmp_path, capsys):
-    load("factor_analysis_grades").main(["--seed", str(seed), "--outdir", str(tmp_path)])
+    run("factor_analysis_grades", "--seed", seed, "--outdir", tmp_path)
     printed = capsys.readouterr().out
     assert "simulated" in printed
 
@@ -42,13 +40,12 @@ def test_factor_analysis_grades(seed, tmp_path, capsys):
         found, spread = numbers(rf"z\[{student}, ability\] +(\S+) +(\S+)", printed)
         assert found == pytest.approx(float(mean), abs=0.1)
         assert spread == pytest.approx(float(sd), rel=0.2)
-    check_pictures(printed, tmp_path, count=2)
+    check_pictures(tmp_path, count=2)
 
 
 def test_vae(tmp_path, capsys):
-    tiny = ["--samples", "20", "--outdir", str(tmp_path)]
-    vae = load("vae")
-    vae.main([*tiny, "--epochs", "2"])
+    tiny = ["--samples", 20, "--outdir", tmp_path]
+    run("vae", *tiny, "--epochs", 2)
     printed = capsys.readouterr().out
     assert "1500 training rows, 297 test rows, 64 pixels" in printed
     (floor,) = numbers(r"independent pixels give (\S+) nats", printed)
@@ -61,22 +58,27 @@ def test_vae(tmp_path, capsys):
     assert bits == pytest.approx(-value / (64 * 0.6931), abs=1e-3)
     assert len(re.findall(r"^z\[0, \d\]", printed, re.MULTILINE)) == 8
     assert (tmp_path / "vae-digits-posterior.nc").stat().st_size > 10_000
-    check_pictures(printed, tmp_path, count=4)
+    check_pictures(tmp_path, count=4)
 
     # The finished run goes on from its checkpoint: there is nothing left to do.
-    vae.main([*tiny, "--epochs", "2", "--resume"])
+    run("vae", *tiny, "--epochs", 2, "--resume")
     again = capsys.readouterr().out
     assert numbers(r"test NLL (\S+) nats", again) == numbers(r"test NLL (\S+) nats", printed)
     with pytest.raises(ValueError, match="horizon"):
-        vae.main([*tiny, "--epochs", "3", "--resume"])
+        run("vae", *tiny, "--epochs", 3, "--resume")
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """All that the example of a VAE names."""
+    tiny = ["--samples", 2, "--epochs", 1, "--latents", 2]
+    return run("vae", *tiny, "--outdir", tmp_path_factory.mktemp("vae"))
 
 
 @pytest.mark.parametrize("data", ["mnist", "fashion-mnist", "binary-mnist"])
-def test_vae_reads_the_other_data(data):
+def test_vae_reads_the_other_data(data, vae):
     folder = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "binary-mnist": "BinaryMNIST"}
-    root = need_data(folder[data])
-    vae = load("vae")
-    train, test, labels, how = vae.load(vae.arguments(["--data", data, "--data-root", str(root)]))
+    train, test, labels, how = vae.load(data, need_data(folder[data]))
     assert len(train) == (50_000 if data == "binary-mnist" else 60_000)
     assert test.shape == (10_000, 784)
     assert set(test.unique().tolist()) == {0.0, 1.0}
@@ -85,8 +87,7 @@ def test_vae_reads_the_other_data(data):
 
 
 def test_own_model(tmp_path, capsys):
-    example = load("own_model")
-    example.main(["--outdir", str(tmp_path), "--samples", "500"])
+    example = run("own_model", "--outdir", tmp_path, "--samples", 500)
     printed = capsys.readouterr().out
 
     mean, sd = numbers(r"fitted posterior +(\S+) ± (\S+)", printed)
@@ -100,12 +101,12 @@ def test_own_model(tmp_path, capsys):
     (exact,) = numbers(r"exact value: (\S+) nats", printed)
     assert rest == 200
     assert bound == pytest.approx(exact, abs=0.05)
-    check_pictures(printed, tmp_path, count=3)
+    check_pictures(tmp_path, count=3)
 
     # The evidence again, by integration over the rate.
     rate = torch.linspace(0.01, 3, 20_000, dtype=torch.float64)
     joint = torch.distributions.Gamma(2.0, 1.0).log_prob(rate)
-    for count in example.DEATHS.double():
+    for count in example.counts.double():
         joint += torch.distributions.Poisson(rate).log_prob(count)
     integral = torch.trapezoid((joint - joint.max()).exp(), rate).log() + joint.max()
     assert exact == pytest.approx(integral.item(), abs=2e-3)
@@ -114,7 +115,7 @@ def test_own_model(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_own_model_unfitted_is_found_out(tmp_path, capsys):
     """With a single step the printed difference says that the posterior is wrong."""
-    load("own_model").main(["--outdir", str(tmp_path), "--samples", "100", "--epochs", "1"])
+    run("own_model", "--outdir", tmp_path, "--samples", 100, "--epochs", 1)
     (shift,) = numbers(r"difference +(\S+) standard deviations", capsys.readouterr().out)
     assert abs(shift) > 5
 
@@ -125,10 +126,9 @@ def test_a_missing_data_folder_is_one_line(name, tmp_path, monkeypatch, capsys):
     file = tmp_path / "file"
     file.touch()
     data = "binary-mnist" if name == "autoregressive" else "mnist"
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--data", data, "--data-root", str(file)])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        run(name, "--data", data, "--data-root", file)
     assert "Traceback" not in capsys.readouterr().err
     said = end.value.code  # a text, which Python prints before it ends with 1
     assert said.startswith("error: ")
@@ -137,7 +137,9 @@ def test_a_missing_data_folder_is_one_line(name, tmp_path, monkeypatch, capsys):
     assert "Try fetching" in said
 
 
-def test_all_examples_with_a_data_folder_end_alike():
-    with_folder = [f.read_text() for f in EXAMPLES.glob("*.py") if "--data-root" in f.read_text()]
+def test_all_examples_with_a_data_folder_say_in_one_line_where_it_should_be():
+    line = r"except FileNotFoundError as error:  # no data: one line says where they should be\s+"
+    line += re.escape('raise SystemExit(f"error: {error}") from None')
+    with_folder = [f.read_text() for f in EXAMPLES.glob("*.py") if '"--data-root"' in f.read_text()]
     assert len(with_folder) == 11
-    assert len({text.partition('if __name__ == "__main__":')[2] for text in with_folder}) == 1
+    assert all(re.search(line, text) for text in with_folder)

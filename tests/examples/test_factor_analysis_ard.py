@@ -6,14 +6,13 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 TINY = ["--steps", "150", "--samples", "60", "--outdir"]
 
 
-@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_three_abilities_are_found_behind_the_tests(tmp_path, capsys):
-    load("factor_analysis_ard").main(["--data", "tests", *TINY, str(tmp_path)])
+    run("factor_analysis_ard", "--data", "tests", *TINY, tmp_path)
     printed = capsys.readouterr().out
     assert "225 rows to fit, 75 held out, 12 features" in printed
     assert "nats of all 225 rows" in printed
@@ -44,17 +43,15 @@ def test_three_abilities_are_found_behind_the_tests(tmp_path, capsys):
     difference, _ = numbers(r"the best of these: (\S+) ± (\S+) \(", printed)
     best = max([*map(float, peers.values()), *numbers(r"full covariance +(\S+)  exact", printed)])
     assert difference == pytest.approx(ours - best, abs=2e-3)
-    check_pictures(printed, tmp_path, count=4)
+    check_pictures(tmp_path, count=4)
 
 
-@pytest.mark.filterwarnings("ignore:log_evidence. .* draws are as good as")
 def test_wine(tmp_path, capsys):
-    arguments = ["--data", "wine", "--factors", "6", "--seed", "1", *TINY, str(tmp_path)]
-    load("factor_analysis_ard").main(arguments)
+    run("factor_analysis_ard", "--data", "wine", "--factors", 6, "--seed", 1, *TINY, tmp_path)
     printed = capsys.readouterr().out
     assert len(re.findall(r"^loading\[", printed, re.MULTILINE)) == 13
     assert len(re.findall(r"factor analysis, \d factors? .*exact", printed)) == 6
-    check_pictures(printed, tmp_path, count=4)
+    check_pictures(tmp_path, count=4)
 
     torch.manual_seed(1)  # the full Gaussian again
     x = torch.from_numpy(load_wine().data)
@@ -66,16 +63,13 @@ def test_wine(tmp_path, capsys):
     assert value == pytest.approx(expected.item(), abs=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:log_evidence. 10 draws")  # of a fit of five steps
-def test_one_ability_at_most(tmp_path, capsys):
+def test_one_ability_at_most(tmp_path):
     """There is nothing to rotate then, and no second factor to draw."""
-    tiny = ["--factors", "1", "--steps", "5", "--samples", "10", "--outdir", str(tmp_path)]
-    load("factor_analysis_ard").main(["--data", "tests", *tiny])
-    check_pictures(capsys.readouterr().out, tmp_path, count=4)
+    tiny = ["--factors", 1, "--steps", 5, "--samples", 10, "--outdir", tmp_path]
+    example = run("factor_analysis_ard", "--data", "tests", *tiny)
+    check_pictures(tmp_path, count=4)
 
-
-def test_cancer():
-    rows, features, groups = load("factor_analysis_ard").load("cancer")
+    rows, features, groups = example.load("cancer")  # the one of its data that no test fits
     assert rows.shape == (569, 30)
     assert features[0] == "mean radius"
     assert {name: int(members.sum()) for name, members in groups.items()} == {

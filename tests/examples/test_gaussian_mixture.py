@@ -7,15 +7,15 @@ import torch
 from sklearn.datasets import load_iris
 
 from ppl_models.datasets import digits
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 
 @pytest.fixture
 def printed(tmp_path, capsys):
     tiny = ["--components", "2", "--digit-components", "12", "--restarts", "1", "--epochs", "200"]
-    load("gaussian_mixture").main([*tiny, "--outdir", str(tmp_path)])
+    run("gaussian_mixture", *tiny, "--outdir", tmp_path)
     text = capsys.readouterr().out
-    check_pictures(text, tmp_path, count=5)
+    check_pictures(tmp_path, count=5)
     return text
 
 
@@ -41,7 +41,7 @@ def test_gaussian_mixture(printed):
     assert sorted(map(int, counts)) == [0, 50]
 
     ways = ("EM", "gradient", "minibatches of 50 rows")
-    found = [numbers(rf"  {name} +(\S+) +(\d+) +(\S+)\n", printed) for name in ways]
+    found = [numbers(rf"\n{name} +(\S+) +(\d+) +(\S+)\n", printed) for name in ways]
     assert [way[1] for way in found[1:]] == [200, 600]
     for value, *_ in found:
         assert value == pytest.approx(best, abs=1e-3)  # printed with three digits

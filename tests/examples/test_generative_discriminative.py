@@ -10,7 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 
 def by_scikit_learn(model, rows):
@@ -44,9 +44,8 @@ def left_out():
 
 
 def test_generative_discriminative(tmp_path, capsys):
-    example = load("generative_discriminative")
-    tiny = ["--splits", "2", "--epochs", "20", "--draws", "50", "--outdir", str(tmp_path)]
-    example.main(["--rows", "20", "60", *tiny])
+    tiny = ["--splits", "2", "--epochs", "20", "--draws", "50", "--outdir", tmp_path]
+    run("generative_discriminative", "--rows", 20, 60, *tiny)
     printed = capsys.readouterr().out
 
     peers = {
@@ -75,4 +74,4 @@ def test_generative_discriminative(tmp_path, capsys):
     elpd, error = numbers(r"softmax, Bayesian +(\S+) ± (\S+), estimate", printed)
     assert -1.2 < elpd < -0.4
     assert 0 < error < 0.1
-    check_pictures(printed, tmp_path, count=2)
+    check_pictures(tmp_path, count=2)

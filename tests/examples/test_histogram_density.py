@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_diabetes
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 ROWS = load_diabetes(scaled=False).data[:, [2, 3]]
 ORDER = torch.randperm(len(ROWS), generator=torch.Generator().manual_seed(0)).numpy()
@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def printed(folder) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        load("histogram_density").main(["--outdir", str(folder)])
+        run("histogram_density", "--outdir", folder)
     return text.getvalue()
 
 
@@ -102,4 +102,4 @@ def test_numbers_of_bins_are_compared(printed):
 
 
 def test_pictures(printed, folder):
-    check_pictures(printed, folder, count=2)
+    check_pictures(folder, count=2)

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 
 def test_inpainting(tmp_path, capsys):
-    example = load("inpainting")
-    tiny = ["--epochs", "20", "--draws", "5", "--particles", "20"]
-    example.main([*tiny, "--outdir", str(tmp_path)])
+    tiny = ["--epochs", 20, "--draws", 5, "--particles", 20]
+    example = run("inpainting", *tiny, "--outdir", tmp_path)
     printed = capsys.readouterr().out
     assert "1500 training rows, 30% of their pixels" in printed
     row = r" +(\S+) +(\S+)% +(\S+)% +(\S+) +(\S+)\n"
@@ -20,11 +19,11 @@ def test_inpainting(tmp_path, capsys):
         assert usual == pytest.approx(share, abs=1.5)
         assert 5 < wrong < usual + 6
         assert 0.1 < nll < base + 0.1 < 0.8
-    check_pictures(printed, tmp_path, count=3)
+    check_pictures(tmp_path, count=3)
+    check_what_it_removes(example)
 
 
-def test_what_it_removes():
-    example = load("inpainting")
+def check_what_it_removes(example):
     x = torch.ones(100, 64)
     lower = example.remove("lower half", x, 0).view(100, 8, 8).isnan()
     assert lower[:, 4:].all()

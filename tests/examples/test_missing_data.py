@@ -4,16 +4,16 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 MODELS = ("factor analysis, 10 factors", "one Gaussian", "mixture of 3 Gaussians")
 
 
 def test_missing_data(tmp_path, capsys):
     tiny = ["--rows", "200", "--components", "2", "--seed", "1"]
-    load("missing_data").main([*tiny, "--outdir", str(tmp_path)])
+    run("missing_data", *tiny, "--outdir", tmp_path)
     printed = capsys.readouterr().out
-    check_pictures(printed, tmp_path, count=2)
+    check_pictures(tmp_path, count=2)
     assert "30% of the entries are removed at random" in printed
     tumours, _, images = printed.partition("\nDigits: 200 rows")
 

@@ -2,12 +2,12 @@
 
 import re
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 
 def test_trust(tmp_path, capsys):
-    tiny = ["--epochs", "20", "--rows", "60", "--simulations", "200", "--samples", "200"]
-    load("trust").main([*tiny, "--outdir", str(tmp_path)])
+    tiny = ["--epochs", 20, "--rows", 60, "--simulations", 200, "--samples", 200]
+    run("trust", *tiny, "--outdir", tmp_path)
     printed = capsys.readouterr().out
     assert "nothing wrong was found" in printed
     assert "not converged" in printed
@@ -19,4 +19,4 @@ def test_trust(tmp_path, capsys):
     assert abs(gap - approximation - amortisation) < 2e-3
     assert printed.count("SBC of 200 simulations") == 2
     assert "draws too likely" in printed
-    check_pictures(printed, tmp_path, count=4)
+    check_pictures(tmp_path, count=4)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.examples import check_pictures, load, numbers
+from tests.support.examples import check_pictures, numbers, run
 
 
 @pytest.mark.slow
@@ -18,9 +18,8 @@ from tests.support.examples import check_pictures, load, numbers
 def test_vae_options(options, tmp_path, capsys):
     if "flow" in options:
         pytest.importorskip("zuko")
-    tiny = ["--samples", "10", "--epochs", "2", "--outdir", str(tmp_path)]
-    load("vae").main([*tiny, *options])
+    run("vae", "--samples", 10, "--epochs", 2, "--outdir", tmp_path, *options)
     printed = capsys.readouterr().out
     (value,) = numbers(r"test log evidence (\S+) ± .* lower bound", printed)
     assert 18 < -value < 36
-    check_pictures(printed, tmp_path, count=4)
+    check_pictures(tmp_path, count=4)
