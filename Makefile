@@ -16,13 +16,15 @@ OUT ?= outputs/gpu
 DATA_ROOT ?= ../shared/data
 MINUTES ?= 25
 
-.PHONY: help demo test check format gpu bench-peers clean
+.PHONY: help demo test check format docs wheel gpu bench-peers clean
 
 help:
 	@echo "make demo         fit a VAE to digits and draw what it learnt, into outputs/"
 	@echo "make test         run the tests"
 	@echo "make check        run the linter and the type checker"
 	@echo "make format       format the code"
+	@echo "make docs         build the site and its gallery into docs/_build/html (QUICK=1: runs no example)"
+	@echo "make wheel        build what is published, install it beside nothing else, run the README's program there"
 	@echo "make gpu          measure on a GPU what is measured there, 25 minutes, into outputs/gpu"
 	@echo "make bench-peers  measure steps and whole runs beside NumPyro, in an environment of its own"
 	@echo "make clean        remove the environments and the outputs"
@@ -44,6 +46,18 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Examples are run side by side, with a thread each. They compile C++, as users' fits do.
+docs: export OMP_NUM_THREADS ?= 1
+docs: $(VENV)/.ready-docs
+	@command -v $${CXX:-c++} >/dev/null || { echo "make docs: a C++ compiler is needed, and there is no $${CXX:-c++}: try apt-get install g++."; exit 1; }
+	@rm -rf docs/api/generated docs/api/examples # of names that may be gone
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto $(if $(QUICK),-t quick) docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html. A browser reads it in: make test ARGS=tests/docs"
+	@command -v chromium chromium-browser google-chrome >/dev/null || echo "... which needs chromium: apt-get install chromium"
+
+wheel: $(READY)
+	$(BIN)/python -m tests.support.wheel $(ARGS)
+
 gpu:
 	PYTHONPATH='$(GPU_PATH)' $(GPU_PYTHON) -m benchmarks.gpu --out '$(OUT)' \
 		--data-root '$(DATA_ROOT)' --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY))
@@ -53,7 +67,7 @@ bench-peers: .venv-peers/.ready
 	.venv-peers/bin/python -m benchmarks.speed.peers --part total $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* outputs
+	rm -rf .venv .venv-* outputs docs/_build docs/gallery docs/api/generated docs/api/examples
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -62,6 +76,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $(READY)
+
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev,docs]'
+	touch $@
 
 .venv-peers/.ready: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-peers
