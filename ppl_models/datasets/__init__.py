@@ -2,6 +2,12 @@
 
 from ppl_models.datasets.cities import eurodist
 from ppl_models.datasets.films import MovieLens, movielens
+
+# Hints of types, which are no use at a prompt.
+from ppl_models.datasets.images import Binarize as Binarize
+from ppl_models.datasets.images import Folder as Folder
+from ppl_models.datasets.images import Labelled as Labelled
+from ppl_models.datasets.images import Part as Part
 from ppl_models.datasets.images import (
     binarize,
     binary_mnist,
