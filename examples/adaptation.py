@@ -18,16 +18,16 @@ adapt to them:
 - a VAE of both domains models the rows themselves, and sums over labels that are not known:
 
 .. math::
-    y_n \sim \mathrm{Categorical}(\pi), \qquad z_n \sim \mathcal{N}(0, I), \qquad
-    d_n \sim \mathrm{Categorical}(\rho), \qquad
-    x_n \mid y_n, z_n, d_n \sim \mathrm{Bernoulli}(f(z_n, y_n) + \delta_{d_n})
+    y_n &\sim \mathrm{Cat}(\pi), \qquad z_n \sim \mathcal{N}(0, I), \qquad
+    d_n \sim \mathrm{Cat}(\rho) \\
+    x_n \mid y_n, z_n, d_n &\sim \mathrm{Bernoulli}(\sigma(f(z_n, y_n) + \delta_{d_n}))
 
 Takes 45 seconds on two cores, and needs data, MNIST and Semeion. Pictures go into ``outputs/``.
 
 .. code-block:: sh
 
     python examples/adaptation.py --data-root data
-    python examples/adaptation.py --data-root data --crop     # a harder task
+    python examples/adaptation.py --data-root data --crop  # harder
 
 .. [1] Semeion Handwritten Digit (Buscema, 1998), https://doi.org/10.24432/C5SC8V
 .. [2] Return of Frustratingly Easy Domain Adaptation (Sun et al., 2016),
@@ -169,9 +169,10 @@ with torch.no_grad():
 # The evidence that a method maximises itself rises by its very fit, and says nothing of labels.
 # :func:`ppl_models.compare_labels` takes one that no method touches, of the target rows given the
 # labels that it finds, and asks two witnesses: how well these labels tell those of the source back,
-# which are known, and how far their shares of classes are from those of the source. It says
-# "better" or "worse" where the numbers agree, and warns of all that is not better. The last column
-# is what nobody would have: the labels of the target.
+# which are known, and how far their shares of classes are from those of the source. The evidence
+# is a lower bound in nats per row, the others are nats per label, beside the source only. The
+# verdict is "better" or "worse" where these numbers agree, and all that is not better is warned of.
+# The last column is what nobody would have: how many labels of the target are right.
 
 before = alone.predict(target)
 
@@ -180,22 +181,20 @@ def share(labels):
     return f"{(labels == truth).double().mean():.1%}"
 
 
-print("evidence of the target by its labels, nats per row (lower bound), and how much better")
-print("they tell the labels of the source back and how much further shares of classes are from")
-print("its own, nats per label, all beside source only:")
-print(f"  {'':12}{'evidence':>8}{'better by':>15}{'told back':>17}{'shares':>8}", end="")
-print(f"  {'verdict':10}{'right':>6}")
+print(f"{'':12}{'evidence':>8}{'better by':>15}{'told back':>17}{'shares':>8}")
+verdicts = [f"{'source only':34}{share(before):>6}"]
 for name, after in found.items():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         told = compare_labels(target, before=before, after=after, source=(source, labels))
     if name == "CORAL":
-        print(f"  {'source only':12}{told.before:8.2f}{'':52}{share(before):>6}")
+        print(f"{'source only':12}{told.before:8.2f}")
     better = f"{told.difference:+.2f} ± {told.standard_error:.2f}"
-    warned = ", warned of" if caught else ""
     back = f"{told.told_back:+.3f} ± {told.told_back_error:.3f}"
-    print(f"  {name:12}{told.after:8.2f}{better:>15}{back:>17}{told.departed:+8.3f}", end="")
-    print(f"  {told.verdict:10}{share(after):>6}{warned}")
+    print(f"{name:12}{told.after:8.2f}{better:>15}{back:>17}{told.departed:+8.3f}")
+    verdict = f"{told.verdict}{', warned of' if caught else ''}"
+    verdicts.append(f"{name:12}{verdict:22}{share(after):>6}")
+print(f"\n{'':12}{'verdict':22}{'right':>6}", *verdicts, sep="\n")
 
 # %%
 # Here what is called better is better, and what is called worse is worse. Where the numbers do not
@@ -208,15 +207,14 @@ for name, after in found.items():
 # of their own domain: by a bound of their evidence, given the domain.
 
 some, unknown = target[::4], torch.full((len(target[::4]),), -1)
-print("DomainVAE, rows of the target given their domain, each with its log p(d) left out:")
+print("DomainVAE: rows of the target given their domain, nats per row")
 for d, name in enumerate(("MNIST", "Semeion")):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few draws
         given = some, unknown, torch.full_like(unknown, d)
         evidence = log_evidence(vae, guide, *given, num_samples=100, seed=0)
     value = evidence.mean - vae.domain_logits.log_softmax(0)[d].item()
-    print(f"  as rows of {name:8} {value:9.2f} ± {evidence.standard_error:.2f} nats", end="")
-    print(f", {evidence.kind}")
+    print(f"as rows of {name:8} {value:9.2f} ± {evidence.standard_error:.2f}, {evidence.kind}")
 
 # %%
 # The label and the latents that it reads off a row of Semeion can be drawn in both domains. Where
@@ -256,7 +254,7 @@ def neighbours(rows, digit, domain):
     return right, told
 
 
-# sphinx_gallery_thumbnail_path = '_static/gallery/adaptation.png'
+# sphinx_gallery_thumbnail_path = '_static/gallery/adaptation-thumb.png'
 generator = torch.Generator().manual_seed(0)
 chosen = [
     (domain == d).nonzero()[torch.randperm(count, generator=generator)[:400], 0]
@@ -294,18 +292,22 @@ figure.savefig(args.outdir / "adaptation-latents.png")
 #
 #     source: 3000 digits of MNIST with labels
 #     target: 1593 digits of Semeion, without; 16 x 16 binary pixels
-#     evidence of the target by its labels, nats per row (lower bound), and how much better
-#     they tell the labels of the source back and how much further shares of classes are from
-#     its own, nats per label, all beside source only:
-#                   evidence      better by        told back  shares  verdict    right
-#       source only   -43.13                                                     80.2%
-#       CORAL         -43.33   -0.19 ± 0.07   +0.055 ± 0.009  -0.014  undecided  80.8%, warned of
-#       label shift   -43.33   -0.20 ± 0.06   -0.035 ± 0.006  +0.018  worse      78.3%, warned of
-#       adversarial   -42.81   +0.32 ± 0.07   -0.026 ± 0.009  -0.006  better     82.4%
-#       DomainVAE     -42.60   +0.54 ± 0.10   -0.032 ± 0.012  +0.016  undecided  79.7%, warned of
-#     DomainVAE, rows of the target given their domain, each with its log p(d) left out:
-#       as rows of MNIST      -114.00 ± 1.05 nats, lower bound
-#       as rows of Semeion    -112.04 ± 1.03 nats, lower bound
+#                 evidence      better by        told back  shares
+#     source only   -43.13
+#     CORAL         -43.33   -0.19 ± 0.07   +0.055 ± 0.009  -0.014
+#     label shift   -43.33   -0.20 ± 0.06   -0.035 ± 0.006  +0.018
+#     adversarial   -42.81   +0.32 ± 0.07   -0.026 ± 0.009  -0.006
+#     DomainVAE     -42.60   +0.54 ± 0.10   -0.032 ± 0.012  +0.016
+#
+#                 verdict                right
+#     source only                        80.2%
+#     CORAL       undecided, warned of   80.8%
+#     label shift worse, warned of       78.3%
+#     adversarial better                 82.4%
+#     DomainVAE   undecided, warned of   79.7%
+#     DomainVAE: rows of the target given their domain, nats per row
+#     as rows of MNIST      -114.00 ± 1.05, lower bound
+#     as rows of Semeion    -112.04 ± 1.03, lower bound
 #
 # .. image:: /_static/gallery/adaptation.png
 #     :alt: Digits of both domains in a plane, for three classifiers, near others of their class

@@ -16,8 +16,8 @@ blocks only:
 Corrected for degrees [2]_, members of one block may have many friends or few:
 
 .. math::
-    \theta_i \sim \mathrm{Gamma}(1, 1), \qquad \rho_{rs} \sim \mathrm{Gamma}(1, 1), \qquad
-    A_{ij} \mid b \sim \mathrm{Poisson}(\theta_i \theta_j \rho_{b_i b_j})
+    \theta_i &\sim \mathrm{Gamma}(1, 1), \qquad \rho_{rs} \sim \mathrm{Gamma}(1, 1) \\
+    A_{ij} \mid b &\sim \mathrm{Poisson}(\theta_i \theta_j \rho_{b_i b_j})
 
 In a third model [3]_ members have places, and those near each other are friends:
 
@@ -26,11 +26,11 @@ In a third model [3]_ members have places, and those near each other are friends
     A_{ij} \mid z \sim \mathrm{Bernoulli}(\sigma(a - g \, \lvert z_i - z_j \rvert))
 
 Takes 15 seconds on two cores: ``python examples/graphs.py``. Pictures go into ``outputs/``.
-American college football is looked at, too, where its file is:
+American college football is looked at, too, where ``data/Graphs/football.gml`` is:
 
 .. code-block:: sh
 
-    python examples/graphs.py --data-root data          # data/Graphs/football.gml
+    python examples/graphs.py --data-root data
 
 .. [1] An Information Flow Model for Conflict and Fission in Small Groups (Zachary, 1977),
        https://doi.org/10.1086/jar.33.4.3629752
@@ -103,7 +103,7 @@ def show(name, model, guide, num_samples):
         warnings.simplefilter("ignore", UserWarning)  # the last column says it
         evidence = log_evidence(model, guide, pairs, edges, num_samples=num_samples, seed=args.seed)
     draws = f"{evidence.effective_draws.item():.1f} of {num_samples}"
-    print(f"{name:32}{evidence.value.item():9.2f}  {evidence.kind:12}{draws:>16}")
+    print(f"{name:30}{evidence.value.item():8.2f}  {evidence.kind:12}{draws:>16}")
 
 
 candidates = {
@@ -111,7 +111,7 @@ candidates = {
     "two blocks": StochasticBlockModel(34, 2),
     "two blocks, degrees": StochasticBlockModel(34, 2, degree_corrected=True),
 }
-print(f"{'log evidence of all 561 pairs':32}{'nats':>9}  {'kind':12}{'effective draws':>16}")
+print(f"{'log evidence of all 561 pairs':30}{'nats':>8}  {'kind':12}{'effective draws':>16}")
 guides = {}
 for name, model in candidates.items():
     guides[name] = BlockPosterior(model, pairs, edges, seed=args.seed)
@@ -188,7 +188,7 @@ figure.savefig(args.outdir / "graphs-matrix.png")
 
 plain = candidates["two blocks"], guides["two blocks"]
 data = from_pyro_svi(*plain, pairs, edges, num_samples=args.samples, seed=args.seed)
-print("densities within and between the blocks, from draws that ArviZ summarises:")
+print("densities within and between blocks, from draws, by ArviZ:")
 print(az.summary(data, var_names=["density"], kind="stats"))
 
 # %%

@@ -8,9 +8,8 @@ films by who likes them.
 Each user and each film has a vector of factors and a bias, and their score is
 
 .. math::
-    s_{ui} = \mu + b_u + c_i + p_u^\top q_i, \qquad
-    w_u = (b_u, p_u) \sim \mathcal{N}(0, S), \qquad
-    v_i = (c_i, q_i) \sim \mathcal{N}(0, T)
+    w_u = (b_u, p_u) &\sim \mathcal{N}(0, S), \qquad v_i = (c_i, q_i) \sim \mathcal{N}(0, T) \\
+    s_{ui} &= \mu + b_u + c_i + p_u^\top q_i
 
 Two models of the rating :math:`y` given its score are compared. Stars may be numbers with normal
 noise [1]_, or levels in an order, where each user has cutpoints of their own [2]_:
@@ -25,8 +24,8 @@ Takes 30 seconds on two cores, and needs data, MovieLens. Pictures go into ``out
 
 .. code-block:: sh
 
-    python examples/recommender.py --data-root data                # data/MovieLens
-    python examples/recommender.py --data-root data --films 500    # those rated most
+    python examples/recommender.py --data-root data
+    python examples/recommender.py --data-root data --films 500
 
 .. [1] Bayesian Probabilistic Matrix Factorization (Salakhutdinov & Mnih, 2008),
        https://doi.org/10.1145/1390156.1390267
@@ -152,9 +151,9 @@ def report(name, laws, log_prob, bound=None):
     means, logs = zip(*[(law.mean, log_prob(law, stars)) for law in laws], strict=True)
     error = (torch.stack(means).mean(0).clamp(0.5, 5) - stars).square().mean().sqrt().item()
     nats = torch.stack(logs).logsumexp(0) - np.log(len(logs))
-    rest = "" if bound is None else f"{bound:20.4f}"
+    rest = "" if bound is None else f"{bound:16.4f}"
     sure = nats.std().item() / len(nats) ** 0.5
-    print(f"{name:28}{error:8.4f}{nats.mean().item():12.4f} ± {sure:.4f}{rest}")
+    print(f"{name:24}{error:7.4f}{nats.mean().item():11.4f} ± {sure:.4f}{rest}")
 
 
 def biases():
@@ -173,12 +172,12 @@ def draws_of(model, guide):
     return (model.conditional(new, *draw(guide)) for _ in range(args.draws))
 
 
-print(f"{'held out':28}{'RMSE':>8}{'log p of half stars':>20}{'of the rest: bound':>20}")
+print(f"{'held out':24}{'RMSE':>7}{'nats of a rating':>20}{'bound of rest':>16}")
 report("biases, normal noise", [biases()], half_stars)
 report("normal", draws_of(normal, normal_guide), half_stars, bound)
 level = lambda law, y: law.log_prob(y)  # noqa: E731
 report("ordered, own cutpoints", draws_of(ordered, guide), level, evidence.mean)
-print("(nats per rating; the normal bound is one of a density, and does not compare)")
+print("(the normal bound is one of a density, and does not compare)")
 
 # %%
 # The mean of the ordered model is a little nearer to the rating. How likely the rating is, it says
@@ -274,7 +273,7 @@ def write_names(axes, films, place):
             axes.annotate(name, at, (0, 7), textcoords="offset points", ha="center", **style)
 
 
-# sphinx_gallery_thumbnail_path = '_static/gallery/recommender.png'
+# sphinx_gallery_thumbnail_path = '_static/gallery/recommender-thumb.png'
 GENRES = ("Horror", "Animation", "Sci-Fi", "Romance", "Comedy", "Crime", "Drama")
 place, spread = places(ordered, guide)
 counts = torch.bincount(known[0][:, 1], minlength=num_films)
@@ -325,9 +324,10 @@ films = [i for i in counts.argsort(descending=True)[:150].tolist() if i not in r
 chances = stars_of(later.model, later, torch.tensor([[0, film] for film in films]))
 mean = chances @ STARS
 order = mean.argsort(descending=True).tolist()
-liked = ", ".join(f"{name_of(data.titles[i])} {value:g}" for i, value in rated.items())
-print(f"somebody new rates {liked}")
-print("of the films that most have seen, they will like most (expected stars):")
+print("somebody new rates")
+for i, value in rated.items():
+    print(f"  {value:.1f}   {data.titles[i]}")
+print("and will like most, of the films that most have seen (expected stars)")
 for n in order[:5]:
     print(f"  {mean[n].item():.2f}  {data.titles[films[n]]}")
 
@@ -353,14 +353,18 @@ figure.savefig(args.outdir / "films-new-user.png")
 #
 #     MovieLens: 100836 ratings of 9724 films by 610 users
 #     10083 of them are held out
-#     held out                        RMSE log p of half stars  of the rest: bound
-#     biases, normal noise          0.8641     -1.9072 ± 0.0094
-#     normal                        0.8395     -1.8523 ± 0.0099             -1.2629
-#     ordered, own cutpoints        0.8294     -1.5884 ± 0.0082             -1.6885
-#     (nats per rating; the normal bound is one of a density, and does not compare)
-#     somebody new rates The Lord of the Rings: T... 5, Episode IV - A New Hope 5, The Matrix 4.5,
-#     Titanic 1.5, Pretty Woman 1
-#     of the films that most have seen, they will like most (expected stars):
+#     held out                   RMSE    nats of a rating   bound of rest
+#     biases, normal noise     0.8641    -1.9072 ± 0.0094
+#     normal                   0.8395    -1.8523 ± 0.0099         -1.2629
+#     ordered, own cutpoints   0.8294    -1.5884 ± 0.0082         -1.6885
+#     (the normal bound is one of a density, and does not compare)
+#     somebody new rates
+#       5.0   Lord of the Rings: The Fellowship of the Ring, The (2001)
+#       5.0   Star Wars: Episode IV - A New Hope (1977)
+#       4.5   Matrix, The (1999)
+#       1.5   Titanic (1997)
+#       1.0   Pretty Woman (1990)
+#     and will like most, of the films that most have seen (expected stars)
 #       4.62  Pulp Fiction (1994)
 #       4.58  Godfather, The (1972)
 #       4.57  Shawshank Redemption, The (1994)

@@ -11,8 +11,8 @@ patients of a study come day by day, and what is believed after the first day is
 second,
 
 .. math::
-    p(\theta \mid D_1, D_2) \propto p(\theta \mid D_1) \, p(D_2 \mid \theta), \qquad
-    \log p(D_1, D_2) = \log p(D_1) + \log p(D_2 \mid D_1)
+    p(\theta \mid D_1, D_2) &\propto p(\theta \mid D_1) \, p(D_2 \mid \theta) \\
+    \log p(D_1, D_2) &= \log p(D_1) + \log p(D_2 \mid D_1)
 
 The model of the patients is a line with known noise, so that both equations can be checked:
 
@@ -25,7 +25,7 @@ Takes 45 seconds on two cores: ``python examples/transfer.py``. Pictures go into
 
 .. code-block:: sh
 
-    python examples/transfer.py --epochs 60 --steps 200                  # two minutes, better fits
+    python examples/transfer.py --epochs 60 --steps 200  # more steps
     python examples/transfer.py --data mnist --data-root data --epochs 5
 
 .. [1] An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), https://arxiv.org/abs/2010.11929
@@ -113,7 +113,7 @@ mean = (x - x.mean(0)).square().sum(1).mean() * masked.num_hidden / masked.num_p
 print(
     f"{masked.num_hidden} of {masked.num_patches} patches hidden: squared error of a row ", end=""
 )
-print(f"{errors[0]:.2f}, then {errors[-1]:.2f}; of the mean picture {mean:.2f}")
+print(f"{errors[0]:.2f}, then {errors[-1]:.2f};\nof the mean picture {mean:.2f}")
 
 rows = test[:12]
 torch.manual_seed(0)
@@ -141,7 +141,7 @@ figure.savefig(args.outdir / f"transfer-{args.data}-patches.png")
 # frozen. The nats of a test label are exact, for a classifier is its own density of labels; they
 # punish those that are sure and wrong.
 
-KINDS = ("from scratch", "warm start, all tuned", "warm start, frozen")
+KINDS = ("from scratch", "warm start, tuned", "warm start, frozen")
 
 
 def learn_from(some, kind):
@@ -159,17 +159,17 @@ def learn_from(some, kind):
 
 order = torch.randperm(len(y), generator=torch.Generator().manual_seed(args.seed))
 scores = {kind: [] for kind in KINDS}
-print("test accuracy, and exact nats of a test label, by the labels of each class:")
-print(f"  {'':24}" + "".join(f"{count:>16}" for count in args.labels))
+print("test accuracy, and exact nats of a label, by labels of each class")
+print(f"{'':20}" + "".join(f"{count:>12}" for count in args.labels))
 for kind in KINDS:
-    line = f"  {kind:24}"
+    line = f"{kind:20}"
     for count in args.labels:
         some = torch.cat([order[y[order] == c][:count] for c in range(10)])
         model = learn_from(some, kind)
         right = (model.predict(test) == test_labels).double().mean().item()
         evidence = log_evidence(model, None, test, test_labels)
         scores[kind].append(right)
-        line += f"{right:8.1%} {-evidence.mean:7.2f}"
+        line += f"{right:7.1%}{-evidence.mean:5.2f}"
     print(line)
 
 figure, axes = plt.subplots()

@@ -120,7 +120,7 @@ for word in ("king", "is", "my", "come", "father"):
 # t-SNE puts words whose vectors have a small angle side by side. Its axes have no meaning; colours
 # are groups of vectors that k-means finds, and tell nothing that the places do not.
 
-# sphinx_gallery_thumbnail_path = '_static/gallery/word_map.png'
+# sphinx_gallery_thumbnail_path = '_static/gallery/word_map-thumb.png'
 shown = frequent(args.words)
 vectors = directions(shown)
 angles = (1 - vectors @ vectors.T).clamp(min=0).fill_diagonal_(0)
@@ -182,8 +182,9 @@ figure.savefig(args.outdir / "words-hidden.png")
 # .. code-block:: text
 #
 #     228233 words to learn from, 25360 to test, 3099 known
-#     test rows of 64 words: log evidence -242.928 ± 1.351 nats per row, pseudo-likelihood (of each
-#     feature given all others: no density of rows), 5.4761 bits/dim
+#     test rows of 64 words: log evidence -242.928 ± 1.351 nats per row,
+#     pseudo-likelihood (of each feature given all others: no density of
+#     rows), 5.4761 bits/dim
 #     perplexity of a hidden word: 44.5
 #     near 'king': prince, duke, dead, grace, here, queen
 #     near 'is': was, were, hath, has, says, lies
