@@ -63,7 +63,7 @@ plt.style.use("ppl_models.look")
 names, table = eurodist()
 pairs, distances = distance_pairs(table)
 order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(args.seed))
-hidden, shown = order[::5], order[::5]
+hidden, shown = order[::5], order[torch.arange(len(order)) % 5 != 0]
 data = pairs[shown], distances[shown]
 print(f"{len(names)} cities, {len(shown)} distances by road, {len(hidden)} hidden")
 

@@ -52,7 +52,6 @@ from pathlib import Path
 
 import arviz as az
 import matplotlib.pyplot as plt
-import networkx as nx
 import numpy as np
 import torch
 from matplotlib.patches import Ellipse
@@ -72,6 +71,11 @@ from ppl_models import (
     read_graph,
 )
 from ppl_models.datasets import football, karate
+
+try:
+    import networkx as nx
+except ImportError:
+    raise SystemExit("error: graphs need networkx: pip install 'ppl-models[graphs]'") from None
 
 parser = argparse.ArgumentParser(description="Blocks and places in graphs.")
 parser.add_argument("--data-root", type=Path, help="the folder with Graphs/football.gml")
