@@ -96,7 +96,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "api/examples",
     "remove_config_comments": True,
     "show_memory": False,
-    "min_reported_time": 0,
+    "write_computation_times": False,  # its table is drawn by code from another host
     "show_signature": False,
     "plot_gallery": not tags.has("quick"),  # noqa: F821, Sphinx knows it: make docs QUICK=1
     "parallel": True,

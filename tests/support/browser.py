@@ -76,7 +76,7 @@ class Reader:
         self.found: list[str] = []
         self.page.on("console", lambda m: self._told(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self._told(str(error)))
-        self.page.on("requestfailed", lambda r: self._told(f"not loaded: {r.url}"))
+        self.page.on("requestfailed", self._not_loaded)
         self.page.on(
             "request", lambda r: None if self._own(r.url) else self._told(f"other host: {r.url}")
         )
@@ -94,6 +94,10 @@ class Reader:
         self.found += [f"no image: {source}" for source in self.page.evaluate(MISSING)]
         self.found += [f"no equation: {text}" for text in self.page.evaluate(UNREAD)]
         return self.found
+
+    def _not_loaded(self, request: Any) -> None:
+        if "ERR_ABORTED" not in request.failure:  # by the way to the next page
+            self._told(f"not loaded: {request.url}")
 
     def _told(self, what: str) -> None:
         self.found.append(what)
