@@ -161,7 +161,7 @@ figure, axes = plt.subplots()
 run.plot(axes)
 axes.axhline(-2, color="0.4", linestyle=":", label="value where all rows are alike")
 axes.set_ylabel("hinge loss, and value of the game")
-axes.legend()
+axes.legend(loc="center right", bbox_to_anchor=(1, 0.3))
 figure.savefig(args.outdir / f"gan-{args.data}-curve.png")
 
 # %%
