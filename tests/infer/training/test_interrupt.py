@@ -44,9 +44,12 @@ def heard():
 def interrupts(*delays):
     """Ctrl-C after so many seconds each, from another thread, once a run is on its way."""
 
+    ended = threading.Event()  # before it began, by the second of the run before, which came late
+
     def send():
         while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            time.sleep(0.0005)
+            if ended.wait(0.0005):
+                return
         for delay in delays:
             time.sleep(delay)
             os.kill(os.getpid(), signal.SIGINT)
@@ -56,6 +59,7 @@ def interrupts(*delays):
     try:
         yield
     finally:
+        ended.set()
         thread.join()
 
 
