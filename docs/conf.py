@@ -30,7 +30,14 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_templates", "gallery/*.py", "gallery/*.ipynb", "**/README.*"]
+exclude_patterns = [
+    "_build",
+    "_templates",
+    "**/sg_execution_times.rst",
+    "gallery/*.py",
+    "gallery/*.ipynb",
+    "**/README.*",
+]
 templates_path = ["_templates"]
 default_role = "py:obj"  # `fit` in a docstring is a link, `x=None` code
 
