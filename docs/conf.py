@@ -33,6 +33,7 @@ extensions = [
 exclude_patterns = [
     "_build",
     "_templates",
+    "sg_execution_times.rst",
     "**/sg_execution_times.rst",
     "gallery/*.py",
     "gallery/*.ipynb",
