@@ -10,6 +10,7 @@ sys.path.insert(0, str(DOCS))  # stories.py
 sys.path.insert(0, str(DOCS.parent))  # the library of this checkout
 os.environ["PYTHONPATH"] = str(DOCS.parent)  # for what examples start
 
+# After the path that they are found by.
 import stories  # noqa: E402
 
 import ppl_models  # noqa: E402
@@ -17,7 +18,7 @@ import ppl_models  # noqa: E402
 project = "ppl_models"
 author = "The ppl_models maintainers"
 copyright = author
-version = release = getattr(ppl_models, "__version__", "")
+version = release = ppl_models.__version__
 
 extensions = [
     "myst_parser",

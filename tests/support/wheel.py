@@ -54,9 +54,8 @@ def uv(*command: object) -> str:
 
 def interpreter(version: str) -> Path:
     """The newest Python of a version, such as "3.12"."""
-    folders = {Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")), Path("/root/.pyenv")}
-    found = [p for folder in folders for p in folder.glob(f"versions/{version}.*/bin/python3")]
-    if found:
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    if found := list(pyenv.glob(f"versions/{version}.*/bin/python3")):
         return max(found, key=lambda path: int(re.findall(r"\d+", path.parts[-3])[-1]))
     if on_path := shutil.which(f"python{version}"):
         return Path(on_path)
