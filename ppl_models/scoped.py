@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -77,27 +78,38 @@ def kept_rng(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def own_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws from generators seeded with `seed`, and leaves the others as they were."""
+def own_rng(what: str, seed: int, device: torch.device) -> Iterator[None]:
+    """Draws from generators seeded for `what` with `seed`, and leaves the others as they were."""
     with kept_rng(device):
+        own = _seed_for(what, seed)
         if device.type == "cpu":  # those of GPUs, which are not kept, stay as they are
-            torch.random.default_generator.manual_seed(seed)
+            torch.random.default_generator.manual_seed(own)
         else:
-            torch.manual_seed(seed)
+            torch.manual_seed(own)
         yield
 
 
 @contextmanager
-def own_draws(seed: int, device: torch.device) -> Iterator[None]:
+def own_draws(what: str, seed: int, device: torch.device) -> Iterator[None]:
     """The same for Python's random numbers and NumPy's, which programs may draw from, too.
 
     These are left anywhere: see `kept_host_rng`, which takes longer.
     """
-    random.seed(seed)
+    own = _seed_for(what, seed)
+    random.seed(own)
     with suppress(TypeError):  # another generator than NumPy's usual one
-        np.random.seed(seed % 2**32)
-    with own_rng(seed, device):
+        np.random.seed(own % 2**32)
+    with own_rng(what, seed, device):
         yield
+
+
+def _seed_for(what: str, seed: int) -> int:
+    """Returns a seed that no other work shares, nor `torch.manual_seed(seed)`.
+
+    Rows that are drawn with `seed`, and evaluated with it, would meet their own noise again: the
+    two were no longer independent, and what is estimated no longer unbiased.
+    """
+    return int.from_bytes(blake2b(f"{what} {seed}".encode(), digest_size=8).digest()) >> 1
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def variational_bound(
     with ExitStack() as stack:
         stack.enter_context(modes([diffusion], training=False))
         if seed is not None:
-            stack.enter_context(own_rng(seed, data[0].device))
+            stack.enter_context(own_rng("variational_bound", seed, data[0].device))
         discrete = check_data(diffusion, tuple(part[:2] for part in data), data)
         batches = zip(*(part.split(batch_size) for part in data), strict=True)
         parts = [_bound(diffusion, steps, draws, batch_size, *batch) for batch in batches]

@@ -88,7 +88,7 @@ def probability_flow(
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes([diffusion], training=False))
         if seed is not None:
-            stack.enter_context(own_rng(seed, data[0].device))
+            stack.enter_context(own_rng("probability_flow", seed, data[0].device))
         discrete = check_data(diffusion, tuple(part[:2] for part in data), data)
         batches = list(zip(*(part.split(batch_size) for part in data), strict=True))
         paths = [

@@ -1,4 +1,4 @@
-"""Progress bars of what may take long: on a terminal, after a second, gone when it is done."""
+"""Progress bars of what may take long: where somebody looks, and gone when it is done."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ DELAY = 1.0  # seconds, in which most calls are done
 def progress_bar(
     what: str, total: int | None, shown: bool = True, unit: str = "draw"
 ) -> Iterator[Callable[[int], object]]:
-    """Gives a function that is told how much more is done. Of several processes the first shows it.
+    """Gives a function that is told how much more is done. The bar is seen after a second.
 
     Arguments:
         what: What is done.
@@ -28,15 +28,33 @@ def progress_bar(
         ...     for n in range(3):
         ...         done = advance(1)
     """
-    if not (shown and _is_terminal() and together().is_first):
+    if not is_watched(shown):
         yield _nothing
         return
     with tqdm(desc=what, total=total, unit=unit, leave=False, delay=DELAY) as bar:
         yield bar.update
 
 
+def is_watched(wanted: bool = True) -> bool:
+    """Whether somebody sees a bar that is `wanted`: on a terminal, or in a notebook.
+
+    Of several processes the first shows it.
+
+    Example:
+        >>> is_watched(False)
+        False
+    """
+    return wanted and (_is_terminal() or _is_notebook()) and together().is_first
+
+
 def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _is_notebook() -> bool:
+    """Whether the code runs in a kernel of Jupyter's, whose standard error is no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 def _nothing(done: int) -> None:

@@ -1,7 +1,9 @@
 """The notebooks that the gallery hands out run."""
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,17 +37,44 @@ def first_cell() -> str:
     return by_name["first_notebook_cell"].value
 
 
-@pytest.mark.slow
-def test_a_notebook_runs_and_shows_its_pictures(tmp_path: Path) -> None:
+def executed(book: Any, folder: Path) -> str:
+    """Executes a notebook, as a browser would, and returns all that it printed."""
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: the extra docs")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed: the extra docs")
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    client = nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": folder}})
+    client.execute(env=environment)
+    return "".join(output.get("text", "") for output in outputs(book))
+
+
+def outputs(book: Any) -> list[Any]:
+    return [output for cell in book.cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_and_shows_its_pictures(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat", reason="nbformat comes with nbclient")
     book = nbformat.read(notebook("own_model", tmp_path), as_version=4)
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
-    client = nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": tmp_path}})
-    client.execute(env=environment)
-    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    printed = "".join(output.get("text", "") for output in outputs)
+    printed = executed(book, tmp_path)
     assert "exact value: -209." in printed
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs(book)) == 3
     assert "Usage" not in printed
+
+
+FIT = """
+import torch
+from ppl_models import MADE, elbo, fit
+x = torch.rand(50, 4).round()
+run = fit(elbo(MADE(4)), x, steps=30, seed=0{more})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "shown"), [("", True), (", progress=False", False)])
+def test_a_notebook_shows_a_bar_that_goes(more: str, shown: bool, tmp_path: Path) -> None:
+    """A kernel's standard error is no terminal, and yet somebody looks at it."""
+    v4 = pytest.importorskip("nbformat.v4", reason="nbformat comes with nbclient")
+    book = v4.new_notebook(cells=[v4.new_code_cell(FIT.format(more=more))])
+    printed = executed(book, tmp_path)
+    assert ("/30 [" in printed) == shown
+    assert not shown or re.search(r"\r +\r$", printed)

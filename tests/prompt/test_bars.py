@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -35,7 +36,7 @@ from ppl_models import (
 )
 from ppl_models.diffusion.samplers import ancestral, ddim, heun, langevin
 from ppl_models.prompt import bars
-from ppl_models.prompt.bars import progress_bar
+from ppl_models.prompt.bars import is_watched, progress_bar
 
 X = torch.rand(20, 4, generator=torch.Generator().manual_seed(0)).round()
 
@@ -186,6 +187,22 @@ def test_refits_are_counted(monkeypatch):
     assert "refit: 100%" in shown.getvalue()
     assert " 20/20 " in shown.getvalue()
     assert torch.equal(refits(progress=False), found)
+
+
+def test_bars_are_where_somebody_looks(monkeypatch):
+    """On a terminal and in a notebook; not in a file, nor where no bar is wanted."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not is_watched()
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    assert is_watched()
+    assert not is_watched(False)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not is_watched()
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    assert not is_watched()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert is_watched()
 
 
 def test_a_sampler_of_ones_own_has_no_total(monkeypatch):

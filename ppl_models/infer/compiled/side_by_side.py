@@ -84,7 +84,7 @@ def side_by_side(
 
     def batch(step: int, start: int) -> Results | None:
         chosen = numbers[start : start + step]
-        with own_draws(mix(seed, start), turns.device):
+        with own_draws("draws", mix(seed, start), turns.device):
             if len(chosen) == 1:
                 return run(chosen[0])
             return _together(run, chosen, 3 if start == 1 else 1)

@@ -310,7 +310,7 @@ def _simulated(
     with (
         torch.no_grad(),
         modes(modules_of_programs(model), training=False),
-        own_rng(seed, data[0].device),
+        own_rng("simulations", seed, data[0].device),
         Rows(rows, number, number),
     ):
         given = poutine.trace(program).get_trace(*data, size=number)

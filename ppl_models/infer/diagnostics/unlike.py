@@ -252,7 +252,7 @@ def _simulated(
         number = max(FEWEST, 20 * len(data[0])) if alone else OF_A_ROW
     check_count(num_simulations=number)
     device = data[0].device
-    with torch.no_grad(), modes(modules, training=False), own_rng(seed, device):
+    with torch.no_grad(), modes(modules, training=False), own_rng("simulations", seed, device):
         simulator = Simulator(program, inputs, number if alone else len(data[0]))
         _check_amortised(guide, simulator)
         sets = [one.data for one in simulator.sets(1 if alone else number)]

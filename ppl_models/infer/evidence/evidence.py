@@ -436,7 +436,7 @@ def _closed_form(
     modules = Program(model, "model").modules()
     check_devices(modules, data)
     check_tensors(data, allows_missing([model]))
-    with own_rng(0, data[0].device), modes(modules.values(), training=False):
+    with own_rng("a trial", 0, data[0].device), modes(modules.values(), training=False):
         batch = (few(data[0]),)
         with pyro.validation_enabled(False):
             trace = poutine.trace(model).get_trace(*batch)  # its checks, and errors of its own
@@ -473,7 +473,7 @@ def _is_certain(joint: Joint) -> bool:
     rows = slice(0, 8) if joint.tiled else joint.all_rows
     weights = []
     for seed in range(RUNS):
-        with own_rng(seed, joint.data[0].device):
+        with own_rng("a trial", seed, joint.data[0].device):
             draws = joint.draw(rows, 1)
         weights.append(draws.log_weight)
     error = (torch.stack(weights) - weights[0]).abs()

@@ -113,7 +113,7 @@ def _exact(model: HasImpute, x: Tensor, num_samples: int, seed: int | None) -> T
     check_tensors((x,), allows_missing([model]))
     with modes(modules.values(), training=False), ExitStack() as stack:
         if seed is not None:
-            stack.enter_context(own_rng(seed, x.device))
+            stack.enter_context(own_rng("impute", seed, x.device))
         drawn = model.impute(x, num_samples)
     if drawn.shape != (num_samples, *x.shape):
         raise ValueError(

@@ -88,7 +88,7 @@ def sampling(
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(modules(), training=False))
         device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
-        stack.enter_context(own_rng(seed_of(seed), torch.device(device)))
+        stack.enter_context(own_rng("evaluation", seed_of(seed), torch.device(device)))
         with together().all_or_none("a first run"):
             joint = Joint(programs[0], None if guide is None else programs[1], data, numbered)
         stack.enter_context(modes(modules(), training=False))  # those that the run has shown
@@ -337,7 +337,7 @@ class Joint:
         device = self.data[0].device
 
         def of(numbered: tuple[int, Piece]) -> Results:
-            with own_draws(mix(seed, numbered[0]), device):
+            with own_draws("a piece", mix(seed, numbered[0]), device):
                 return work(numbered[1])
 
         for (_, piece), found in in_turn(here, "an evaluation", [*enumerate(pieces)], of, device):

@@ -386,7 +386,7 @@ def _check_no_rows_read(guide: Program, rows: NewRows) -> None:
     twice = tuple(x.repeat(2, *[1] * (x.dim() - 1)) for x in rows.data)
     draws = []
     for data, size in ((rows.data, rows.size), (twice, 2 * rows.size)):
-        with own_rng(0, rows.device):
+        with own_rng("a trial", 0, rows.device):
             trace = poutine.trace(guide).get_trace(*data, size=size)
         draws.append({n: s["value"] for n, s in sites.latent_sites(trace).items() if n in shared})
     if not all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0]):

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ppl_models.infer.compiled.code.density import NativeDensity
 from ppl_models.infer.sampling.density import Density
 from ppl_models.processes import Turns, together
+from ppl_models.prompt.bars import is_watched
 from ppl_models.scoped import mix
 
 LATENTS, DIMENSION = "latents", "latents_dim_0"
@@ -104,7 +105,7 @@ def _some(density: Density, settings: Settings, chains: range) -> Results:
     """Some of the chains, as many of these at once as there are cores."""
     found: Results = {}
     width = num_cores() if density.native else 1
-    hidden = None if settings.progress and together().is_first else True
+    hidden = not is_watched(settings.progress)
     bar = tqdm(total=len(chains), desc="nuts", unit="chain", disable=hidden, leave=False)
     with bar:
         for start in range(0, len(chains), width):

@@ -196,7 +196,7 @@ def _evaluated(program: Program, seed: int, chains: int) -> Iterator[None]:
         torch.set_num_threads(max(1, min(before, num_cores() // chains)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(program.modules().values(), training=False))
-        stack.enter_context(own_rng(seed, torch.device("cpu")))
+        stack.enter_context(own_rng("nuts", seed, torch.device("cpu")))
         yield
 
 

@@ -83,7 +83,7 @@ def _drawn(
 ) -> dict[str, Tensor]:
     """A batch of rows, with random numbers of its own."""
     number, rows = batch
-    with own_draws(mix(seed, number), _device()):
+    with own_draws(WHERE, mix(seed, number), _device()):
         x: Any = draw(rows)
     if not isinstance(x, Tensor):
         raise TypeError(

@@ -27,8 +27,8 @@ from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.selection.evidences import EvidenceComparison
 from ppl_models.infer.selection.table import Comparison, stacking
 from ppl_models.infer.training.em import fit_em
-from ppl_models.processes import together
 from ppl_models.processes.jobs import side_by_side
+from ppl_models.prompt.bars import is_watched
 from ppl_models.scoped import mix, own_rng, seed_of
 
 NEEDS = ("em_step", "initialise", "evidence", "num_parameters")
@@ -125,7 +125,7 @@ def compare(
     check_count(restarts=restarts, max_steps=max_steps)
     seed = seed_of(seed)
     settings = {"restarts": restarts, "max_steps": max_steps, "tolerance": tolerance}
-    with own_rng(mix(seed, 0), x.device):
+    with own_rng("folds", seed, x.device):
         fold = torch.randperm(len(x), device=x.device) % folds  # of each row, (N,)
     fitted = torch.empty(len(candidates), len(x), dtype=torch.float64)
     held_out = torch.empty_like(fitted)
@@ -138,7 +138,7 @@ def compare(
     ]
     names = [f"candidate {name!r}" for name, *_ in fits]
     ends = side_by_side(_fit, fits, "compare", names=names)
-    hidden = None if progress and together().is_first else True
+    hidden = not is_watched(progress)
     with tqdm(total=len(fits), disable=hidden, leave=False) as bar:
         for (c, f), (name, model, *_), (state, value, said) in zip(places, fits, ends, strict=True):
             if f < 0:
@@ -180,7 +180,7 @@ def _fit(
     """
     whole = left_out < 0
     which = "all rows" if whole else f"fold {left_out + 1}"
-    with own_rng(seed, x.device), warnings.catch_warnings(record=True) as new:
+    with own_rng("compare", seed, x.device), warnings.catch_warnings(record=True) as new:
         warnings.simplefilter("always")
         try:
             fit_em(model, x if whole else x[fold != left_out], progress=False, **settings)

@@ -26,6 +26,7 @@ from ppl_models.infer.training.climbs.rows import (
 from ppl_models.infer.training.fit import Run
 from ppl_models.processes import ALONE, Processes, fingerprint, takes_parts, together
 from ppl_models.processes.jobs import jobs_at_once, side_by_side
+from ppl_models.prompt.bars import is_watched
 from ppl_models.scoped import get_host_rng_state, get_rng_state, set_host_rng_state, set_rng_state
 from ppl_models.user_line import warn
 
@@ -120,7 +121,7 @@ def fit_em(
     settings = [initialise, restarts, max_steps, tolerance, batch_size, seed]
     _check_alike(here, model, rows, start, settings)
 
-    hidden = None if progress and here.is_first else True
+    hidden = not is_watched(progress)
     with tqdm(desc="EM", disable=hidden, leave=False) as bar:
         candidates = _candidates(model, restarts, x)
         # Steps of several are cheap: they go on a little, as they do side by side until all end.

@@ -47,6 +47,7 @@ from ppl_models.infer.training.together.generators import take_first, take_own
 from ppl_models.pictures.curves import curves
 from ppl_models.pictures.drawing import drawing, figure_of
 from ppl_models.processes import together
+from ppl_models.prompt.bars import is_watched
 from ppl_models.scoped import mix, modes
 from ppl_models.user_line import warn
 
@@ -287,7 +288,7 @@ def fit(
                 if held_out is not None:
                     held_out.check(descent, order_seed)
             loop = _Loop(reached, train, held_out, patience, path, checkpoint_every, interrupt, end)
-            loop.run(total, progress and processes.is_first)
+            loop.run(total, progress)
             take_first(processes, descent.device)
     return _finished(loop, total, began)
 
@@ -337,7 +338,7 @@ class _Loop:
 
     def run(self, total: int, shown: bool) -> None:
         """Goes on to so many steps in all, and leaves the modules in evaluation mode."""
-        initial, hidden = self.descent.step_number, None if shown else True
+        initial, hidden = self.descent.step_number, not is_watched(shown)
         self.choice.look_ahead(total)
         with (
             tqdm(total=total, initial=initial, disable=hidden, leave=False) as bar,

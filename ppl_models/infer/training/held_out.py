@@ -91,5 +91,5 @@ class HeldOut:
 
 @contextmanager
 def _evaluating(descent: Descent, seed: int) -> Iterator[None]:
-    with modes(descent.modules(), training=False), own_rng(seed, descent.device):
+    with modes(descent.modules(), training=False), own_rng("validation", seed, descent.device):
         yield

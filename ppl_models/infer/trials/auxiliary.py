@@ -266,7 +266,7 @@ class _Function:
         for name, x, known in zip(self.names, free, self.outof, strict=True):
             given.nodes[name]["value"] = known.transform(x)
         device = free[0].device
-        with own_rng(0, device):  # of what it draws without a site
+        with own_rng("a trial", 0, device):  # of what it draws without a site
             trace = self.draw(given)
         pairs = zip(self.targets, self.into, strict=True)
         return tuple(known.transform.inv(_value(trace, name)) for name, known in pairs)

@@ -138,7 +138,7 @@ class Trial:
 
     def _run_again(self, places: Tensor, drawn: Pair, part: Tensor) -> Pair:
         """Runs both on a part of the rows, with the latents drawn, and the same chance beside."""
-        with own_rng(0, self.data[0].device):  # of what a program draws without a site
+        with own_rng("a trial", 0, self.data[0].device):  # of what a program draws without a site
             return self.run(places[part], Pair(*(_taken(trace, part) for trace in drawn)))
 
     def _beyond_noise(self, shown: list["Difference"], places: Tensor, whole: Pair) -> str | None:

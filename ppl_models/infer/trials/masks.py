@@ -450,7 +450,7 @@ def _again(trial: Trial, places: Tensor, drawn: Pair, values: dict[str, Tensor])
         for name, site in sites.latent_sites(old).items():
             if not _is_function(site):
                 trace.add_node(name, **{**site, "value": values.get(name, site["value"])})
-    with own_rng(0, trial.data[0].device):
+    with own_rng("a trial", 0, trial.data[0].device):
         return trial.run(places, given)
 
 

@@ -127,7 +127,7 @@ def _check_looks(guide: Program, sets: DataSets) -> None:
     """Raises where a guide draws the same for any data: its parameters are of one data set."""
     found = []
     for data in sets.each[:FEW]:
-        with own_rng(0, sets.simulator.device), guide.noticing():
+        with own_rng("a trial", 0, sets.simulator.device), guide.noticing():
             trace = poutine.trace(guide).get_trace(*data, size=sets.simulator.size)
         drawn = sites.latent_sites(trace).items()
         found.append({n: s["value"] for n, s in drawn if not sites.in_data_plate(s)})

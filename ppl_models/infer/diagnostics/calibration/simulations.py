@@ -57,12 +57,16 @@ def simulations(
     program, modules = Program(model, "model"), modules_of_programs(model, guide)
     program.is_evaluated = True
     inputs = as_rows(inputs, modules)
-    with torch.no_grad(), modes(modules, training=False), own_rng(wanted.seed, torch.device("cpu")):
+    with (
+        torch.no_grad(),
+        modes(modules, training=False),
+        own_rng("calibration", wanted.seed, torch.device("cpu")),
+    ):
         simulator = Simulator(program, inputs, wanted.size)
         if not simulator.latents:
             raise ValueError(nothing_to_rank([]))
         with (
-            own_rng(wanted.seed, simulator.device),
+            own_rng("calibration", wanted.seed, simulator.device),
             _drawn(model, guide, simulator, wanted) as all_,
         ):
             yield all_

@@ -52,7 +52,7 @@ class Exam:
     def quietly(self) -> Iterator[None]:
         """A context in which runs leave nothing behind, but the parameters of a first one."""
         with (
-            own_rng(0, self.batch[0].device),
+            own_rng("doctor", 0, self.batch[0].device),
             modes(self.modules.values(), training=False),
             pyro.validation_enabled(False),
         ):

@@ -74,7 +74,7 @@ def _rows(loss: Loss, batch: Batch, parameters: list[Tensor]) -> Iterator[int]:
 
 
 def _is_fine(loss: Loss, batch: Batch, parameters: list[Tensor]) -> bool:
-    with own_rng(0, batch.values[0].device):
+    with own_rng("slopes", 0, batch.values[0].device):
         slopes = _slopes(loss, batch, parameters)
     return all(bool(slope.isfinite().all()) for slope in slopes if slope is not None)
 

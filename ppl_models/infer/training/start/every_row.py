@@ -21,6 +21,7 @@ from ppl_models.infer.programs.tables import as_data, numbers_of
 from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.reading.in_order import Part, Parts, in_order
 from ppl_models.infer.training.batches import in_memory
+from ppl_models.prompt.bars import is_watched
 from ppl_models.scoped import kept_rng, modes
 
 FEW = 256  # rows on which programs run; all others are compared with what is seen there
@@ -53,7 +54,7 @@ def check_data(objective: Any, data: Any, *, progress: bool = True) -> None:
     """
     objectives, modules = _looked_at(objective)
     taken, device = Taken(objectives[0].arguments, modules), numbers_of(modules).device
-    missing, hidden = allows_missing(modules), None if progress else True
+    missing, hidden = allows_missing(modules), not is_watched(progress)
     parts, size = _in_order(data, taken, device, missing)
     bar = tqdm(desc="rows", unit="", total=size, disable=hidden, leave=False)
     with bar, kept_rng(device):
