@@ -75,11 +75,13 @@ def test_variational_bound_is_the_mean_of_the_bound(kind):
         error = draws.var(0).sum().sqrt().item() / 2000**0.5 / 8
     every = variational_bound(model, x, num_samples=1000, seed=0)
     assert "lower bound (1000 draws, Monte Carlo error" in str(every)
-    few = variational_bound(model, x, num_samples=2, seed=0)
-    for got in (every, few):
-        tolerance = 5 * (error + got.monte_carlo_error)
-        assert got.mean == pytest.approx(draws.mean().item(), abs=tolerance)
-    assert every.monte_carlo_error < few.monte_carlo_error / 5
+    tolerance = 5 * (error + every.monte_carlo_error)
+    assert every.mean == pytest.approx(draws.mean().item(), abs=tolerance)
+    few = [variational_bound(model, x, num_samples=2, seed=seed) for seed in range(100)]
+    means = torch.tensor([got.mean for got in few])  # rare draws are far below the others
+    tolerance = 5 * (error + means.std().item() / 10)
+    assert means.mean().item() == pytest.approx(draws.mean().item(), abs=tolerance)
+    assert every.monte_carlo_error < min(got.monte_carlo_error for got in few) / 2
     assert every.num_features == (2 if kind.get("likelihood") else None)
     again = variational_bound(model, x, num_samples=1000, batch_size=500, seed=0)
     assert again.mean == pytest.approx(every.mean, abs=5 * every.monte_carlo_error)

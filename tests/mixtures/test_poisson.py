@@ -92,7 +92,11 @@ def test_parameters_are_counted():
 def test_as_many_components_as_there_are_are_chosen():
     candidates = {k: PoissonMixture(2, k).double() for k in (1, 2, 3)}
     result = compare(candidates, counts(300), folds=3, restarts=2, seed=0, progress=False)
-    assert result.best("bic") == result.best() == 2
+    assert result.best("bic") == 2
+    one, two, three = result.held_out_rows
+    assert (two - one).mean() > 0.5
+    gain = three - two  # of a component that finds nothing: chance
+    assert gain.mean() < 2 * gain.std() / 300**0.5
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.5, float("inf")])

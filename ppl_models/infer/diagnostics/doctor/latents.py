@@ -11,6 +11,8 @@ from ppl_models.infer.trials import shapes
 from ppl_models.infer.trials.independence import Pair
 from ppl_models.infer.trials.supports import outside
 
+RUNS = 8  # more: a site that is there every other time is overlooked once in 256
+
 
 def examine(exam: Exam, traces: Pair) -> None:
     """Takes note of sites that only one program has, or that are others in the other one."""
@@ -65,14 +67,15 @@ def _told(site: dict, shape: Any) -> str:
 
 def _examine_runs(exam: Exam, traces: Pair) -> None:
     """Takes note of sites that are not there each time."""
-    again = exam.run()
-    for one, other, program in zip(traces, again, ("model", "guide"), strict=True):
-        found = [set(_names(trace)) for trace in (one, other)]
-        for name in sorted(found[0] ^ found[1]):
+    runs = [traces, *(exam.run() for _ in range(RUNS))]
+    for of_one, program in zip(zip(*runs, strict=True), ("model", "guide"), strict=True):
+        found = [set(_names(trace)) for trace in of_one]
+        few, many = (by(found, key=len) for by in (min, max))
+        for name in sorted(set.union(*found) - set.intersection(*found)):
             exam.note(
                 f"{program}: its site {name!r} is there in some runs and not in others. Expected "
-                f"the same sites in each run, got {len(found[0])} of them once and "
-                f"{len(found[1])} another time. Try a distribution over all values, or "
+                f"the same sites in each run, got {len(few)} of them once and "
+                f"{len(many)} another time. Try a distribution over all values, or "
                 f"poutine.mask, in the place of Python's `if` on what was drawn.",
                 program,
             )
