@@ -50,7 +50,7 @@ format: $(READY)
 docs: export OMP_NUM_THREADS ?= 1
 docs: $(VENV)/.ready-docs
 	@command -v $${CXX:-c++} >/dev/null || { echo "make docs: a C++ compiler is needed, and there is no $${CXX:-c++}: try apt-get install g++."; exit 1; }
-	@rm -rf docs/api/generated docs/api/examples # of names that may be gone
+	@rm -rf docs/api/generated docs/api/examples $(if $(QUICK),docs/gallery) # of names that may be gone
 	$(BIN)/python -m sphinx -W --keep-going -q -j auto $(if $(QUICK),-t quick) docs docs/_build/html
 	@echo "The site: docs/_build/html/index.html. A browser reads it in: make test ARGS=tests/docs"
 	@command -v chromium chromium-browser google-chrome >/dev/null || echo "... which needs chromium: apt-get install chromium"

@@ -96,6 +96,7 @@ from ppl_models.mixtures.relabel import relabel
 from ppl_models.plates import data_plate
 from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 from ppl_models.processes import ProcessError
+from ppl_models.recommender.ease import EASE
 from ppl_models.recommender.factorization import MatrixFactorization
 from ppl_models.recommender.poisson import PoissonFactorization
 from ppl_models.supervised.classifier import Classifier
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EASE",
     "GAN",
     "MADE",
     "PCA",

@@ -34,7 +34,13 @@ from ppl_models.infer.trials.independence import (
 )
 from ppl_models.infer.trials.masks import follow_masks
 from ppl_models.infer.trials.precision import lost_digits
-from ppl_models.infer.trials.shapes import check_entries, check_no_outer, check_rows, replayed
+from ppl_models.infer.trials.shapes import (
+    check_entries,
+    check_no_outer,
+    check_placed,
+    check_rows,
+    replayed,
+)
 from ppl_models.infer.trials.supports import outside
 from ppl_models.scoped import kept_rng
 from ppl_models.user_line import warn
@@ -151,6 +157,7 @@ class EvidenceLowerBound(Objective):
         check_whole(self._model.modules().values(), data or batch)
         with torch.no_grad(), pyro.validation_enabled(False):
             traces = self._traces(batch, size)
+        checks.check_observed(traces[0])
         checks.check_sites(*traces, self.estimator)
         checks.check_support(traces[0], batch, data or batch)
         rows, scaled = len(batch[0]), self._model.takes_size
@@ -171,8 +178,14 @@ class EvidenceLowerBound(Objective):
         if rows < size and not named_rows(traces[0], traces[1], rows):
             check_entries(traces[0], batch)
             check_minibatches(self._model, self._guide, batch, size, data)
-        with torch.no_grad():
-            self.loss(*batch, size=size)
+        try:
+            with torch.no_grad():
+                self.loss(*batch, size=size)
+        except ValueError:  # Pyro's own validation names a site, and not what it lacks
+            depth = sites.plate_depth(*traces)
+            for trace, name in zip(traces, ("model", "guide"), strict=True):
+                check_placed(trace, name, depth)
+            raise
 
     def _warn_of_numbers(self, traces: tuple[poutine.Trace, poutine.Trace]) -> None:
         """Warns of draws that may have no density, and of densities that lose their digits."""

@@ -89,9 +89,11 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
 def check_observed(model: poutine.Trace) -> None:
     """Raises where a model has no observed site: its evidence would be that of nothing."""
     if not any(site["is_observed"] and not is_derived(site) for site in random_sites(model)):
+        drawn = sorted(latent_sites(model))
         raise ValueError(
-            "model: it observes nothing, so that there is no evidence. Try "
-            "pyro.sample('x', ..., obs=x) in a program model(x=None, size=None)."
+            f"model: it observes nothing, so that there is no evidence. It draws "
+            f"{_names(drawn) or 'nothing'}. Try pyro.sample('x', ..., obs=x) where one of these is "
+            f"data, in a program model(x=None, size=None)."
         )
 
 

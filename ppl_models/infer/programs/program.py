@@ -13,6 +13,7 @@ stay readable after the fit.
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,6 +46,9 @@ from ppl_models.infer.programs.pyro_internals import (
     unhandled,
 )
 from ppl_models.infer.programs.rows import FollowingRows, rejoin
+
+# What Pyro says of any discrete site that an autoguide would draw, be it a latent or not.
+OF_DISCRETE = re.compile(r"Continuous inference cannot handle discrete sample site '(.*?)'")
 
 
 class Program:
@@ -144,6 +148,10 @@ class Program:
                 if self.takes_size:
                     return self.program(*batch, size=size)
                 return self.program(*batch)
+        except ValueError as error:
+            if found := OF_DISCRETE.match(str(error)):
+                raise ValueError(_of_discrete(type(self.inner).__name__, found[1])) from error
+            raise
         finally:
             self.running = False
 
@@ -343,6 +351,14 @@ def _without_plates(guide: EasyGuide) -> AbstractContextManager[None]:
 def _takes_size(signature: inspect.Signature) -> bool:
     parameters = signature.parameters.values()
     return any(p.name == "size" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _of_discrete(guide: str, site: str) -> str:
+    return (
+        f"guide: {guide} draws continuous latents, and the site {site!r} of the model is discrete "
+        f"and not observed. Try pyro.sample({site!r}, ..., obs=...) where it is data, or "
+        f"infer={{'enumerate': 'parallel'}} in the model, where it is a latent that is summed out."
+    )
 
 
 def no_latents(*batch: Tensor, size: int | None = None) -> None:

@@ -94,7 +94,9 @@ class EvidenceComparison:
         return self.highest
 
     def dataframe(self) -> "DataFrame":
-        """Returns the table as a `pandas.DataFrame`, a line for each candidate, in nats per row.
+        """Returns the table as a `pandas.DataFrame`, a line for each candidate.
+
+        In nats per row, or of all rows together, where these share latents.
 
         Columns: the `evidence`, its `standard_error` (over rows), `monte_carlo_error` and `kind`;
         the `difference` from the highest, its `difference_error`, `difference_monte_carlo_error`
@@ -102,20 +104,20 @@ class EvidenceComparison:
         """
         import pandas  # slow to import
 
-        differences, order = self.differences, self.order
+        differences, order, scale = self.differences, self.order, self._scale
         lines = []
         for name, evidence in self.evidences.items():
             difference = differences.get(name)
             lines.append(
                 {
-                    "evidence": evidence.mean,
-                    "standard_error": evidence.standard_error,
-                    "monte_carlo_error": evidence.monte_carlo_error,
+                    "evidence": scale * evidence.mean,
+                    "standard_error": scale * evidence.standard_error,
+                    "monte_carlo_error": scale * evidence.monte_carlo_error,
                     "kind": evidence.kind,
-                    "difference": difference.mean if difference else 0.0,
-                    "difference_error": difference.standard_error if difference else 0.0,
+                    "difference": scale * difference.mean if difference else 0.0,
+                    "difference_error": scale * difference.standard_error if difference else 0.0,
                     "difference_monte_carlo_error": (
-                        difference.monte_carlo_error if difference else 0.0
+                        scale * difference.monte_carlo_error if difference else 0.0
                     ),
                     "difference_kind": difference.kind if difference else "exact",
                     "order": order[name],
@@ -140,7 +142,7 @@ class EvidenceComparison:
 
     def _table(self) -> list[list[str]]:
         """What is said of each candidate, below the names of the columns."""
-        differences, order = self.differences, self.order
+        differences, order, scale = self.differences, self.order, self._scale
         title = ["candidate", "log evidence", "Monte Carlo error", "kind", "less the highest"]
         found = [[*title, "order", "bits/dim"]]
         for name, evidence in self.evidences.items():
@@ -148,28 +150,40 @@ class EvidenceComparison:
             found.append(
                 [
                     str(name),
-                    _with_error(evidence),
-                    f"{evidence.monte_carlo_error:.3f}" if evidence.num_samples else "",
+                    _with_error(evidence, scale),
+                    f"{scale * evidence.monte_carlo_error:.3f}" if evidence.num_samples else "",
                     evidence.kind,
-                    _with_error(less) if less else "",
+                    _with_error(less, scale) if less else "",
                     order[name],
                     f"{evidence.bits_per_dim:.4f}" if evidence.num_features else "",
                 ]
             )
         return found
 
+    @property
+    def _scale(self) -> int:
+        """How many rows a number is of: of each, or of all together, which share latents."""
+        first = next(iter(self.evidences.values()))
+        return first.num_rows // len(first.value)
+
     def _of(self) -> str:
         """What the evidences are of."""
-        first = next(iter(self.evidences.values()))
-        if len(first.value) == first.num_rows:
-            return f"{first.num_rows} row{'s' if first.num_rows > 1 else ''}"
-        return f"all {first.num_rows} rows together"
+        rows = next(iter(self.evidences.values())).num_rows
+        if self._scale == 1:
+            return f"{rows} row{'s' if rows > 1 else ''}"
+        return f"all {rows} rows together"
+
+    def _unit(self) -> str:
+        """The line below the table that says what its numbers are."""
+        if self._scale == 1:
+            return f"Of {self._of()}, in nats per row; ± is over rows, paired in differences."
+        return f"Of {self._of()}, in nats of all; a difference is a log Bayes factor."
 
     def _notes(
         self, differences: dict[Hashable, Difference], order: dict[Hashable, str]
     ) -> list[str]:
         """What is to be read below the table."""
-        notes = [f"Of {self._of()}, in nats per row; ± is over rows, paired in differences."]
+        notes = [self._unit()]
         unknown = [str(name) for name in differences if order[name] != "proven"]
         if unknown:
             notes.append(
@@ -191,10 +205,10 @@ class EvidenceComparison:
         return notes
 
 
-def _with_error(number: Evidence | Difference) -> str:
-    """A mean, with its error over rows where there is one."""
+def _with_error(number: Evidence | Difference, scale: int) -> str:
+    """A mean, or `scale` times it, with its error over rows where there is one."""
     error = number.standard_error
-    return f"{number.mean:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")
+    return f"{scale * number.mean:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")
 
 
 def _aligned(found: list[list[str]]) -> list[str]:

@@ -6,11 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
+from ppl_models import VAE, FactorAnalysis, check, data_plate, elbo, fit
 from ppl_models.likelihoods import Categorical, Normal
 from tests.support.refusals import Refused, spoiled, vae
 from tests.support.runs import Rows, quiet
@@ -224,3 +225,62 @@ def test_rows_of_another_precision_are_told_what_to_do():
     with pytest.raises(RuntimeError) as caught:
         fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), torch.ones(9, 6).double(), epochs=1)
     assert any("x.float()" in note for note in caught.value.__notes__)
+
+
+def forgotten(family):
+    """A model whose rows are drawn, and not observed."""
+
+    def model(x=None, size=None):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with data_plate(x, size):
+            return pyro.sample("x", family(rate))
+
+    return model
+
+
+def hidden_kinds(x=None, size=None):
+    share = pyro.sample("share", dist.Beta(1.0, 1.0))
+    with data_plate(x, size):
+        kind = pyro.sample("kind", dist.Bernoulli(share))
+        return pyro.sample("x", dist.Normal(kind, 1.0), obs=x)
+
+
+def without_an_event(x=None, size=None):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0))
+    with data_plate(x, size):
+        return pyro.sample("x", dist.Normal(w.sum(), 1.0), obs=x)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            forgotten(lambda rate: dist.Normal(rate, 1.0)),
+            r"observes nothing.*It draws 'rate', 'x'.*obs=x\) where one of these is data",
+        ),
+        (
+            forgotten(dist.Poisson),
+            r"guide: Auto\w+ draws continuous latents, and the site 'x' of the model is discrete "
+            r"and not observed.*obs=\.\.\.\) where it is data",
+        ),
+        (hidden_kinds, r"site 'kind' of the model is discrete.*'enumerate': 'parallel'"),
+        (without_an_event, r"site 'w' of the model: dimension -1.*\.to_event\(1\)"),
+    ],
+)
+def test_what_a_model_lacks_is_said_before_a_fit(model, message, kind):
+    """Each would be fitted in silence, or end in an error of Pyro's that leads elsewhere."""
+    x = torch.ones(9)
+    with pytest.raises(ValueError, match=message):
+        quiet(elbo(model, kind(model)), x, steps=2)
+    found = str(check(model, kind(model), x)).replace("\n", " ")
+    assert "1 thing is wrong" in found
+    assert "fails with" not in found
+
+
+def test_a_factor_is_an_observation():
+    def model(x=None, size=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("banana", -((z - x.mean()) ** 2))
+
+    quiet(elbo(model, AutoNormal(model)), torch.ones(9), steps=2)

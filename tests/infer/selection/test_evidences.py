@@ -143,8 +143,13 @@ def test_evidences_of_the_whole_data():
     }
     table = compare(pair)
     assert table.best() == "a"
-    assert "Of all 10 rows together, in nats per row" in str(table)
-    assert "-3.000  " in str(table).splitlines()[1]
+    assert "Of all 10 rows together, in nats of all; a difference is a log Bayes factor" in str(
+        table
+    )
+    assert "-30.000  " in str(table).splitlines()[1]
+    assert "  -60.000  " in str(table).splitlines()[2]
+    assert table.dataframe().loc["b", "difference"] == -60.0
+    assert table.dataframe().loc["b", "evidence"] == -90.0
     assert math.isnan(table.dataframe().loc["b", "difference_error"])
 
 

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import GAN, VAE, adversarial, convergence, data_plate, elbo
+from ppl_models import GAN, VAE, Convergence, adversarial, convergence, data_plate, elbo
 from ppl_models.infer.training.ends.drift import (
     LEAST,
     UntilConverged,
@@ -67,6 +67,9 @@ def test_what_a_drift_says():
     assert str(drift([1.0 / n for n in range(1, 101)])).startswith(
         "not converged: over the last 50"
     )
+    within = Convergence(gain=0.02, standard_error=0.012, limit=0.1, epochs=100)
+    assert not within.converged
+    assert str(within).startswith("not known: over the last 100 epochs the loss moved by 0.02 ±")
     rising = drift([float(n) for n in range(40)])
     assert not rising.converged
     assert str(rising).startswith("getting worse: over the last 20 epochs the loss rose by 20")

@@ -86,7 +86,7 @@ class Exam:
             return self.trace(program, given)
         except Exception as error:  # whatever a program does
             text = str(error).partition("\n")[0]
-            known = text.startswith("site ")
+            known = text.startswith(("site ", f"{program.name}: "))
             text = (
                 text if known else f"{program.name}: it fails with {type(error).__name__}: {text}"
             )

@@ -69,9 +69,10 @@ def _examine_runs(exam: Exam, traces: Pair) -> None:
     """Takes note of sites that are not there each time."""
     runs = [traces, *(exam.run() for _ in range(RUNS))]
     for of_one, program in zip(zip(*runs, strict=True), ("model", "guide"), strict=True):
-        found = [set(_names(trace)) for trace in of_one]
+        found = [_names(trace) for trace in of_one]
         few, many = (by(found, key=len) for by in (min, max))
-        for name in sorted(set.union(*found) - set.intersection(*found)):
+        always: set[str] = set.intersection(*found)
+        for name in sorted(set.union(*found) - always):
             exam.note(
                 f"{program}: its site {name!r} is there in some runs and not in others. Expected "
                 f"the same sites in each run, got {len(few)} of them once and "
@@ -81,5 +82,5 @@ def _examine_runs(exam: Exam, traces: Pair) -> None:
             )
 
 
-def _names(trace: poutine.Trace) -> list[str]:
-    return [site["name"] for site in sites.random_sites(trace)]
+def _names(trace: poutine.Trace) -> set[str]:
+    return {site["name"] for site in sites.random_sites(trace)}

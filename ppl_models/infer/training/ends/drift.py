@@ -75,7 +75,7 @@ class Convergence:
         size = f"by {abs(self.gain):.2g} ± {self.standard_error:.2g} nats per row"
         if self.converged:
             return f"converged: {text}moved {size}"
-        if self.gain > self.standard_error:
+        if self.gain > 2 * self.standard_error:
             return f"not converged: {text}still fell {size}"
         if self.gain < -2 * self.standard_error:
             return f"getting worse: {text}rose {size}"
