@@ -365,7 +365,7 @@ def _evidence(
     data = as_rows(data, modules_of_programs(model, guide))
     # `evidence()` is a density of rows; labels beside them are for the program.
     if isinstance(model, HasEvidence) and method != "importance" and len(data) == 1:
-        known = _closed_form(model, guide is not None, data, batch_size)
+        known = _closed_form(model, guide, data, batch_size)
         if known is not None:
             return known
 
@@ -430,7 +430,7 @@ def _warn_where_few_carry(evidence: Evidence) -> None:
 
 @torch.no_grad()
 def _closed_form(
-    model: Any, with_guide: bool, data: tuple[Tensor, ...], batch_size: int
+    model: Any, guide: Callable[..., Any] | None, data: tuple[Tensor, ...], batch_size: int
 ) -> Evidence | None:
     """The evidence that a model knows as a distribution over rows, if it is of its program."""
     modules = Program(model, "model").modules()
@@ -445,7 +445,7 @@ def _closed_form(
             checks.check_support(trace, batch, data)
             for x in data[0].split(batch_size):
                 check_density(density, x)
-        if not is_exact(model, data[0], with_guide):
+        if not is_exact(model, guide, data[0]):
             return None
         value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
     return Evidence(

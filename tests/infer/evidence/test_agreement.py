@@ -227,6 +227,61 @@ def test_what_cannot_be_compared_is_taken_where_both_were_written_together(kind)
     torch.testing.assert_close(evidence.value, dist.Normal(0.0, 2**0.5).log_prob(x).double())
 
 
+class Mistaken(Known):
+    """Both were written together, and are not of one another."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x=None, size=None):
+        return super().forward(x, size)
+
+    def evidence(self):
+        return dist.Normal(0.0, self.scale)
+
+
+def near(x, size=None):
+    with data_plate(x, size):
+        pyro.sample("z", dist.Normal(x / 2 + 0.2, 0.8))
+
+
+def aside(x, size=None):
+    with data_plate(x, size):
+        pyro.sample("z", dist.Normal(x / 2 + 1.5, 0.5))
+
+
+@pytest.mark.filterwarnings("ignore:log_evidence. 1000 draws")
+@pytest.mark.parametrize(
+    ("scale", "guide", "found"),
+    [
+        (2**0.5, near, "exact"),
+        (1.5, near, "lower bound"),  # too high in some rows, too low in others
+        (1.3, near, "lower bound"),
+        (2**0.5, aside, "exact"),  # whose draws are a bound, and no more
+        (0.3, aside, "lower bound"),  # below a bound
+    ],
+)
+def test_what_only_a_guide_can_compare_is_compared_with_its_draws(scale, guide, found):
+    torch.manual_seed(0)
+    x = 2 * torch.randn(40).double()
+    if found == "exact":
+        evidence = log_evidence(Mistaken(scale), guide, x)
+    else:
+        with pytest.warns(UserWarning, match=NOT_OF_IT + r".*by draws of the guide"):
+            evidence = log_evidence(Mistaken(scale), guide, x)
+    assert evidence.kind == found
+
+
+def nowhere(x, size=None):
+    with data_plate(x, size):
+        pyro.sample("z", dist.Uniform(1e30, 2e30))
+
+
+def test_a_guide_that_draws_nothing_likely_contradicts_nothing():
+    assert log_evidence(Mistaken(0.3), nowhere, torch.randn(6).double()).kind == "exact"
+
+
 @pytest.mark.parametrize("kind", [KnownNoMore, CalledOtherwiseAnew])
 def test_what_cannot_be_compared_is_refused_where_one_of_both_is_new(kind):
     x = torch.randn(6)

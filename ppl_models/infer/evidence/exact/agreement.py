@@ -4,14 +4,25 @@ r"""Whether the evidence that a model knows is that of the program that runs.
     \log p(x) = \log \sum_k p(x, k) = \log p(x, z) - \log p(z \mid x)
 
 where `k` are latents that the program enumerates, and `z` one of which it knows the posterior: for
-a few rows the program itself says what their evidence is.
+a few rows the program itself says what their evidence is. Of other latents the draws of a guide
+say so within an error,
 
-Shapes: `B` rows.
+.. math::
+    \hat p(x) = \frac1S \sum_s \frac{p(x, z_s)}{q(z_s \mid x)}, \qquad
+    \mathbb{E}\, \hat p(x) = p(x), \qquad \Pr[\hat p(x) > e^t p(x)] \le e^{-t} ,
+
+so that a number well below it is wrong, whatever the guide, and one well above it, where the
+weights of the draws are alike.
+
+Shapes: `B` rows, `S` draws.
 """
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ppl_models.infer.evidence.exact.closed_forms import is_of_its_program
@@ -19,13 +30,18 @@ from ppl_models.infer.evidence.joint import sampling
 from ppl_models.user_line import warn
 
 FEW = 8  # rows that are compared
+DRAWS = 1000  # of a guide
+ERRORS = 5.0  # of a number by draws, which it may be off by
+CHANCE = 14.0  # nats, by which it is too high once in a million times
+ALIKE = 0.2  # of the draws, to which they are as good at least where nothing is left out
 
 
-def is_exact(model: Any, x: Tensor, with_guide: bool) -> bool:
+def is_exact(model: Any, guide: Callable[..., Any] | None, x: Tensor) -> bool:
     """Whether `model.evidence()` may be taken for the evidence of the program.
 
     Where the program cannot tell, as its latents take a guide, it is taken if both were written
-    together: the class that has `evidence()` has `forward`, too.
+    together, the class that has `evidence()` having `forward`, too, and draws of a guide, if there
+    is one, do not contradict it.
 
     Raises:
         ValueError: If it may not, and there is no guide to draw the latents from instead.
@@ -38,21 +54,31 @@ def is_exact(model: Any, x: Tensor, with_guide: bool) -> bool:
     if both and both.agree:
         return True
     if both:
-        warn(
-            f"log_evidence: {name}.evidence() is not of the program that runs: {len(rows)} row(s) "
-            f"have {both.known.sum():.6g} nats by it, {both.found.sum():.6g} by the program, whose "
-            f"number is taken. Try an evidence() of this program in {name}."
-        )
+        _warn(name, rows, both.known, f"{both.found.sum():.6g} by the program")
         return False
     if is_of_its_program(model, "evidence"):
-        return True
-    if not with_guide:
+        weighed = _weighed(model, guide, rows) if guide is not None else None
+        if weighed is None or weighed.agree:
+            return True
+        error = weighed.variance.sum().sqrt()
+        found = f"{weighed.found.sum():.6g} ± {error:.2g} by draws of the guide"
+        _warn(name, rows, weighed.known, found)
+        return False
+    if guide is None:
         raise ValueError(
             f"model: {name} inherits evidence() and has another program than the class that it is "
             f"of, and without a guide the two cannot be compared. Try an evidence() in {name}, or "
             f"a guide, such as AmortizedNormal(num_features, num_latents)."
         )
     return False
+
+
+def _warn(name: str, rows: Tensor, known: Tensor, found: str) -> None:
+    warn(
+        f"log_evidence: {name}.evidence() is not of the program that runs: {len(rows)} row(s) have "
+        f"{known.sum():.6g} nats by it, {found}, whose number is taken. Try an evidence() of this "
+        f"program in {name}."
+    )
 
 
 def few(x: Tensor) -> Tensor:
@@ -71,6 +97,48 @@ class Both(NamedTuple):
     def agree(self) -> bool:
         error = (self.known - self.found).abs()
         return bool(((error <= 1e-4 * self.size) | (self.known == self.found)).all())
+
+
+class Weighed(NamedTuple):
+    """The log evidence of rows by the closed form and by draws of a guide, or of all, as `Both`."""
+
+    known: Tensor
+    found: Tensor
+    variance: Tensor  # of what is found
+    size: Tensor  # of the terms that the program sums
+    whole: bool  # whether the weights are so alike that they leave nothing out
+
+    @property
+    def agree(self) -> bool:
+        """Whether they do in each row, and in all together."""
+        above, variance, size = (
+            torch.cat([x, x.sum(0, keepdim=True)])
+            for x in (self.found - self.known, self.variance, self.size)
+        )
+        near = ERRORS * variance.sqrt() + 1e-4 * size
+        if self.whole:
+            return bool((above.abs() <= near).all())
+        return bool((above <= near + CHANCE).all())
+
+
+def _weighed(model: Any, guide: Callable[..., Any], x: Tensor) -> Weighed | None:
+    """Both, or None where the guide has no draws of these rows, or no density of them."""
+    try:
+        with sampling(model, guide, (x,), seed=0) as joint:
+            joint.check_known()
+            draws = joint.draw(joint.all_rows, DRAWS)
+            known = model.evidence().log_prob(x).double().cpu()
+    except (ValueError, NotImplementedError):
+        return None
+    log_weight = draws.log_weight.double().cpu()  # (S, B), or (S, 1) of all rows
+    found = log_weight.logsumexp(0) - math.log(DRAWS)
+    if not found.isfinite().all():  # no draw is where the posterior is
+        return None
+    weight = (log_weight - found).exp()
+    known = known if len(found) == len(known) else known.sum(0, keepdim=True)
+    size = 1 + draws.log_p.abs().mean(0).double().cpu()
+    whole = bool((weight.square().mean(0) <= 1 / ALIKE).all())
+    return Weighed(known, found, weight.var(0) / DRAWS, size, whole)
 
 
 def _compare(model: Any, x: Tensor) -> Both | None:
