@@ -161,7 +161,7 @@ def test_the_bound_of_a_drawn_order_rises_to_the_exact_evidence():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:log_evidence. 100 draws have weights without variance")
+@pytest.mark.filterwarnings("ignore:log_evidence. 100 draws have weights of infinite variance")
 def test_it_learns_a_joint_distribution():
     p = joint()
     model = AnyOrderWords(V, L, SelfMaskedTransformer(V, L, 32, num_heads=2, dropout=0.0))

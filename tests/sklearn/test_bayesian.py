@@ -146,7 +146,7 @@ class MeanField(torch.nn.Module):
         self.mixture.model_.sample_shared(self.mixture.posterior_)
 
 
-@pytest.mark.filterwarnings("ignore:log_evidence. 400 draws have weights without variance")
+@pytest.mark.filterwarnings("ignore:log_evidence. 400 draws have weights of infinite variance")
 @every_kind
 @both_types
 def test_the_bound_is_one_of_the_evidence(kind, weights):

@@ -243,7 +243,7 @@ def test_renaming_the_classes_changes_nothing(order):
     )
 
 
-@pytest.mark.filterwarnings("ignore:log_evidence. 300 draws have weights without variance")
+@pytest.mark.filterwarnings("ignore:log_evidence. 300 draws have weights of infinite variance")
 def test_softmax_posterior_beside_integration():
     """Four latents, by Gauss-Hermite quadrature about the mode."""
     model = SoftmaxRegression(1, 3, weights_scale=1.0, bias_scale=1.0).double()

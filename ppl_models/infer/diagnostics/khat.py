@@ -29,7 +29,13 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.evidence import Evidence, check_weights, num_discrete, weights_of
+from ppl_models.infer.evidence.evidence import (
+    NO_VARIANCE,
+    Evidence,
+    check_weights,
+    num_discrete,
+    weights_of,
+)
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.pareto import Smoothed, check_enough, smoothed_mean, threshold
 from ppl_models.infer.evidence.sums import WeightSums
@@ -112,6 +118,8 @@ class Khat:
         draws = f"{self.num_samples} draws"
         if len(found) == 1:
             verdict = "too heavy: the guide fails" if len(self.failing) else "fine"
+            if not len(self.failing) and found.item() > NO_VARIANCE:
+                verdict = "usable, with an error that is hard to know"
             return f"k {found.item():.2f} of {draws}, {verdict} (threshold {limit})"
         text = f"k of {len(found)} rows, {draws} each: median {found.median().item():.2f}, "
         text += f"largest {found.max().item():.2f}; {len(self.failing)} above {limit}"

@@ -263,7 +263,7 @@ class Evidence:
         if self._are_few():
             text += f", unreliable: as good as {self._carrying():.1f} draws"
         elif self.is_unreliable:
-            text += ", understated: such weights have no variance"
+            text += ", understated: weights of infinite variance"
         return text
 
     def _of_the_tails(self) -> str:
@@ -272,10 +272,10 @@ class Evidence:
         most, limit = self.pareto_k.max().item(), threshold(self.num_samples)
         above = int((self.pareto_k > limit).sum())
         if len(self.pareto_k) == 1:
-            return f", k {most:.2f}"
+            return f", Pareto k {most:.2f}"
         if above:
-            return f", k above {limit:.2f} in {above} of {len(self.pareto_k)} rows"
-        return f", k up to {most:.2f}"
+            return f", Pareto k above {limit:.2f} in {above} of {len(self.pareto_k)} rows"
+        return f", Pareto k up to {most:.2f}"
 
 
 def log_evidence(
@@ -412,19 +412,19 @@ def _why_not_exact(model: Callable[..., Any], joint: Joint, enumerated: bool) ->
 
 
 def _warn_where_few_carry(evidence: Evidence) -> None:
-    """Warns where the bound may be lower than its error says."""
+    """Warns where the bound may be off by more than its error says."""
     draws = evidence.num_samples
     if evidence._are_few():
         found = f"are as good as {evidence._carrying():.1f} (Evidence.effective_draws)"
     elif evidence._typical_k() > NO_MEAN:
-        found = "have weights without variance (Evidence.pareto_k)"
+        found = "have weights of infinite variance (Evidence.pareto_k)"
     else:
         return
     warn(
-        f"log_evidence: {draws} draws {found}, as a few carry most of the weight. The bound may be "
-        f"too low by more than its Monte Carlo error says. Try more of them (num_samples), or a "
-        f"guide that is nearer to the posterior; one that is too wide loses less than one that is "
-        f"too narrow."
+        f"log_evidence: {draws} draws {found}, as a few carry most of the weight. The bound is one "
+        f"on average: this run may be off either way, by more than its Monte Carlo error says. Try "
+        f"more draws (num_samples), or a guide that is nearer to the posterior; one that is too "
+        f"wide loses less than one that is too narrow."
     )
 
 

@@ -1,5 +1,6 @@
 """Pareto's k: of known tails, of guides that are right and wrong, per row and in all."""
 
+import dataclasses
 import math
 
 import arviz as az
@@ -223,13 +224,22 @@ def test_evidence_says_when_its_error_is_understated():
     found = log_evidence(model, guide_of(0.5), rows(), seed=0)
     assert found.is_unreliable
     assert "rows, Monte Carlo error" in str(found)
-    assert "understated: such weights have no variance" in str(found)
+    assert "understated: weights of infinite variance" in str(found)
     assert found.pareto_k.shape == (200,)
-    with pytest.warns(UserWarning, match=r"without variance|as good as"):
+    with pytest.warns(UserWarning, match=r"infinite variance|as good as"):
         assert log_evidence(model, guide_of(0.35), rows(), seed=0).is_unreliable
     good = log_evidence(model, guide_of(0.9), rows(), seed=0)
     assert not good.is_unreliable
     assert "k up to" in str(good)
+
+
+@pytest.mark.parametrize(
+    ("k", "said"), [(0.2, "fine"), (0.6, "usable, with an error that"), (0.9, "too heavy: the gui")]
+)
+def test_the_verdict_on_one_posterior_is_that_of_its_evidence(k, said):
+    found = khat(model, guide_of(), rows(3), seed=0)
+    one = dataclasses.replace(found, value=torch.tensor([k]))
+    assert f"k {k:.2f} of 1000 draws, {said}" in str(one)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.5])
