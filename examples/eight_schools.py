@@ -19,7 +19,7 @@ with :math:`\tau`.
 
 Takes 45 seconds on two cores: ``python examples/eight_schools.py``. Pictures go into
 ``outputs/``.
-It needs nutpie: ``pip install ppl-models[mcmc]``.
+It needs nutpie: ``pip install '.[mcmc]'`` in a checkout.
 
 .. [1] `Estimation in Parallel Randomized Experiments
        <https://doi.org/10.3102/10769986006004377>`_ (Rubin, 1981)
@@ -175,7 +175,7 @@ if args.pyro_draws:
 # All beside the exact posterior
 # ------------------------------
 # ``furthest`` is the largest error of a mean among the ten latents, in standard deviations of
-# the exact posterior; ``k`` Pareto's, which a sampler has not; ``s`` are seconds.
+# the exact posterior; ``k`` is Pareto's, of guides alone; ``s`` are seconds.
 
 exact = found["reference"]
 print(f"{'':22}{'mu':^14} {'tau':^14} {'theta[A]':^14}  furthest")

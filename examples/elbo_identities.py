@@ -261,7 +261,7 @@ both("Gaussians", [kl_divergence(data, evidence), inference], whole)
 # gradient. Their variances differ, the more so the more latents there are.
 #
 # The same row is given many times, each with a guide of its own, so that one backward pass gives
-# all estimates. Pyro moves the draws of what has ``rsample``, and weighs those of what has not.
+# all estimates. Pyro moves the draws of what has ``rsample``, and weighs those of the others.
 
 ESTIMATORS = {"reparameterised": True, "score function": False}
 LATENTS = [1, 2, 4, 8, 16]  # K

@@ -93,7 +93,7 @@ options = {"num_samples": args.samples, "seed": args.seed}
 # Are the programs what they seem?
 # --------------------------------
 # Before any fit: shapes that broadcast by accident, plates without their size, latents that the
-# guide has not.
+# guide lacks.
 
 print(check(vae, guide, train[:100]))
 

@@ -238,11 +238,12 @@ class GaussianMixture(nn.Module, InformationCriteria):
 
     @torch.no_grad()
     def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
-        """Returns rows whose missing entries are drawn given the others, with shape `(S, B, D)`.
+        r"""Returns rows whose missing entries are filled in; those observed stay as they are.
 
         Arguments:
             x: Rows with NaN where entries are missing, `(B, D)`.
-            num_samples: The number of draws, `S`. Default: the posterior mean, `(B, D)`.
+            num_samples: None for the mean of :math:`p(x_m \mid x_o)`, with shape `(B, D)`; a
+                number `S` for that many draws from it, with shape `(S, B, D)`.
         """
         return imputed(self, x, num_samples)
 
