@@ -5,7 +5,7 @@ one chain, may name them differently, and the mean of "component 1" means nothin
 the permutation under which most rows are in the component where they are on average,
 
 .. math::
-    \max_{\tau_s} \sum_n \bar p_{n \tau_s(z_{sn})}, \qquad
+    \tau_s = \operatorname*{argmax}_\tau \sum_n \bar p_{n \tau(z_{sn})}, \qquad
     \bar p_{nk} = \frac{1}{S} \sum_s 1[\tau_s(z_{sn}) = k]
 
 in turns with these averages, from a reference draw on: an assignment problem for each draw. This is

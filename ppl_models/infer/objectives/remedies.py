@@ -3,7 +3,8 @@ r"""The evidence lower bound with another weight on what the latents cost, again
 .. math::
     -\mathbb{E}_q \left[ \log p(x \mid z) \right]
     + \beta \, w_t \sum_k \max \left( \lambda, \mathrm{KL}_k \right), \qquad
-    w_t = \min \left( 1, \frac{t}{T} \right)
+    w_t = \min \left( 1, \frac{t}{T} \right), \qquad
+    \mathrm{KL}_k = \frac{1}{B} \sum_b \mathrm{KL}(q(z_k \mid x_b) \,\|\, p(z_k))
 
 with :math:`\beta` the weight, :math:`\lambda` the nats of a latent that are free, and `T` the steps
 of the warm-up. With :math:`\beta = 1`, :math:`\lambda = 0` and after the warm-up it is the bound;
