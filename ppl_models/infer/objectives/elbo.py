@@ -151,6 +151,7 @@ class EvidenceLowerBound(Objective):
         check_whole(self._model.modules().values(), data or batch)
         with torch.no_grad(), pyro.validation_enabled(False):
             traces = self._traces(batch, size)
+        checks.check_program(traces[0])
         checks.check_sites(*traces, self.estimator)
         checks.check_support(traces[0], batch, data or batch)
         rows, scaled = len(batch[0]), self._model.takes_size
