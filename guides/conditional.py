@@ -67,7 +67,7 @@ class ConditionalNormal(nn.Module):
 
     def posterior(self, x: Tensor, y: Tensor) -> dist.Independent:
         r"""Returns :math:`q(z \mid x, y)`, for labels `(B,)`, or `(C, B)` where enumerated."""
-        check_rows(x, self.num_features, type(self).__name__)
+        check_rows(x, self.num_features, type(self).__name__, self)
         return self._normal(x, y)
 
     def _normal(self, rows: Tensor, y: Tensor) -> dist.Independent:
@@ -119,7 +119,7 @@ class LabelNormal(ConditionalNormal):
 
     def label(self, x: Tensor, y: Tensor | None = None) -> dist.Categorical:
         r"""Returns :math:`q(y \mid x)`, all on the label of a row that has one."""
-        check_rows(x, self.num_features, type(self).__name__)
+        check_rows(x, self.num_features, type(self).__name__, self)
         logits = self.classifier(x).to(x.dtype).log_softmax(-1)  # (B, C)
         if logits.shape != (len(x), self.num_classes):
             raise ValueError(

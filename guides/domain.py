@@ -65,7 +65,7 @@ class DomainNormal(LabelNormal):
         self, x: Tensor, y: Tensor, d: Tensor
     ) -> dist.Independent:
         r"""Returns :math:`q(z \mid x, y, d)`, for labels `(B,)`, or `(C, B)` where enumerated."""
-        check_rows(x, self.num_features, "DomainNormal")
+        check_rows(x, self.num_features, "DomainNormal", self)
         if d.shape != x.shape[:1]:
             raise ValueError(
                 f"DomainNormal: expected one domain for each row, with shape ({len(x)},), got "

@@ -84,7 +84,7 @@ class BottomUpNormal(nn.Module):
 
     def posterior(self, x: Tensor) -> dist.Independent:
         r"""Returns :math:`q(z \mid x)`."""
-        check_rows(x, self.num_features, "BottomUpNormal")
+        check_rows(x, self.num_features, "BottomUpNormal", self)
         return _normal(self, "encoder", x)
 
 
@@ -140,7 +140,7 @@ class LadderNormal(nn.Module):
 
     def forward(self, x: Tensor, size: int | None = None) -> Tensor:
         """Draws `z2` and, from it, `z` of rows `x`, `(B, D)`, of `size` in all."""
-        check_rows(x, self.num_features, "LadderNormal")
+        check_rows(x, self.num_features, "LadderNormal", self)
         with data_plate(x, size):
             z2 = pyro.sample("z2", _normal(self, "top_encoder", x))  # (B, K2)
             return pyro.sample("z", self.posterior(x, z2))  # (B, K)

@@ -3,6 +3,7 @@
 An error says where, what was expected, what came, and what to try.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral
@@ -58,20 +59,26 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}: expected {one}{listing.join(map(repr, known))}, got {value!r}.")
 
 
-def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
+def check_rows(
+    x: Tensor | None, num_features: int, where: str, model: nn.Module | None = None
+) -> None:
     """Raises an error unless `x` is None or holds rows of `num_features` floating-point numbers.
 
+    Arguments:
+        x: The rows.
+        num_features: How many numbers each has.
+        where: What to call the model in errors.
+        model: What computes with them, where they must be of its precision.
+
     Raises:
-        TypeError: If it is no tensor, or the numbers are integers, as in raw images.
+        TypeError: If it is no tensor, the numbers are integers, as in raw images, or of another
+            precision than the model.
         ValueError: If the shape is not `(B, num_features)`.
     """
     if x is None:
         return
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{where}: expected a tensor of rows, got {type(x).__name__}. Try "
-            f"torch.tensor(numpy.asarray(x), dtype=torch.float32)."
-        )
+        raise TypeError(_no_tensor(x, where))
     if not x.is_floating_point():
         raise TypeError(
             f"{where}: expected rows of floating-point numbers, got {x.dtype}. "
@@ -82,6 +89,36 @@ def check_rows(x: Tensor | None, num_features: int, where: str) -> None:
             f"{where}: expected rows of {num_features} features, with shape "
             f"(B, {num_features}), got {tuple(x.shape)}. Try x.flatten(1) for images, "
             f"or num_features={x[0].numel() if len(x) else 'D'}."
+        )
+    if model is not None:
+        _check_precision(x, model, where)
+
+
+def check_no_array(x: object, where: str) -> None:
+    """Raises a TypeError where batches of rows are an array or a frame, whose items are rows."""
+    if hasattr(x, "__array__") and not isinstance(x, Tensor):
+        raise TypeError(_no_tensor(x, where))
+
+
+def _no_tensor(x: object, where: str) -> str:
+    return (
+        f"{where}: expected a tensor of rows, got {type(x).__name__}. Try "
+        f"torch.tensor(numpy.asarray(x), dtype=torch.float32)."
+    )
+
+
+def _check_precision(x: Tensor, model: nn.Module, where: str) -> None:
+    """Raises where a model has numbers, and none of the precision of the rows."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    others = []
+    for own in (t.dtype for t in tensors if t.is_floating_point()):
+        if own == x.dtype:  # mostly the first
+            return
+        others.append(own)
+    if others:
+        raise TypeError(
+            f"{where}: expected rows of {others[0]}, as the model, got {x.dtype}. Try "
+            f"x.to({others[0]}), or model.to({x.dtype})."
         )
 
 

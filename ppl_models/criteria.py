@@ -44,4 +44,5 @@ class InformationCriteria(ABC):
     def _log_evidence(self, x: Tensor) -> float:
         density = self.evidence()
         check_rows(x, density.event_shape[0], type(self).__name__)
-        return sum(density.log_prob(part).double().sum().item() for part in x.split(CHUNK))
+        own = density.mean.dtype  # as arrays are taken elsewhere, too
+        return sum(density.log_prob(part.to(own)).double().sum().item() for part in x.split(CHUNK))

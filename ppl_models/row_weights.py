@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
+from ppl_models.checks import check_no_array
 from ppl_models.processes import Part
 
 
@@ -54,6 +55,7 @@ def weighted_batches(
         >>> [(rows.shape, own) for rows, own in weighted_batches(x, weight, "model")]
         [(torch.Size([2, 1]), tensor([0.5000, 1.5000], dtype=torch.float64))]
     """
+    check_no_array(x, where)
     if weight is None:
         yield from ((batch, None) for batch in ((x,) if isinstance(x, Tensor) else x))
         return

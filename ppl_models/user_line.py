@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user, whichever way led from there to what warns."""
+"""Warnings and errors that name the line of the user, whichever way led from there to them."""
 
 import functools
 import inspect
@@ -7,12 +7,18 @@ import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+from torch import Tensor
 
 from ppl_models.processes import is_other
 
 # What may lie between a user's line and ours, besides ours.
 BETWEEN = ("torch", "pyro", "sklearn", "tqdm", "contextlib", "functools")
+
+# Through them an operation of torch fails that is another's.
+HANDLERS = ("__torch_function__", "__torch_dispatch__")
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -64,6 +70,48 @@ def statement_of(traceback: TracebackType | None) -> str | None:
     return found
 
 
+def call_of(traceback: TracebackType | None) -> str | None:
+    """Where in the user's program an error came up, and what that was called with.
+
+    None where no line of the user's led there, and where the error is one of this library, which
+    says by itself what is wrong.
+
+    Example:
+        >>> def program(x, y=None):
+        ...     return x[y]
+        >>> try:
+        ...     program([1, 2], 5)
+        ... except IndexError as error:
+        ...     print(call_of(error.__traceback__.tb_next).partition(", in ")[2])
+        program(x: list, y: 5)
+    """
+    line, first, file = None, None, ""
+    while traceback is not None:
+        frame, code = traceback.tb_frame, traceback.tb_frame.f_code
+        if code.co_name not in HANDLERS:
+            file = code.co_filename
+            if not file.startswith(_passed_over()):
+                line, first = _line(file, traceback.tb_lineno), first or frame
+        traceback = traceback.tb_next
+    if first is None or file.startswith(_ours()):
+        return None
+    return f"{line}, in {_called(first)}"
+
+
+def _called(frame: FrameType) -> str:
+    """A function that runs, with its arguments as they are now."""
+    code, values = frame.f_code, frame.f_locals
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    given = [f"{n}: {_described(values[n])}" for n in names if n in values and n != "self"]
+    return f"{code.co_name}({', '.join(given)})"
+
+
+def _described(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"{tuple(x.shape)} {x.dtype}"
+    return repr(x) if x is None or isinstance(x, (bool, int, float)) else type(x).__name__
+
+
 def statement_in(text: str) -> str | None:
     """The innermost line of a program in a traceback as it is printed, as `file:line`."""
     found = None
@@ -81,9 +129,14 @@ def _line(file: str, number: int) -> str:
 @functools.cache
 def _passed_over() -> tuple[str, ...]:
     """How the names of files begin that are not the user's."""
+    return (*_ours(), *_origins())
+
+
+@functools.cache
+def _ours() -> tuple[str, ...]:
+    """How the names of files begin that are this library's."""
     here = Path(__file__).parent
-    ours = [f"{folder}{os.sep}" for folder in (here, here.with_name("guides"))]
-    return (*ours, *_origins())
+    return tuple(f"{folder}{os.sep}" for folder in (here, here.with_name("guides")))
 
 
 @functools.cache

@@ -73,8 +73,6 @@ def test_help_leads_with_the_arguments_of_a_model_and_of_its_program(kind):
     assert re.search(rf" \|  {kind.__name__}\(\*?{arguments[0]}\b", head)
     assert all(re.search(rf"^ \|      .*\b{name}\b.*:", head, re.MULTILINE) for name in arguments)
     assert " object at 0x" not in head
-    if kind.forward is nn.Module.forward:  # no program, as of PCA
-        return
     program = getdoc(kind.forward)
     assert "Should be overridden" not in program
     named = [name for name in signature(kind.forward).parameters if name not in ("self", "size")]

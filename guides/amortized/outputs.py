@@ -63,7 +63,7 @@ class AmortizedGuide(nn.Module):
 
         For `x` of shape `(B, D)` it has batch shape `(B,)` and event shape `(K,)`.
         """
-        check_rows(x, self.num_features, type(self).__name__)
+        check_rows(x, self.num_features, type(self).__name__, self)
         outputs = self.encoder(x).to(x.dtype)  # (B, E)
         self.check_outputs(outputs)
         return self.family(outputs)

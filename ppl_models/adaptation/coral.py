@@ -71,7 +71,7 @@ class Coral(nn.Module):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
-        check_rows(x, self.num_features, WHERE)
+        check_rows(x, self.num_features, WHERE, self)
         with data_plate(x, size):
             return pyro.sample("x", self.evidence(), obs=x)
 
@@ -86,7 +86,7 @@ class Coral(nn.Module):
 
     def map(self, x: Tensor) -> Tensor:
         """Returns rows of the source as rows of the target, `(N, D)`."""
-        check_rows(x, self.num_features, WHERE)
+        check_rows(x, self.num_features, WHERE, self)
         return self.bias + x @ self.weight.T
 
     @torch.no_grad()

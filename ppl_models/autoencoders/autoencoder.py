@@ -95,7 +95,7 @@ class AutoEncoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Returns the codes of rows, `(B, K)`."""
-        check_rows(x, self.num_features, type(self).__name__)
+        check_rows(x, self.num_features, type(self).__name__, self)
         codes = self.encoder(x).to(x.dtype)
         if codes.shape != (len(x), self.num_latents):
             raise ValueError(
@@ -189,7 +189,7 @@ class DenoisingAutoEncoder(AutoEncoder):
 
     def reconstruction_loss(self, x: Tensor) -> Tensor:
         """Returns the loss of each clean row, `(B,)`, from the code of a noisy one."""
-        check_rows(x, self.num_features, type(self).__name__)
+        check_rows(x, self.num_features, type(self).__name__, self)
         noisy = self.noise(x)
         if noisy.shape != x.shape:
             raise ValueError(

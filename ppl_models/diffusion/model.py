@@ -132,7 +132,7 @@ class Diffusion(nn.Module):
         self, x: Tensor | None = None, y: Tensor | None = None, size: int | None = None
     ) -> Tensor:
         """Scores rows `x`, given labels `y` if the network takes them, or draws `size`."""
-        check_rows(x, self.num_features, "Diffusion")
+        check_rows(x, self.num_features, "Diffusion", self)
         self.check_condition(y)
 
         with data_plate(x, size):
@@ -161,7 +161,7 @@ class Diffusion(nn.Module):
 
     def diffuse(self, x: Tensor) -> Tensor:
         r"""A part of guides: the same sites given rows `(B, D)`; returns `z_0`."""
-        check_rows(x, self.num_features, "Diffusion")
+        check_rows(x, self.num_features, "Diffusion", self)
         log_snr, inside = self.log_snrs(), self.standardise(x)
         alpha, sigma = alpha_sigma(log_snr)
         last = dist.Normal(alpha[-1] * inside, sigma[-1]).to_event(1)
@@ -219,7 +219,7 @@ class Diffusion(nn.Module):
 
     def prior_divergence(self, x: Tensor) -> Tensor:
         r"""Returns :math:`\mathrm{KL}(q(z_T \mid x) \,\|\, \mathcal{N}(0, I))` in nats, `(B,)`."""
-        check_rows(x, self.num_features, "Diffusion")
+        check_rows(x, self.num_features, "Diffusion", self)
         alpha, sigma = alpha_sigma(self.log_snrs()[-1])
         divergence = ((alpha * self.standardise(x)) ** 2 + sigma**2 - 1) / 2 - sigma.log()
         return divergence.sum(1)
@@ -251,7 +251,7 @@ class Diffusion(nn.Module):
 
     def noisy(self, x: Tensor, log_snr: Tensor) -> Tensor:
         r"""Returns a draw from :math:`q(z_t \mid x)`, with shape `(B, D)`."""
-        check_rows(x, self.num_features, "Diffusion")
+        check_rows(x, self.num_features, "Diffusion", self)
         alpha, sigma = alpha_sigma(log_snr.expand(len(x))[:, None])
         return alpha * self.standardise(x) + sigma * torch.randn_like(x)
 

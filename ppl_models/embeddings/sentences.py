@@ -95,6 +95,7 @@ class SentenceClassifier(nn.Module):
     @torch.no_grad()
     def predict(self, x: Tensor, batch_size: int = 1024) -> Tensor:
         """Returns the most probable label of each sentence, `(B,)`."""
+        check_words(x, self.num_words, WHERE)
         parts = [self.conditional(part).logits.argmax(1) for part in x.split(batch_size)]
         return torch.cat(parts)
 

@@ -102,7 +102,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
-        check_rows(x, len(self.loc), type(self).__name__)
+        check_rows(x, len(self.loc), type(self).__name__, self)
         zero = self.loadings.new_zeros(self.loadings.shape[1])  # (K,)
         prior = dist.Normal(zero, torch.ones_like(zero))
         noise = MarginalNormal if self.missing == "marginalise" else dist.Normal
@@ -129,7 +129,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
         are missing: the sums go over those that are not. For `x` of shape `(B, D)` the
         distribution has batch shape `(B,)` and event shape `(K,)`.
         """
-        check_rows(x, len(self.loc), type(self).__name__)
+        check_rows(x, len(self.loc), type(self).__name__, self)
         if self.missing == "marginalise":
             given = condition(x, self.loc, self.loadings, self._noise())
             precision = given.factor @ given.factor.mT  # (B, K, K)
@@ -162,7 +162,7 @@ class FactorAnalysis(nn.Module, InformationCriteria):
             >>> model.impute(x)[0, [0, 2]], model.impute(x, num_samples=10).shape
             (tensor([1., 2.]), torch.Size([10, 1, 3]))
         """
-        check_rows(x, len(self.loc), type(self).__name__)
+        check_rows(x, len(self.loc), type(self).__name__, self)
         lenient = self.missing == "marginalise"
         check_finite(x, type(self).__name__, minimum=0, missing=lenient)
         if num_samples is not None:

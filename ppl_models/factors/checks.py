@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ppl_models.checks import check_count, check_float64, check_rows, listed
+from ppl_models.checks import check_count, check_float64, check_no_array, check_rows, listed
 from ppl_models.processes import Part
 
 SINGULAR = 1e-12  # variance that is no more than rounding, beside the largest
@@ -37,6 +37,8 @@ def check_batches(
         missing: Whether NaN means that an entry is missing.
         where: The name of the model, for errors.
     """
+
+    check_no_array(x, where)
 
     def checked(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         return _checked(batches, num_features, missing, where)

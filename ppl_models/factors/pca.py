@@ -20,6 +20,7 @@ References:
 """
 
 from collections.abc import Iterable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,10 @@ class PCA(nn.Module):
         self.register_buffer("explained_variance", torch.zeros(num_factors))  # lambda
         self.register_buffer("total_variance", torch.zeros(()))
 
+    def forward(self, x: Tensor | None = None, size: int | None = None) -> NoReturn:
+        """Raises: rows `x` have no density, and there is no program that draws them."""
+        self.evidence()
+
     @torch.no_grad()
     def least_squares(self, x: Tensor | Iterable[Tensor]) -> "PCA":
         """Sets the mean and the components to the best ones for the rows, and returns itself.
@@ -108,7 +113,7 @@ class PCA(nn.Module):
     def transform(self, x: Tensor) -> Tensor:
         r"""Returns :math:`U^\top (x - \mu)`, with shape `(B, K)`."""
         self._check_fitted()
-        check_rows(x, len(self.loc), "PCA")
+        check_rows(x, len(self.loc), "PCA", self)
         return (x - self.loc) @ self.components.T
 
     def inverse_transform(self, z: Tensor) -> Tensor:
@@ -118,8 +123,20 @@ class PCA(nn.Module):
             z: With shape `(B, K)`.
         """
         self._check_fitted()
-        check_rows(z, len(self.components), "PCA")
+        check_rows(z, len(self.components), "PCA", self)
         return self.loc + z @ self.components
+
+    def evidence(self) -> NoReturn:
+        """Raises: there is none, and this says why.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "PCA: it has no density of rows, and so no evidence: without noise, rows lie in a "
+            "plane and nowhere else. Try ProbabilisticPCA(num_features, num_factors), which is "
+            "the same with noise, and has an exact one."
+        )
 
     def _check_fitted(self) -> None:
         if self.total_variance == 0:

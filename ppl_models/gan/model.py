@@ -112,7 +112,7 @@ class GAN(nn.Module):
         Raises:
             ValueError: If `B` is no multiple of `M`, or a shape is wrong.
         """
-        check_rows(x, self.num_features, "GAN")
+        check_rows(x, self.num_features, "GAN", self)
         if len(x) % self.packing:
             raise ValueError(
                 f"GAN: expected a multiple of packing={self.packing} rows, got {len(x)}."

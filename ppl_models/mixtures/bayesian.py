@@ -151,7 +151,7 @@ class BayesianGaussianMixture(nn.Module):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """Draws what rows share, and scores rows `x`, of `size` in all, or draws `size`."""
-        check_rows(x, self.num_features, "BayesianGaussianMixture")
+        check_rows(x, self.num_features, "BayesianGaussianMixture", self)
         weights, locs, root = self.sample_shared(self.prior)
         with poutine.infer_config(config_fn=self._event_dims):
             if self.stick_breaking or self.num_components == 1:
@@ -216,12 +216,7 @@ class BayesianGaussianMixture(nn.Module):
                 about rows like these: most lie more than 30 times as far from `prior_loc` as rows
                 do a priori, or they spread less than a fourth of `prior_scale`.
         """
-        check_rows(x, self.num_features, "BayesianGaussianMixture")
-        if x.dtype != self.loc.dtype:
-            raise TypeError(
-                f"BayesianGaussianMixture: expected rows of {self.loc.dtype}, as the model, got "
-                f"{x.dtype}. Try model.double() and x.double()."
-            )
+        check_rows(x, self.num_features, "BayesianGaussianMixture", self)
         check_float64(x, "BayesianGaussianMixture")
         check_finite(x, "BayesianGaussianMixture", minimum=self.num_components)
         self._check_units(x.double())

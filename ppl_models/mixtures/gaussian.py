@@ -204,15 +204,15 @@ class GaussianMixture(nn.Module, InformationCriteria):
     def log_joint(self, x: Tensor) -> Tensor:
         r"""Returns :math:`\log p(x, z = k)` for rows `(B, D)`, in nats, `(B, K)`."""
         check_rows(x, self.locs.shape[1], "GaussianMixture")
-        log_weights = self.logits.log_softmax(0)
+        log_weights, near = self.logits.log_softmax(0), x.to(self.locs.dtype)
         if self.missing == "marginalise" and x.isnan().any():  # at once for all components
-            parts = [complete(p, self.locs, self._factors()).log_prob for p in x.split(256)]
+            parts = [complete(p, self.locs, self._factors()).log_prob for p in near.split(256)]
             return log_weights + torch.cat(parts)
         if len(x) >= LONG and not torch.is_grad_enabled():
             found = log_joints(x, *self._in_float64(), self.covariance)
             if found is not None:
                 return found.mT.to(x.dtype)
-        scale, away = self.scale, x - self.locs[:, None]  # (K, B, D)
+        scale, away = self.scale, near - self.locs[:, None]  # (K, B, D)
         if self.covariance in ("diag", "spherical"):
             log_scale = scale.log().expand_as(self.locs).sum(1)  # (K,)
             whitened = away / scale[:, None]

@@ -46,5 +46,5 @@ def _check_imputable(model: Any, x: Tensor, num_samples: int | None) -> None:
         )
     if num_samples is not None:
         check_count(num_samples=num_samples)
-    check_rows(x, model.locs.shape[1], "GaussianMixture.impute")
+    check_rows(x, model.locs.shape[1], "GaussianMixture.impute", model)
     check_finite(x, "GaussianMixture.impute", minimum=0, missing=True)

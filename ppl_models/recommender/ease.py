@@ -14,6 +14,8 @@ References:
     | https://arxiv.org/abs/1905.03375
 """
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -50,9 +52,26 @@ class EASE:
         half = torch.linalg.solve_triangular(self.root, self.x, upper=False)
         self.diagonal = 1 - half.square().sum(0)  # of lambda P, (I,)
 
+    def __call__(self, x: Tensor | None = None, size: int | None = None) -> NoReturn:
+        """Raises: rows `x` have no density, and there is no program that draws them."""
+        self.evidence()
+
     def scores(self, x: Tensor) -> Tensor:
         """Returns x B, `(*, I)`, for the picks `(*, I)` of any users."""
         check_rows(x, self.x.shape[1], "EASE")
         rows = x.double()
         projected = rows - torch.cholesky_solve(self.x @ rows.T, self.root).T @ self.x
         return (rows - projected / self.diagonal).to(x)
+
+    def evidence(self) -> NoReturn:
+        """Raises: there is none, and this says why.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "EASE: it has no density of rows, and so no evidence: its scores order items, and are "
+            "no probabilities. Try ppl_models.metrics to judge its rankings, such as "
+            "recall_at(20, ease.scores(x), held_out) and ndcg_at, or a VAE with the likelihood "
+            "Multinomial(), which has a lower bound."
+        )

@@ -69,11 +69,12 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Returns what the classifier sees in rows, `(B, H)`."""
-        check_rows(x, self.num_features, "Classifier")
+        check_rows(x, self.num_features, "Classifier", self)
         return self.network(x)
 
     @torch.no_grad()
     def predict(self, x: Tensor, batch_size: int = 4096) -> Tensor:
         """Returns the most probable label of each row, `(B,)`."""
+        check_rows(x, self.num_features, "Classifier", self)
         parts = [self.conditional(part).logits.argmax(1) for part in x.split(batch_size)]
         return torch.cat(parts)

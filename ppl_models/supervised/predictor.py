@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_models.checks import check_count, check_rows
+from ppl_models.checks import check_count, check_no_array, check_rows
 
 Scale = float | Tensor
 
@@ -55,6 +55,7 @@ def register_scale(module: nn.Module, name: str, value: Scale, *shape: int) -> N
 
 def check_given(x: Tensor, num_features: int, where: str) -> None:
     """Raises unless there are rows, of that many features: they are never sampled."""
+    check_no_array(x, where)
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{where}: expected rows x, got {type(x).__name__}. It is a model of y given x: "

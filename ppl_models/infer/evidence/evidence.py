@@ -438,16 +438,18 @@ def _closed_form(
     check_tensors(data, allows_missing([model]))
     with own_rng("a trial", 0, data[0].device), modes(modules.values(), training=False):
         batch = (few(data[0]),)
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), checks.noting_batch(batch):
             trace = poutine.trace(model).get_trace(*batch)  # its checks, and errors of its own
         density = model.evidence()
-        if density.support.is_discrete:  # what is no outcome would be rounded, or worse
-            checks.check_support(trace, batch, data)
-            for x in data[0].split(batch_size):
-                check_density(density, x)
-        if not is_exact(model, guide, data[0]):
-            return None
-        value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)]).double().cpu()
+        with checks.noting_batch(data):
+            if density.support.is_discrete:  # what is no outcome would be rounded, or worse
+                checks.check_support(trace, batch, data)
+                for x in data[0].split(batch_size):
+                    check_density(density, x)
+            if not is_exact(model, guide, data[0]):
+                return None
+            value = torch.cat([density.log_prob(x) for x in data[0].split(batch_size)])
+        value = value.double().cpu()
     return Evidence(
         value,
         kind="exact",

@@ -36,7 +36,7 @@ from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.once import Once
 from ppl_models.infer.programs.program import Program, no_latents
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.programs.tables import as_rows, no_rows
 from ppl_models.infer.trials import same
 from ppl_models.infer.trials.auxiliary import Draw, is_of_pyro, why_unknown
 from ppl_models.infer.trials.independence import FEW as TRIED
@@ -517,11 +517,11 @@ def tile(data: tuple[Tensor, ...], rows: slice, count: int) -> tuple[Tensor, ...
 
 def _check_data(model: Program, guide: Program | None, data: tuple[Tensor, ...]) -> None:
     """Raises unless the data are finite rows, as the programs take them and where they are."""
-    for x in data:
+    for n, x in enumerate(data):
         if not isinstance(x, Tensor):
             raise TypeError(
-                f"data: expected tensors, arrays or data frames of rows, got {type(x).__name__}. "
-                f"Try torch.as_tensor(x)."
+                f"data[{n}]: expected tensors, arrays or data frames of rows, "
+                f"{no_rows(x, model.argument_names)}"
             )
     if not data:
         raise ValueError("data: expected at least one tensor of rows, got none.")

@@ -37,7 +37,7 @@ from ppl_models.infer.programs.own import own_parameters
 from ppl_models.infer.programs.program import Program, modules_of_programs, no_latents
 from ppl_models.infer.programs.pyro_internals import plate_frames
 from ppl_models.infer.programs.rows import Rows, UnknownRowsError
-from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.programs.tables import as_rows, no_rows
 from ppl_models.infer.trials.same import check_same
 from ppl_models.scoped import kept_rng, modes, own_rng
 
@@ -108,7 +108,7 @@ def predict(
     program = Program(model, "model")
     program.is_evaluated = True
     new = as_rows(new, modules_of_programs(model, guide_or_posterior))
-    count = _num_rows(new, size)
+    count = _num_rows(new, size, program.argument_names)
     with _evaluating(program, new):
         rows = NewRows(program, new, count)
         shape = 1, num_samples or DRAWS
@@ -249,14 +249,15 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
-def _num_rows(new: tuple[Tensor, ...], size: int | None) -> int:
+def _num_rows(new: tuple[Tensor, ...], size: int | None, names: Sequence[str]) -> int:
     """The number of new rows."""
-    for x in new:
+    for n, x in enumerate(new):
         if not isinstance(x, Tensor) or x.dim() == 0:
-            kind = "a number" if isinstance(x, Tensor) else type(x).__name__
+            number = "got a number. Try x.reshape(1)."
+            found = number if isinstance(x, Tensor) else no_rows(x, names)
             raise TypeError(
-                f"new: expected tensors, arrays or data frames with one entry for each row, got "
-                f"{kind}. Try torch.as_tensor(x)."
+                f"new[{n}]: expected tensors, arrays or data frames with one entry for each row, "
+                f"{found}"
             )
     if new and size is not None:
         raise ValueError(

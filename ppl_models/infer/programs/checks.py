@@ -25,7 +25,9 @@ from ppl_models.infer.programs.sites import (
     random_sites,
     reparameterised_sites,
 )
+from ppl_models.user_line import call_of
 
+TABLES = "\nTrace Shapes:"
 MISMATCH = re.compile(
     r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-?\d+), (\d+) vs (\d+)"
 )
@@ -88,6 +90,7 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace, estimator: ELBO | No
 
 def check_observed(model: poutine.Trace) -> None:
     """Raises where a model has no observed site: its evidence would be that of nothing."""
+    check_program(model)
     if not any(site["is_observed"] and not is_derived(site) for site in random_sites(model)):
         drawn = sorted(latent_sites(model))
         raise ValueError(
@@ -102,8 +105,9 @@ def check_program(model: poutine.Trace) -> None:
     if not random_sites(model):
         raise ValueError(
             "model: it has no pyro.sample, so that there is neither a posterior nor a likelihood. "
-            "Expected a Pyro program, got a function without chance, such as a network. Of an "
-            "AutoEncoder, try model.encode(x), the codes of rows, or a VAE, which has a posterior."
+            "Expected a Pyro program, got a function without chance, such as a network. Try a "
+            "model that it is the network of, such as Classifier or MaskedWords; of an "
+            "AutoEncoder, model.encode(x), the codes of rows, or a VAE, which has a posterior."
         )
 
 
@@ -329,24 +333,32 @@ def _counts_once(scale: float | Tensor) -> bool:
 
 @contextmanager
 def noting_batch(batch: tuple[Tensor, ...]) -> Iterator[None]:
-    """Adds to an error from inside a program what the program was called with."""
+    """Says in an error from inside a program where in it that is, and what it was called with."""
     try:
         yield
     except Exception as error:
         _explain(error)
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in batch)
-        error.add_note(f"This came from the program, called with a batch of {shapes}.")
+        tensors = [x for x in batch if isinstance(x, Tensor)]
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in tensors)
+        if tensors:
+            error.add_note(f"This came from the program, called with a batch of {shapes}.")
         if isinstance(error, RuntimeError) and ("dtype" in str(error) or "Double" in str(error)):
             error.add_note("Try x.float(), or model.double() and guide.double().")
         raise
 
 
 def _explain(error: Exception) -> None:
-    """Says what a plate expected, and takes Pyro's tables of shapes so far off an error."""
-    if not isinstance(error, (RuntimeError, ValueError)) or not error.args:
+    """Says what a plate expected, or where in the program an error is, which keeps its type.
+
+    Pyro raises errors anew, with tables of shapes so far, which are taken off.
+    """
+    if not error.args or not isinstance(error.args[0], str):
         return
-    text = str(error.args[0]).partition("\nTrace Shapes:")[0].rstrip()
-    found = MISMATCH.match(text)
+    first: BaseException = error
+    while TABLES in str(first) and first.__cause__ is not None:
+        first = first.__cause__
+    text = error.args[0].partition(TABLES)[0].rstrip()
+    found, place = MISMATCH.match(text), call_of(first.__traceback__)
     if found:
         plate, site, dim, size, got = found.groups()
         text = (
@@ -356,8 +368,17 @@ def _explain(error: Exception) -> None:
             f"features of a row, parameters of this batch if they are rows, or dim=-2 in the plate "
             f"that is the outer one of two."
         )
+    elif place and type(error).__module__ == "builtins" and not text.startswith(place):
+        text = f"{place}: {text}"
+        if isinstance(error, IndexError):
+            text += (
+                ". Expected integers from 0 to one less than there are entries, as indices. Try "
+                "x.long() of whole numbers, the data in the order of the program's arguments, or "
+                "an entry for each group (a new one has none)."
+            )
     error.args = (text, *error.args[1:])
-    error.__cause__, error.__suppress_context__ = None, True  # the same, with those tables
+    if first is not error:  # the same, with those tables
+        error.__cause__, error.__suppress_context__ = first.__cause__, True
 
 
 def _is_left_out(name: str, model: poutine.Trace) -> bool:

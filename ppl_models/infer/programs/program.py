@@ -68,10 +68,15 @@ class Program:
         self, program: Callable[..., Any], name: str, model: "Program | None" = None
     ) -> None:
         if isinstance(program, type) or not callable(program):
-            kind = f"the class {program.__name__}" if isinstance(program, type) else repr(program)
+            is_class = isinstance(program, type)
+            kind = f"the class {program.__name__}" if is_class else repr(program)
+            hint = "a function with pyro.sample in it, or a model, as in VAE(num_features=64, ...)"
+            if is_class:
+                hint = "an object, as in VAE(num_features=64, num_latents=8)"
+            elif hasattr(program, "model_"):  # scikit-learn's way
+                hint = "estimator.model_, the model inside of it"
             raise TypeError(
-                f"{name}: expected a Pyro program (a function or a module), got {kind}. "
-                f"Try an object, as in VAE(num_features=64, num_latents=8)."
+                f"{name}: expected a Pyro program (a function or a module), got {kind}. Try {hint}."
             )
         self.program = program
         self.name = name
@@ -119,14 +124,26 @@ class Program:
         try:
             self._signature.bind(*range(count), **size)
         except TypeError as error:
-            few = "missing" in str(error)
-            hint = "data=(x, y), rows with" if few else "data without"
+            hint = "data without labels, or a program that takes them"
+            if "missing" in str(error):
+                hint = self._in_order(count)
             raise TypeError(
                 f"{self.name}: each batch has {count} tensor(s), and {self.name}{self._signature} "
                 f"cannot be called with them ({error}). Programs are called as "
-                f"{self.name}(*batch, size=N). Try {hint} labels, or a program that "
-                f"takes {'none' if few else 'them'}."
+                f"{self.name}(*batch, size=N). Try {hint}."
             ) from None
+
+    def _in_order(self, count: int) -> str:
+        """What data the program takes, where those given are too few."""
+        names = self.argument_names
+        hint = f"({', '.join(names)}), a tensor for each argument, in their order"
+        if count == 1:
+            columns = ", ".join(f"df.{name}" for name in names)
+            hint += (
+                f" (a data frame is one matrix, whose column names are not looked at: try "
+                f"({columns}))"
+            )
+        return f"{hint}, or a program that takes fewer"
 
     @property
     def argument_names(self) -> list[str]:

@@ -5,7 +5,7 @@ truth values. What holds anything else is refused by its columns. Frames are kno
 do, so that no package for them is imported.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,58 @@ def as_data(data: Any, modules: Iterable[Any]) -> Any:
     if isinstance(data, tuple):
         return as_rows(data, modules)
     return as_rows((data,), modules)[0]
+
+
+def no_data(data: Any, names: Sequence[str] = ()) -> str:
+    """What is wrong with data that `fit` does not take, and what to try instead.
+
+    Arguments:
+        data: They, after `as_data`.
+        names: The arguments of the program.
+
+    Example:
+        >>> no_data((torch.zeros(3), None))
+        'got a tuple whose item 1 is None. Try leaving it out.'
+    """
+    got, culprit = type(data).__name__, data
+    if isinstance(data, tuple):
+        wrong = (n for n, x in enumerate(data) if not isinstance(x, Tensor))
+        if (place := next(wrong, None)) is None:
+            return "got tuple without an item. Try torch.as_tensor(data)."
+        culprit = data[place]
+        got = f"a tuple whose item {place} is {_kind(culprit)}"
+    whole = f"the tuple ({', '.join(names or ('x', 'y'))}), in the order of the program's arguments"
+    hint = "torch.as_tensor(data)" if data is None else _instead(culprit, whole)
+    return f"got {got}. Try {hint}."
+
+
+def no_rows(x: Any, names: Sequence[str] = ()) -> str:
+    """The same of one of several arguments, such as those of `log_evidence(model, guide, *data)`.
+
+    Example:
+        >>> no_rows([torch.zeros(3), torch.zeros(3)], ["x", "y"])
+        "got list. Try its tensors one by one, x, y, in the order of the program's arguments."
+    """
+    listed = ", ".join(names or ("x", "y"))
+    each = f"its tensors one by one, {listed}, in the order of the program's arguments"
+    return f"got {_kind(x)}. Try {_instead(x, each)}."
+
+
+def _kind(x: Any) -> str:
+    return "None" if x is None else type(x).__name__
+
+
+def _instead(x: Any, several: str) -> str:
+    """What to give in the place of something that is no tensor."""
+    if x is None:
+        return "leaving it out"
+    if isinstance(x, Mapping) or (isinstance(x, Sequence) and any(map(_has_shape, x))):
+        return several
+    return "torch.as_tensor(x)"
+
+
+def _has_shape(x: Any) -> bool:
+    return x is None or hasattr(x, "shape")
 
 
 def _is_table(x: Any) -> bool:

@@ -28,7 +28,7 @@ from ppl_models.infer.evidence.joint import sampling
 from ppl_models.infer.evidence.mcmc import replayed
 from ppl_models.infer.programs import sites
 from ppl_models.infer.programs.program import Program, modules_of_programs
-from ppl_models.infer.programs.tables import as_rows
+from ppl_models.infer.programs.tables import as_rows, no_rows
 from ppl_models.infer.sampling.chains import Chains, Settings, num_cores, nutpie, sample
 from ppl_models.infer.sampling.density import Density
 from ppl_models.infer.sampling.unconstrained import Unconstrained
@@ -117,6 +117,12 @@ def nuts(
     program = Program(model, "model")
     program.is_evaluated = True
     data = as_rows(data, modules_of_programs(model, guide))
+    for n, x in enumerate(data):
+        if isinstance(x, (list, tuple, dict)):
+            raise TypeError(
+                f"data[{n}]: expected what the model takes, a tensor for each argument, "
+                f"{no_rows(x, program.argument_names)}"
+            )
     seed = seed_of(seed)
     settings = Settings(draws, tune, chains, target_accept, seed, progress)
     with _evaluated(program, seed, chains):

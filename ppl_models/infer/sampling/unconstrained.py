@@ -32,6 +32,7 @@ from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.sampling.bijections import bijection
 from ppl_models.infer.sampling.latents import check_latent
 from ppl_models.infer.trials.precision import in_double
+from ppl_models.infer.trials.shapes import check_rows
 
 
 class Part(NamedTuple):
@@ -67,9 +68,10 @@ class Unconstrained:
         self.program, self.data = program, data
         lengths = [len(x) for x in data if isinstance(x, Tensor) and x.ndim]
         self.rows = torch.arange(lengths[0] if lengths else 1)
-        with in_double():
+        with in_double(), checks.noting_batch(data):
             first = prune_subsample_sites(self.call(poutine.trace(_Improper()(program)).get_trace))
         checks.check_unscaled(first)
+        check_rows(first, "model", tuple(x for x in data if isinstance(x, Tensor) and x.ndim))
         self.first = first
         self.depth = sites.plate_depth(first)
         self.parts, at = {}, 0

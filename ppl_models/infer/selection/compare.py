@@ -203,8 +203,9 @@ def _check(candidates: Mapping[Any, Any], x: Tensor, folds: int) -> None:
         if lacks:
             raise TypeError(
                 f"compare: candidate {name!r}, {type(model).__name__}, has no {', '.join(lacks)}. "
-                f"Expected a model that fit_em fits and whose evidence is exact; for programs with "
-                f"shared latents try az.compare on from_pyro_svi(...) of each."
+                f"Expected a model that fit_em fits and whose evidence is exact. Try, for programs "
+                f"with guides, compare({{{name!r}: log_evidence(model, guide, x), ...}}), without "
+                f"rows."
             )
     if len({id(model) for model in candidates.values()}) < len(candidates):
         raise ValueError("compare: expected a model of its own for each name, got one twice.")

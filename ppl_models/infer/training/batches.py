@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_models.checks import check_tensors
-from ppl_models.infer.programs.tables import as_data
+from ppl_models.infer.programs.tables import as_data, no_data
 from ppl_models.infer.reading.arrays import Mapped, mapped
 from ppl_models.infer.reading.arrow import Table, is_table
 from ppl_models.infer.reading.columns import ANY, Taken
@@ -325,7 +325,7 @@ def streamed(
         return ByIndex(data, batch_size, device, taken)
     raise TypeError(
         f"data: expected a tensor, a tuple of tensors (x, y), a Dataset or a DataLoader, "
-        f"got {type(data).__name__}. Try torch.as_tensor(data)."
+        f"{no_data(data, taken.names)}"
     )
 
 

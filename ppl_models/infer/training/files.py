@@ -229,7 +229,15 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _module(name: str, module: Any) -> nn.Module:
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{name}: expected a module, got {type(module).__name__}.")
+        kind = module.__name__ if isinstance(module, type) else type(module).__name__
+        hint = f"an object, {kind}(...)"
+        if not isinstance(module, type):
+            hint = (
+                f"the guide or the network in its place: a {kind} has no weights of its own (those "
+                f"of pyro.param in a function are in Pyro's store, pyro.get_param_store().save)"
+            )
+        got = f"the class {kind}" if isinstance(module, type) else kind
+        raise TypeError(f"{name}: expected a module, got {got}. Try {hint}.")
     return module
 
 

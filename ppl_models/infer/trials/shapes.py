@@ -77,7 +77,7 @@ def check_rows(trace: poutine.Trace, program: str, batch: tuple[Tensor, ...]) ->
         program: How to call it.
         batch: The rows, along the first dimension of each tensor.
     """
-    for site in filter(in_data_plate, random_sites(trace)):
+    for site in filter(in_data_plate, random_sites(trace) if batch else ()):
         frames = {frame.name: frame for frame in site["cond_indep_stack"]}
         rows, dim = len(batch[0]), frames["data"].dim
         if frames["data"].size != rows or rows == 1 or not isinstance(site["value"], Tensor):
@@ -93,9 +93,37 @@ def check_rows(trace: poutine.Trace, program: str, batch: tuple[Tensor, ...]) ->
                 f"of the batch shape {tuple(shape)} of its {kind(site['fn'])} for the {rows} "
                 f"rows, and there is another on the left of it that belongs to no plate, or "
                 f"holds the rows. Expected the rows there, and what belongs to one row in the "
-                f"event. Try dist.{kind(site['fn'])}(...).to_event(1), or parameters of shape "
-                f"({rows},) where a row is a single number."
+                f"event. "
+                + (
+                    _of_columns(site, batch)
+                    or f"Try dist.{kind(site['fn'])}(...).to_event(1), or parameters of shape "
+                    f"({rows},) where a row is a single number."
+                )
             )
+
+
+def _of_columns(site: dict, batch: tuple[Tensor, ...]) -> str | None:
+    """What to try where numbers of rows meet a column of them, so that N of each become N x N."""
+    rows, value = len(batch[0]), site["value"]
+    if _batch_shape(site) != (rows, rows):
+        return None
+    columns = [n for n, x in enumerate(batch) if x.shape == (rows, 1)]
+    own = next((n for n, x in enumerate(batch) if x is value), None)
+    name = site["name"]
+    if own in columns and len(columns) == 1:
+        where = f"data[{own}] has shape ({rows}, 1) where the site has ({rows},)"
+        return f"{where}: try {name}.squeeze(1)."
+    if columns:
+        found = " and ".join(f"data[{n}]" for n in columns)
+        has = "has" if len(columns) == 1 else "have"
+        return (
+            f"{found} {has} shape ({rows}, 1) where one number of each row has ({rows},): try "
+            f"x.squeeze(1), or mean.squeeze(-1) of what is computed from it."
+        )
+    if own is not None and value.shape == (rows,):
+        where = f"data[{own}] has shape ({rows},) where the site has ({rows}, 1)"
+        return f"{where}: try mean.squeeze(-1) where a network gives one number for a row."
+    return None
 
 
 def check_no_outer(trace: poutine.Trace, program: str) -> None:

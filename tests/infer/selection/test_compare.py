@@ -203,6 +203,7 @@ def test_the_table():
         ({}, {}, "expected candidates by name"),
         ([GaussianMixture(2, 1)], {}, "expected candidates by name"),
         ({"a": nn.Linear(2, 2)}, {}, "candidate 'a', Linear, has no em_step, initialise"),
+        ({"a": lambda x: x}, {}, r"Try.* compare\({'a': log_evidence\(model, guide, x\), ...}\)"),
         ({"a": 3}, {}, "candidate 'a', int, has no em_step"),
         (mixtures(1), {"folds": 1}, "folds: expected 2 to 60"),
         (mixtures(1), {"folds": 61}, "folds: expected 2 to 60"),

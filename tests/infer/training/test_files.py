@@ -202,6 +202,21 @@ def test_another_models_weights(tmp_path):
     assert same(state(other), old)
 
 
+@pytest.mark.parametrize("call", [save, load])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda x: x, r"got function. Try the guide .* a function has no weights.*Pyro's store"),
+        (nn.Linear, r"got the class Linear. Try an object, Linear\("),
+        (nn.Parameter(torch.zeros(1)), r"got Parameter. Try the guide or the network"),
+    ],
+    ids=["function", "class", "parameter"],
+)
+def test_what_is_no_module(tmp_path, call, given, said):
+    with pytest.raises(TypeError, match=f"model: expected a module, {said}"):
+        call(saved(tmp_path), model=given)
+
+
 def test_all_modules_are_filled_or_none(tmp_path):
     a, b = FactorAnalysis(5, 2), FactorAnalysis(5, 2)
     save(tmp_path / "w", a=a, b=b)

@@ -17,7 +17,7 @@ from ppl_models.infer.programs.rows import Rows
 from ppl_models.infer.programs.sites import random_sites
 from ppl_models.infer.trials.independence import Pair
 from ppl_models.scoped import modes, own_rng
-from ppl_models.user_line import statement_of
+from ppl_models.user_line import call_of, statement_of
 
 ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NotImplementedError)
 
@@ -85,7 +85,8 @@ class Exam:
         try:
             return self.trace(program, given)
         except Exception as error:  # whatever a program does
-            text = str(error).partition("\n")[0]
+            place = call_of(error.__traceback__)
+            text = str(error).partition("\n")[0].removeprefix(f"{place}: ")
             known = text.startswith(("site ", f"{program.name}: "))
             text = (
                 text if known else f"{program.name}: it fails with {type(error).__name__}: {text}"

@@ -17,7 +17,7 @@ from ppl_models.infer.objectives.weighted import Weighted
 from ppl_models.infer.programs.checks import check_support, noting_batch
 from ppl_models.infer.programs.program import Program
 from ppl_models.infer.programs.rows import Rows
-from ppl_models.infer.programs.tables import as_data, numbers_of
+from ppl_models.infer.programs.tables import as_data, no_data, numbers_of
 from ppl_models.infer.reading.columns import Taken
 from ppl_models.infer.reading.in_order import Part, Parts, in_order
 from ppl_models.infer.training.batches import in_memory
@@ -83,13 +83,14 @@ def _terms(objective: Any) -> list[Any]:
 
 def _in_order(data: Any, taken: Taken, device: torch.device, missing: bool) -> Parts:
     """All rows, a part at a time; those in memory are one."""
-    if (found := in_order(data, device, taken)) is not None:
-        return found
-    rows = in_memory(as_data(data, taken.modules), None, missing)
+    if (parts := in_order(data, device, taken)) is not None:
+        return parts
+    found = as_data(data, taken.modules)
+    rows = in_memory(found, None, missing)
     if rows is None:
         raise TypeError(
-            f"data: expected what fit takes, tensors, arrays, a Dataset or a DataLoader, got "
-            f"{type(data).__name__}. Try torch.as_tensor(data)."
+            f"data: expected what fit takes, tensors, arrays, a Dataset or a DataLoader, "
+            f"{no_data(found, taken.names)}"
         )
     return Parts((batch.values for batch in rows.epoch(0)), rows.size)
 
