@@ -222,8 +222,17 @@ def test_minibatches_that_are_scaled_rightly_pass():
 
 
 def test_rows_of_another_precision_are_told_what_to_do():
+    x = torch.ones(9, 6).double()
+    with pytest.raises(TypeError, match=r"expected rows of torch\.float32.*Try x\.to\("):
+        fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), x, epochs=1)
+    network = nn.Linear(6, 2)
+
+    def guide(x, size=None):  # one of the user's own
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(network(x), 1.0).to_event(1))
+
     with pytest.raises(RuntimeError) as caught:
-        fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), torch.ones(9, 6).double(), epochs=1)
+        fit(elbo(VAE(6, 2).double(), guide), x, epochs=1)
     assert any("x.float()" in note for note in caught.value.__notes__)
 
 
