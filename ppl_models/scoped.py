@@ -104,10 +104,11 @@ def own_draws(what: str, seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _seed_for(what: str, seed: int) -> int:
-    """Returns a seed that no other work shares, nor `torch.manual_seed(seed)`.
+    """Returns a seed that work of no other kind shares, nor `torch.manual_seed(seed)`.
 
     Rows that are drawn with `seed`, and evaluated with it, would meet their own noise again: the
-    two were no longer independent, and what is estimated no longer unbiased.
+    two were no longer independent, and what is estimated no longer unbiased. (A fit is seeded by
+    `torch.manual_seed` itself: its first step may meet noise again, and no number is made of it.)
     """
     return int.from_bytes(blake2b(f"{what} {seed}".encode(), digest_size=8).digest()) >> 1
 

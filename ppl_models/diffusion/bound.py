@@ -93,6 +93,7 @@ def variational_bound(
         num_features=data[0][0].numel() if discrete else None,
         row_variance=variance,
         weighted=False,
+        row_size=data[0][0].numel(),
     )
 
 

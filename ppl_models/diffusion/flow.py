@@ -105,6 +105,7 @@ def probability_flow(
         num_features=data[0][0].numel() if discrete else None,
         row_variance=variance / num_samples,
         weighted=False,
+        row_size=data[0][0].numel(),
     )
 
 

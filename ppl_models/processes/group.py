@@ -302,6 +302,16 @@ def is_other() -> bool:
     return not _apart and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
 
 
+def is_first() -> bool:
+    """Whether this process is alone, or the first of those that were started with it.
+
+    It is told without joining the others, which may never come to the same line.
+    """
+    if not _apart and dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return bool(_apart) or not _is_launched() or os.environ["RANK"] == "0"
+
+
 def _is_launched() -> bool:
     """Whether this process was started beside others, and is no child of one that was."""
     if not all(name in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":

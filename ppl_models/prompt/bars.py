@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from ppl_models.processes import together
+from ppl_models.processes.group import is_first
 
 DELAY = 1.0  # seconds, in which most calls are done
 
@@ -44,7 +44,7 @@ def is_watched(wanted: bool = True) -> bool:
         >>> is_watched(False)
         False
     """
-    return wanted and (_is_terminal() or _is_notebook()) and together().is_first
+    return wanted and (_is_terminal() or _is_notebook()) and is_first()
 
 
 def _is_terminal() -> bool:

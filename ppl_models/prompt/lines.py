@@ -73,14 +73,18 @@ def _counts(value: Any, default: Any) -> bool:
     if isinstance(value, Tensor):
         known = isinstance(default, (int, float)) and not value.is_meta
         return not known or not bool(((value - default).abs() <= 1e-6 * abs(default)).all())
-    return bool(value != default)
+    try:
+        return bool(value != default)
+    except Exception:  # arrays and frames, which compare their entries
+        return True
 
 
 def _parameters(self: Any) -> list[str]:
     """How many there are: free ones, where a model counts them, as for its BIC."""
     if not isinstance(self, nn.Module):
         return []
-    free, stored = getattr(self, "num_parameters", None), self.parameters()
-    count = sum(p.numel() for p in stored if not is_lazy(p)) if free is None else int(free)
-    kind = "parameter" if free is None else "free parameter"
+    free = getattr(self, "num_parameters", None)
+    counted = isinstance(free, int)  # in a class of the user's it may be anything
+    count = free if counted else sum(p.numel() for p in self.parameters() if not is_lazy(p))
+    kind = "free parameter" if counted else "parameter"
     return [f"{count:,} {kind}{'' if count == 1 else 's'}"] if count else []

@@ -237,12 +237,22 @@ def test_there_is_none_but_on_a_terminal(capsys, monkeypatch):
 def test_there_is_none_of_other_processes(monkeypatch):
     shown = terminal(monkeypatch)
 
-    class Second:
-        is_first = False
-
-    monkeypatch.setattr(bars, "together", Second)
+    monkeypatch.setattr(bars, "is_first", lambda: False)
     log_evidence(*vae(), X, num_samples=5)
     assert not shown.getvalue()
+
+
+def test_a_bar_joins_no_other_processes(monkeypatch):
+    """One may draw while the others never come to that line."""
+    shown = terminal(monkeypatch)
+    started = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    with progress_bar("half", 2) as advance:
+        advance(1)
+    assert "half" in shown.getvalue()
+    monkeypatch.setenv("RANK", "1")
+    assert not is_watched()
 
 
 def test_an_error_closes_the_bar(monkeypatch):

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from types import MethodType
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -196,3 +197,15 @@ def test_results_are_a_line_each():
         assert len(repr(result)) < 140
         assert repr(result).count("(") == repr(result).count(")")
     assert repr(found[0]) == "Check(nothing wrong was found)"
+
+
+def test_subclasses_with_arguments_and_names_of_their_own():
+    class Own(VAE):
+        def __init__(self, weights=np.zeros(3)):
+            super().__init__(4, 2)
+            self.weights = weights
+
+        def num_parameters(self):
+            return 3
+
+    assert repr(Own(np.ones(3))).startswith("Own(")

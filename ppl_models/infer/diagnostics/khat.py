@@ -34,6 +34,7 @@ from ppl_models.infer.evidence.evidence import (
     Evidence,
     check_weights,
     num_discrete,
+    row_size,
     weights_of,
 )
 from ppl_models.infer.evidence.joint import Joint, sampling
@@ -177,7 +178,7 @@ def khat(
         bar = "khat" if progress else None
         for rows, results in joint.evaluate(latents.statistics, num_samples, batch_size, bar):
             latents.add(rows if joint.by_row else slice(None), results)
-        features = num_discrete(joint)
+        features, size = num_discrete(joint), row_size(joint)
     sums, tails = latents.sums, latents.tails
     _check_weigh(sums.log_mean)
     smoothed = tails.smoothed()
@@ -189,6 +190,7 @@ def khat(
         num_features=features,
         row_variance=sums.variance,
         tails=tails,
+        row_size=size,
     )
     moments = latents.moments(smoothed)
     return Khat(

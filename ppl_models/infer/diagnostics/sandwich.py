@@ -30,7 +30,13 @@ from torch import Tensor
 
 from ppl_models.checks import check_at_least, check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.evidence import Evidence, check_weights, log_evidence, num_discrete
+from ppl_models.infer.evidence.evidence import (
+    Evidence,
+    check_weights,
+    log_evidence,
+    num_discrete,
+    row_size,
+)
 from ppl_models.infer.evidence.joint import Joint, Unobserved, sampling
 from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.programs import checks, sites
@@ -220,7 +226,7 @@ class _Run:
         self.below = WeightSums(num_chains, joint.num_rows)
         self.above = WeightSums(num_chains, joint.num_rows)  # of the weights' inverses
         self.accepted: list[float] = []
-        self.features = num_discrete(joint)
+        self.features, self.row_size = num_discrete(joint), row_size(joint)
 
     def __call__(self, width: int) -> None:
         """Runs them, of so many rows at once."""
@@ -281,6 +287,7 @@ class _Run:
             num_samples=self.num_chains,
             num_features=self.features,
             row_variance=sums.variance,
+            row_size=self.row_size,
         )
 
 

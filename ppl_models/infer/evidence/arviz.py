@@ -99,7 +99,7 @@ def from_pyro_svi(
         batch_size=batch_size,
         seed=seed,
     )
-    with sampling(model, guide, data, seed) as joint:
+    with sampling(model, guide, data, seed, what="from_pyro_svi") as joint:
         checks.check_program(joint.first.model)
         joint.check_points(check_meant)
         unknown = joint.why_unknown()

@@ -56,7 +56,7 @@ RUNS = 4  # of a program that may draw by itself, by which that shows
 ROUNDING = 1e-5  # of its number, relative to its size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """Log evidences, in nats.
 
@@ -73,6 +73,7 @@ class Evidence:
         row_variance: The Monte Carlo variance of each value.
         weighted: Whether the draws are importance-weighted.
         tails: The largest weights of each value, if there are any.
+        row_size: How many numbers of a row are observed, missing ones included, if that is known.
 
     Example:
         >>> from ppl_models import FactorAnalysis
@@ -90,6 +91,7 @@ class Evidence:
     row_variance: Tensor
     weighted: bool = True
     tails: Tails | None = None
+    row_size: int | None = None
 
     _name: ClassVar[str] = "log evidence"
 
@@ -197,7 +199,8 @@ class Evidence:
                 error = self.row_variance.sum().sqrt().item()
                 one_number(axes, self.value.item(), error)
                 beside = ", ± Monte Carlo error" if error else ""
-                axes.set_xlabel(f"{self._name} of all {self.num_rows} rows (nats{beside})")
+                rows = f"all {self.num_rows} rows" if self.num_rows > 1 else "one row"
+                axes.set_xlabel(f"{self._name} of {rows} (nats{beside})")
             axes.set_title(f"{self._number()}, {self.kind}")
         return figure_of(axes)
 
@@ -227,7 +230,8 @@ class Evidence:
         facts = {self._name: self._number(), "kind": self.kind, "rows": f"{self.num_rows}"}
         if self.num_samples:
             facts["draws"] = f"{self.num_samples}{self._of_the_tails()}"
-            facts["Monte Carlo error"] = f"{self.monte_carlo_error:.3f} nats per row"
+            error, unit = self._error(), "nats per row" if self._has_rows() else "nats"
+            facts["Monte Carlo error"] = f"{error} {unit}{self._understated()}"
         if self.num_features is not None:
             facts["bits/dim"] = f"{self.bits_per_dim:.4f}"
         return table(["", ""], list(facts.items()))
@@ -236,7 +240,7 @@ class Evidence:
         said = [self._number(), self.kind]
         said += [f"{self.num_rows} rows"] if self._has_rows() else []
         said += [f"{self.num_samples} draws"] if self.num_samples else []
-        said += ["unreliable"] if self.num_samples and self._are_few() else []
+        said += ["unreliable"] if self.num_samples and self.is_unreliable else []
         return f"{type(self).__name__}({', '.join(said)})"
 
     def _has_rows(self) -> bool:
@@ -254,17 +258,26 @@ class Evidence:
         return f"{whole} ({self.mean:.3f} per row)"
 
     def _of_the_draws(self) -> str:
-        scale = self.num_rows / len(self.value)  # 1, or that of the number before
-        error = self.monte_carlo_error * scale
         draws = "importance samples" if self.weighted else "draws"
         draws = f"{self.num_samples} {draws}" if self.num_samples > 1 else "1 draw"
-        text = f"{draws}{self._of_the_tails()}, Monte Carlo error "
-        text += "unknown" if math.isnan(error) else f"{error:.3f}"
+        text = f"{draws}{self._of_the_tails()}, Monte Carlo error {self._error()}"
+        return text + self._understated()
+
+    def said_error(self) -> str:
+        """The Monte Carlo error as it is said, in the unit of the number; nothing where exact."""
+        if not self.num_samples:
+            return ""
+        return self._error() + (" or more" if self.is_unreliable else "")
+
+    def _error(self) -> str:
+        error = self.monte_carlo_error * self.num_rows / len(self.value)
+        return "unknown" if math.isnan(error) else f"{error:.3f}"
+
+    def _understated(self) -> str:
+        """What is to be said of the Monte Carlo error, if anything."""
         if self._are_few():
-            text += f", unreliable: as good as {self._carrying():.1f} draws"
-        elif self.is_unreliable:
-            text += ", understated: weights of infinite variance"
-        return text
+            return f", unreliable: as good as {self._carrying():.1f} draws"
+        return ", understated: weights of infinite variance" if self.is_unreliable else ""
 
     def _of_the_tails(self) -> str:
         if self.pareto_k is None:
@@ -393,6 +406,7 @@ def _evidence(
         num_features=num_discrete(joint),
         row_variance=torch.zeros_like(sums.variance) if exact else sums.variance,
         tails=None if exact else sums.tails,
+        row_size=row_size(joint),
     )
 
 
@@ -457,6 +471,7 @@ def _closed_form(
         num_samples=0,
         num_features=data[0][0].numel() if density.support.is_discrete else None,
         row_variance=torch.zeros_like(value),
+        row_size=data[0][0].numel(),
     )
 
 
@@ -524,6 +539,13 @@ def _check_number(joint: Joint, value: Tensor) -> None:
 def weights_of(draws: Draws) -> Results:
     """The weights of draws, and what their last digits are."""
     return {"log_weight": draws.log_weight, "rounding": draws.rounding}
+
+
+def row_size(joint: Joint) -> int | None:
+    """How many numbers of a row are observed, where all rows have as many."""
+    total = sum(site["value"].numel() for site in joint.observed.values())
+    size, rest = divmod(total, joint.first.num_rows)
+    return None if rest else size
 
 
 def num_discrete(joint: Joint) -> int | None:

@@ -89,7 +89,7 @@ def impute(
     (x,) = as_rows((x,), modules_of_programs(model, guide))
     if isinstance(model, HasImpute) and is_of_its_program(model, "impute"):
         return _exact(model, x, num_samples, seed)
-    with sampling(model, guide, (x,), seed) as joint:
+    with sampling(model, guide, (x,), seed, what="impute") as joint:
         if not joint.tiled:
             raise ValueError(
                 "impute: expected latents of rows that are independent of each other, and a guide "

@@ -69,11 +69,16 @@ def sampling(
     data: tuple[Tensor, ...],
     seed: int | None,
     numbered: bool = False,
+    what: str = "an evaluation",
 ) -> Iterator["Joint"]:
     """Gives a `Joint` in the context of its draws.
 
     There are no gradients, the modules are in evaluation mode, and the draws come from a generator
     of their own, which without a seed is seeded by torch's. The other arguments are of `Joint`.
+
+    Arguments:
+        what: What the draws are for. Those that may become data, and be evaluated with the same
+            seed, have another purpose than evaluations.
     """
     programs = [Program(model, "model")]
     programs += [] if guide is None else [Program(guide, "guide", programs[0])]
@@ -88,7 +93,7 @@ def sampling(
         stack.enter_context(torch.no_grad())
         stack.enter_context(modes(modules(), training=False))
         device = data[0].device if data and isinstance(data[0], Tensor) else "cpu"
-        stack.enter_context(own_rng("evaluation", seed_of(seed), torch.device(device)))
+        stack.enter_context(own_rng(what, seed_of(seed), torch.device(device)))
         with together().all_or_none("a first run"):
             joint = Joint(programs[0], None if guide is None else programs[1], data, numbered)
         stack.enter_context(modes(modules(), training=False))  # those that the run has shown

@@ -76,7 +76,9 @@ def from_pyro_mcmc(
     values = next(iter(samples.values()))
     chains, number = values.shape[:2]
     first = torch.zeros(1, dtype=torch.long, device=values.device)
-    with sampling(program, replayed(samples), (first,), seed, numbered=True) as joint:
+    with sampling(
+        program, replayed(samples), (first,), seed, numbered=True, what="from_pyro_mcmc"
+    ) as joint:
         groups = collect(joint, dims, chains * number, BATCH, chains)
     groups["sample_stats"].pop("log_q")  # of points, which have none
     groups["sample_stats"]["diverging"] = ["chain", "draw"], _diverging(mcmc, chains, number)

@@ -119,7 +119,7 @@ def predict(
         else:
             sampler = _shared_of_guide(guide_or_posterior, rows)
         run, guide, data, numbered = sampler
-        with sampling(run, guide, data, seed, numbered) as joint:
+        with sampling(run, guide, data, seed, numbered, "predict") as joint:
             groups = _collect(joint, dims, shape, batch_size)
     arguments = program.name_arguments(new)
     return to_arviz(groups, arguments, coords or {}, constant="predictions_constant_data")

@@ -157,7 +157,7 @@ class _Bridge(NamedTuple):
         with ExitStack() as stack:
             stack.enter_context(in_double())
             guide, seed = replayed(samples), self.seed
-            joint = stack.enter_context(sampling(self._run, guide, (number,), seed, numbered=True))
+            joint = stack.enter_context(sampling(self._run, guide, (number,), seed, True, "nuts"))
             groups = collect(joint, self.dims, chains * draws, BATCH, chains)
         groups["sample_stats"].pop("log_q")  # of points, which have none
         for name, values in (statistics or {}).items():

@@ -13,6 +13,7 @@ References:
 """
 
 import copy
+import inspect
 import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any, overload
@@ -68,7 +69,7 @@ def compare(
     **Evidences**, `compare({"VAE": log_evidence(vae, guide, test), ...})`, may be of any models and
     kinds. Each is put beside the highest, row by row, and the table says which order the kinds
     prove: a lower bound that is above an exact number shows that its model is better, one below it
-    shows nothing. That they are of the same rows is for the caller to know.
+    shows nothing. That they are of the same rows, in the same units, is for the caller to know.
 
     **Models that** `fit_em` **fits**, `compare(models, x)`, are compared by BIC and by
     cross-validated evidence. That leaves each candidate fitted to all rows. The folds, drawn at
@@ -119,6 +120,8 @@ def compare(
         {1: 'proven', 2: 'proven', 3: 'highest'}
     """
     if _are_evidences(candidates, x):
+        numbers = {"restarts": restarts, "max_steps": max_steps, "tolerance": tolerance}
+        _check_no_fits(folds=folds, **numbers, seed=seed)
         return EvidenceComparison(dict(candidates))
     x = as_data(x, candidates.values() if isinstance(candidates, Mapping) else ())
     _check(candidates, x, folds)
@@ -152,6 +155,16 @@ def compare(
     number = torch.tensor([model.num_parameters for model in candidates.values()])
     weight = stacking(held_out, fitted, folds)
     return Comparison(list(candidates), number, fitted, held_out, folds, weight, warned)
+
+
+def _check_no_fits(**given: Any) -> None:
+    """Raises where evidences come with an argument of fits, other than its default."""
+    defaults = inspect.signature(compare).parameters
+    if others := [name for name, value in given.items() if value != defaults[name].default]:
+        raise TypeError(
+            f"compare: evidences are ready, and {', '.join(others)} of fits, got both. Try "
+            f"compare(evidences), or models and their rows: compare(models, x, ...)."
+        )
 
 
 def _are_evidences(candidates: Mapping[Any, Any], x: Any) -> bool:

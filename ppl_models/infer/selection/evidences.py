@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppl_models.infer.evidence.evidence import Evidence
-from ppl_models.infer.evidence.paired.comparable import check_comparable
+from ppl_models.infer.evidence.paired.comparable import check_comparable, check_densities
 from ppl_models.infer.evidence.paired.difference import Difference
 from ppl_models.prompt.tables import table
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CLOSE = 2.0  # errors over rows, within which the order may be another on other rows
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class EvidenceComparison:
     """Evidences of the same rows beside the highest, in nats: what `compare` makes of them.
 
@@ -56,6 +56,10 @@ class EvidenceComparison:
                     f"each, or compare(models, x) of models that fit_em fits."
                 )
         check_comparable(self.evidences, "compare")
+        highest = self.highest
+        for name, evidence in self.evidences.items():
+            if name != highest:
+                check_densities("compare", highest, self.evidences[highest], name, evidence)
 
     @property
     def highest(self) -> Hashable:
@@ -149,9 +153,9 @@ class EvidenceComparison:
             less = differences.get(name)
             found.append(
                 [
-                    str(name),
+                    self._named(name),
                     _with_error(evidence, scale),
-                    f"{scale * evidence.monte_carlo_error:.3f}" if evidence.num_samples else "",
+                    evidence.said_error(),
                     evidence.kind,
                     _with_error(less, scale) if less else "",
                     order[name],
@@ -173,6 +177,11 @@ class EvidenceComparison:
             return f"{rows} row{'s' if rows > 1 else ''}"
         return f"all {rows} rows together"
 
+    def _named(self, name: Hashable) -> str:
+        """A candidate's name, as nothing else is written."""
+        alike = sum(str(other) == str(name) for other in self.evidences)
+        return str(name) if alike == 1 else repr(name)
+
     def _unit(self) -> str:
         """The line below the table that says what its numbers are."""
         if self._scale == 1:
@@ -184,16 +193,16 @@ class EvidenceComparison:
     ) -> list[str]:
         """What is to be read below the table."""
         notes = [self._unit()]
-        unknown = [str(name) for name in differences if order[name] != "proven"]
+        unknown = [self._named(name) for name in differences if order[name] != "proven"]
         if unknown:
             notes.append(
-                f"Highest: {self.highest}. Beside {', '.join(unknown)} it is not known which model "
-                f"is better."
+                f"Highest: {self._named(self.highest)}. Beside {', '.join(unknown)} it is not "
+                f"known which model is better."
             )
         elif differences:
-            notes.append(f"Highest: {self.highest}, proven on these rows.")
+            notes.append(f"Highest: {self._named(self.highest)}, proven on these rows.")
         close = [
-            str(name)
+            self._named(name)
             for name, less in differences.items()
             if order[name] == "proven" and abs(less.mean) < CLOSE * less.standard_error
         ]

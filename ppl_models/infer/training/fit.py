@@ -387,9 +387,11 @@ class _Loop:
         new = self.blocks is not None and self.blocks.open and not self.blocks.used
         if new:
             bar.set_description("compiling")
-        yield
-        if new:
-            bar.set_description(None)
+        try:
+            yield
+        finally:
+            if new:
+                bar.set_description(None)
 
     def _goes_on(self, total: int) -> bool:
         ended = self.progress.stopped or self.asked

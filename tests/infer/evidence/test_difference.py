@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import math
 
+import pyro
 import pytest
 import torch
+from pyro.distributions import Normal
 from torch.distributions import MultivariateNormal
 
-from guides import ExactPosterior
-from ppl_models import Difference, Evidence, FactorAnalysis, log_evidence
+from guides import AmortizedNormal, ExactPosterior
+from ppl_models import Difference, Evidence, FactorAnalysis, compare, data_plate, log_evidence
 from tests.support.evidences import evidence
 
 SIDES = {"exact": 0.0, "lower bound": -1.0, "upper bound": 1.0}
@@ -78,7 +80,7 @@ def test_what_is_proven_is_true():
     proven = set()
     for kinds in itertools.product(SIDES, SIDES):
         for _ in range(100):
-            truths = torch.randn(2, 3, dtype=torch.float64)
+            truths = 3 * torch.randn(2, 3, dtype=torch.float64)
             difference = of_kind(truths[0], kinds[0]) - of_kind(truths[1], kinds[1])
             if difference.doubt is None:
                 assert difference.mean * (truths[0] - truths[1]).mean() > 0, kinds
@@ -105,6 +107,7 @@ def test_what_is_proven_is_true():
         (("pseudo-likelihood", 6.0), ("pseudo-likelihood", 0.0), "pseudo-likelihoods are no"),
         (("exact", 1.0), ("exact", 1.0), "the numbers are equal"),
         (("exact", 1e-9), ("exact", 0.0), None),
+        (("exact", 3.0), ("exact", 3.0 + 1e-6), "the numbers are equal but for rounding"),
     ],
 )
 def test_what_the_kinds_prove(first, second, doubt):
@@ -144,7 +147,34 @@ def test_luck_without_weights_is_by_the_monte_carlo_error():
 def test_errors_of_draws_add_up():
     a = evidence([1.0, 2.0], "lower bound", num_samples=5, row_variance=torch.tensor([1.0, 3.0]))
     b = evidence([0.0, 0.0], "estimate", num_samples=5, row_variance=torch.tensor([5.0, 0.0]))
-    assert (a - b).monte_carlo_error == pytest.approx(math.sqrt(9) / 2)
+    assert (a - b).monte_carlo_error == pytest.approx((math.sqrt(4) + math.sqrt(5)) / 2)
+
+
+@pytest.mark.parametrize("shift", [0.1, 2.0, -2.0])
+def test_draws_of_one_seed_are_within_the_error_that_is_said(shift):
+    """Both sides then have the same noise, which may go either way."""
+    torch.manual_seed(0)
+    model = FactorAnalysis(3, 1).double()
+    x = model(size=20).detach()
+
+    def guide(by):
+        def around(x, size=None):
+            with data_plate(x, size):
+                posterior = model.posterior(x)
+                wide = posterior.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt() * 1.3
+                pyro.sample("z", Normal(posterior.mean + 0.2 * by, wide).to_event(1))
+
+        return around
+
+    options = {"num_samples": 100, "method": "importance"}
+    found = [
+        log_evidence(model, guide(1.0), x, seed=seed, **options)
+        - log_evidence(model, guide(1 - shift), x, seed=seed, **options)
+        for seed in range(40)
+    ]
+    spread = torch.tensor([difference.mean for difference in found]).std().item()
+    said = sum(difference.monte_carlo_error for difference in found) / 40
+    assert spread < 1.2 * said
 
 
 def test_a_lower_bound_of_a_model_does_not_beat_its_own_exact_number():
@@ -161,6 +191,25 @@ def test_a_lower_bound_of_a_model_does_not_beat_its_own_exact_number():
     assert proven.kind == "lower bound"
     assert proven.mean > 0
     assert proven.doubt is None
+
+
+def test_rows_that_only_one_has_a_density_of_on_both_sides():
+    a, b = evidence([-math.inf, 0.0, 1.0]), evidence([0.0, -math.inf, 1.0])
+    assert (a - b).doubt == "each has rows that the other gives no density"
+    with pytest.raises(ValueError, match="not known whether its model is better"):
+        compare({"a": a, "b": b}).best()
+
+
+def test_other_columns_are_not_compared():
+    model = FactorAnalysis(3, 1)
+    x = torch.randn(9, 3)
+    whole, part = log_evidence(model, None, x), log_evidence(FactorAnalysis(2, 1), None, x[:, 1:])
+    with pytest.raises(ValueError, match=r"the same columns, got 3 number.*and 2 in 'other'"):
+        whole - part
+    with pytest.raises(ValueError, match="compare: expected evidences of the same columns"):
+        compare({"whole": whole, "part": part})
+    prior = log_evidence(model, AmortizedNormal(3, 1), x, num_samples=2, method="importance")
+    assert (whole - prior).kind == "upper bound"
 
 
 def test_a_row_without_density():

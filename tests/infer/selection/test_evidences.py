@@ -243,3 +243,29 @@ def test_refuses(candidates, rows, error, message):
 def test_a_table_of_nothing_is_refused():
     with pytest.raises(ValueError, match="expected evidences by name, got none"):
         EvidenceComparison({})
+
+
+def test_rows_that_no_candidate_has_a_density_of_are_told_with_their_names():
+    pair = {"a": evidence([-1.0, -math.inf]), "b": evidence([-2.0, -math.inf])}
+    with pytest.raises(ValueError, match=r"compare: row\(s\) \[1\] have no density.*'a' and 'b'"):
+        compare(pair)
+
+
+def test_names_that_are_written_alike_are_told_apart():
+    lines = str(compare({1: evidence([0.0, 1.0]), "1": evidence([3.0, 5.0])})).splitlines()
+    assert lines[1].startswith("1  ")
+    assert lines[2].startswith("'1'  ")
+    assert lines[4] == "Highest: '1', proven on these rows."
+
+
+@pytest.mark.parametrize("given", [{"folds": 3}, {"restarts": 2}, {"seed": 0}])
+def test_arguments_of_fits_beside_evidences(given):
+    with pytest.raises(TypeError, match=f"evidences are ready, and {next(iter(given))} of fits"):
+        compare({"a": evidence([0.0, 1.0])}, **given)
+
+
+def test_comparisons_are_equal_to_themselves_alone():
+    one, other = (compare({"a": evidence([0.0, 1.0])}) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert evidence([0.0, 1.0]) != evidence([0.0, 1.0])

@@ -12,12 +12,33 @@ PSEUDO = "pseudo-likelihood"
 def check_comparable(evidences: "Mapping[Hashable, Evidence]", where: str) -> None:
     """Raises a ValueError that names two which cannot be compared, if there are any.
 
-    That they are of the same rows is for the caller to know: only how many there are can be seen.
+    That they are of the same rows, in the same units, is for the caller to know: only how many
+    numbers there are can be seen.
     """
     (first, one), *others = evidences.items()
     for name, other in others:
-        for check in (_check_rows, _check_values, _check_kinds, _check_features):
+        for check in (_check_rows, _check_values, _check_kinds, _check_features, _check_size):
             check(where, first, one, name, other)
+
+
+def check_densities(
+    where: str, first: Hashable, a: "Evidence", name: Hashable, b: "Evidence"
+) -> None:
+    """Raises where a row has no density under both: its difference is none."""
+    if none := (a.value.double() - b.value.double()).isnan().nonzero().flatten().tolist():
+        raise ValueError(
+            f"{where}: row(s) {none[:5]} have no density under both {first!r} and {name!r}, minus "
+            f"infinity less minus infinity. Try models whose support holds these rows."
+        )
+
+
+def _check_size(where: str, first: Hashable, a: "Evidence", name: Hashable, b: "Evidence") -> None:
+    if a.row_size is not None and b.row_size is not None and a.row_size != b.row_size:
+        raise ValueError(
+            f"{where}: expected evidences of the same columns, got {a.row_size} number(s) of a row "
+            f"in {first!r} and {b.row_size} in {name!r}. Try log_evidence of the same columns, in "
+            f"the same units, for each."
+        )
 
 
 def _check_rows(where: str, first: Hashable, a: "Evidence", name: Hashable, b: "Evidence") -> None:

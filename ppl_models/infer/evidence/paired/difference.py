@@ -21,6 +21,7 @@ no bound of their difference: it is right as far as the gaps of both are alike.
 That a bound lies on its side is true on average over draws. Where it is the logarithm of a mean
 weight, of each of `N` rows with draws of its own, it lies `c` nats in all on the other side with a
 probability of at most :math:`e^{-c}`, however few draws carry the weight (Markov's inequality).
+Draws of both sides with the same seed are not independent: their errors are added.
 
 Shapes: `N` rows.
 
@@ -31,11 +32,13 @@ References:
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from ppl_models.infer.evidence.paired.comparable import PSEUDO, check_comparable
+from ppl_models.infer.evidence.paired.comparable import PSEUDO, check_comparable, check_densities
 
 if TYPE_CHECKING:
     from ppl_models.infer.evidence.evidence import Evidence
@@ -43,9 +46,10 @@ if TYPE_CHECKING:
 NOT_ABOVE = {"exact", "lower bound"}  # kinds that are, on average, not above the exact number
 NOT_BELOW = {"exact", "upper bound"}
 LUCK = 0.05  # how probable a difference as large may be by the draws alone
+ROUNDING = 1e-6  # of a number in single precision, relative to its size
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Difference:
     """An evidence less another of the same rows, in nats: `evidence - other`.
 
@@ -72,11 +76,7 @@ class Difference:
 
     def __post_init__(self) -> None:
         check_comparable({"evidence": self.evidence, "other": self.other}, "evidence - other")
-        if none := self.value.isnan().nonzero().flatten().tolist():
-            raise ValueError(
-                f"evidence - other: row(s) {none[:5]} have no density under both models, minus "
-                f"infinity less minus infinity. Try models whose support holds these rows."
-            )
+        check_densities("evidence - other", "evidence", self.evidence, "other", self.other)
 
     @property
     def value(self) -> Tensor:
@@ -121,8 +121,8 @@ class Difference:
 
     @property
     def monte_carlo_error(self) -> float:
-        """The standard deviation of the mean over other draws, each side with draws of its own."""
-        return math.hypot(self.evidence.monte_carlo_error, self.other.monte_carlo_error)
+        """The standard deviation of the mean over other draws, at most: the sum of both sides'."""
+        return self.evidence.monte_carlo_error + self.other.monte_carlo_error
 
     @property
     def doubt(self) -> str | None:
@@ -134,25 +134,37 @@ class Difference:
         """
         kinds = {self.evidence.kind, self.other.kind}
         proves = "lower bound" if self.mean > 0 else "upper bound"
+        if math.isnan(self.mean):
+            return "each has rows that the other gives no density"
         if self.mean == 0:
             return "the numbers are equal"
+        if abs(self.value.sum().item()) <= ROUNDING * self._size():
+            return "the numbers are equal but for rounding"
         if self.kind == PSEUDO:
             return "pseudo-likelihoods are no densities"
         if self.kind == "estimate":
             return f"{'one is an' if len(kinds) > 1 else 'both are'} {_plural(kinds)}"
         if self.kind not in ("exact", proves):
             return "the bounds leave it open"
-        if self.kind != "exact" and not self._luck() <= LUCK:
+        if self.kind != "exact" and not abs(self.value.sum().item()) > self._chance():
             return "it may be by the draws alone"
         return None
 
-    def _luck(self) -> float:
-        """How probable a mean so far on its side is by the draws alone, at most."""
+    def _size(self) -> float:
+        """Of the numbers on both sides that are finite, in all."""
+        sides = torch.stack([self.evidence.value.double(), self.other.value.double()])
+        return sides[sides.isfinite()].abs().sum().item()
+
+    def _chance(self) -> float:
+        """By how many nats in all both sides may be off by their draws, but for `LUCK`."""
         drawn = [each for each in (self.evidence, self.other) if each.kind != "exact"]
-        if all(each.weighted for each in drawn):
-            return math.exp(-abs(self.value.sum().item()))
-        error = self.monte_carlo_error
-        return math.erfc(abs(self.mean) / error / math.sqrt(2)) / 2 if error else 0.0
+        luck = LUCK / len(drawn)
+        return sum(
+            -math.log(luck)
+            if each.weighted
+            else NormalDist().inv_cdf(1 - luck) * each.monte_carlo_error * each.num_rows
+            for each in drawn
+        )
 
     def __repr__(self) -> str:
         return f"Difference({self._number()}, {self.kind})"
