@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
+from ppl_models import MADE, VAE, FactorAnalysis, data_plate, elbo, fit
 from ppl_models.likelihoods import Categorical, Normal
 from tests.support.refusals import Refused, spoiled, vae
 from tests.support.runs import Rows, quiet
@@ -221,6 +221,9 @@ def test_minibatches_that_are_scaled_rightly_pass():
 
 
 def test_rows_of_another_precision_are_told_what_to_do():
+    x = torch.ones(9, 6).double()
+    with pytest.raises(TypeError, match=r"expected rows of torch.float32, as the model.*Try x\.to"):
+        fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), x, epochs=1)
     with pytest.raises(RuntimeError) as caught:
-        fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), torch.ones(9, 6).double(), epochs=1)
+        fit(elbo(MADE(6, Normal())), x, epochs=1)
     assert any("x.float()" in note for note in caught.value.__notes__)
