@@ -113,9 +113,9 @@ def check_program(model: poutine.Trace) -> None:
     if not random_sites(model):
         raise ValueError(
             "model: it has no pyro.sample, so that there is neither a posterior nor a likelihood. "
-            "Expected a Pyro program, got a function without chance, such as a network. Try a "
-            "model that it is the network of, such as Classifier or MaskedWords; of an "
-            "AutoEncoder, model.encode(x), the codes of rows, or a VAE, which has a posterior."
+            "Expected a Pyro program, got a function without chance, such as a network. Of an "
+            "AutoEncoder, try model.encode(x), the codes of rows, or a VAE, which has a posterior; "
+            "of a network, a model that has it inside, such as Classifier or MaskedWords."
         )
 
 

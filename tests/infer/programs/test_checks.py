@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import MADE, VAE, FactorAnalysis, data_plate, elbo, fit
+from ppl_models import VAE, FactorAnalysis, data_plate, elbo, fit
 from ppl_models.likelihoods import Categorical, Normal
 from tests.support.refusals import Refused, spoiled, vae
 from tests.support.runs import Rows, quiet
@@ -224,6 +224,12 @@ def test_rows_of_another_precision_are_told_what_to_do():
     x = torch.ones(9, 6).double()
     with pytest.raises(TypeError, match=r"expected rows of torch.float32, as the model.*Try x\.to"):
         fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), x, epochs=1)
+    layer = nn.Linear(6, 6)
+
+    def model(x, size=None):
+        with data_plate(x, size):
+            pyro.sample("x", dist.Normal(layer(x), 1.0).to_event(1), obs=x)
+
     with pytest.raises(RuntimeError) as caught:
-        fit(elbo(MADE(6, Normal())), x, epochs=1)
+        fit(elbo(model), x, epochs=1)
     assert any("x.float()" in note for note in caught.value.__notes__)
