@@ -159,7 +159,7 @@ class GroupNormal(nn.Module):
                 "data of (x, group), or (x, y, group)."
             )
         rows = torch.cat([v.reshape(len(v), -1).to(parts[0].dtype) for v in parts], 1)
-        check_rows(rows, self.num_features, "GroupNormal", self)
+        check_rows(rows, self.num_features, "GroupNormal")
         _check_groups(group, self.num_groups, len(rows))
         return rows, group
 

@@ -188,7 +188,7 @@ class AutoregressiveModel(nn.Module):
 
     def forward(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
         """Scores rows `x`, `(B, D)`, of `size` in all; without them draws `size` rows."""
-        check_rows(x, self.num_features, type(self).__name__)
+        check_rows(x, self.num_features, type(self).__name__, self)
         with data_plate(x, size):
             return pyro.sample("x", self.evidence(), obs=x)
 

@@ -146,7 +146,7 @@ def test_it_trains_with_validation_and_resumes(tmp_path):
 @pytest.mark.parametrize("method", ["auto", "exact", "importance"])
 def test_it_has_no_evidence(method):
     autoencoder, x = AutoEncoder(6, 2), torch.ones(3, 6)
-    reason = "no density of rows|observes nothing"
+    reason = "no density of rows|no pyro.sample"
     with pytest.raises(ValueError, match=reason):
         log_evidence(autoencoder, None, x, method=method)
     if method != "importance":
@@ -232,7 +232,7 @@ def test_probabilities_that_are_none(bad):
 
 
 def test_an_autoencoder_as_a_program_has_nothing_to_say():
-    with pytest.raises(ValueError, match="observes nothing"):
+    with pytest.raises(ValueError, match=r"no pyro\.sample"):
         log_evidence(lambda x: pyro.param("p", torch.ones(())), None, torch.ones(3, 6))
     with pytest.raises(ValueError, match=r"no pyro\.sample.*try model\.encode\(x\)"):
         from_pyro_svi(AutoEncoder(6, 2), None, torch.ones(3, 6))

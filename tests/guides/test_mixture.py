@@ -218,7 +218,7 @@ def test_a_guide_can_be_saved(tmp_path):
         (torch.full((9, 2), math.inf), "9 of 9 rows hold NaN or infinity"),
         (torch.zeros(9, 3), "2 features"),
         (torch.zeros(9, 2, dtype=torch.long), "floating-point"),
-        (torch.zeros(9, 2, dtype=torch.float64), "rows of torch.float32.*Try model.double"),
+        (torch.zeros(9, 2, dtype=torch.float64), "rows of torch.float32.*Try x.to"),
     ],
 )
 def test_rows_are_checked(x, message):

@@ -168,7 +168,8 @@ class EvidenceLowerBound(Objective):
             check_rows(trace, name, batch)
             check_no_outer(trace, name)
             checks.check_plates(trace, name, rows, size, scaled, counted)
-        self._warn_of_numbers(traces)
+        with checks.noting_batch(batch):
+            self._warn_of_numbers(traces)
         if self.estimator is not None:
             self._check_auxiliary(traces, batch, size)
         if isinstance(self.estimator, Trace_ELBO):

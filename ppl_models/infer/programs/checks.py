@@ -28,6 +28,16 @@ from ppl_models.infer.programs.sites import (
 from ppl_models.user_line import call_of
 
 TABLES = "\nTrace Shapes:"
+# Errors whose text is for readers; that of a KeyError is a key, and classes of a user's are theirs.
+TOLD = (
+    *(RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AttributeError),
+    *(NameError, UnboundLocalError, AssertionError, ZeroDivisionError, OverflowError),
+)
+OF_INDICES = (
+    ". Expected integers from 0 to one less than there are entries, as indices. Try x.long() of "
+    "whole numbers, the data in the order of the program's arguments, or an entry for each group "
+    "(a new one has none)."
+)
 MISMATCH = re.compile(
     r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-?\d+), (\d+) vs (\d+)"
 )
@@ -105,9 +115,9 @@ def check_program(model: poutine.Trace) -> None:
     if not random_sites(model):
         raise ValueError(
             "model: it has no pyro.sample, so that there is neither a posterior nor a likelihood. "
-            "Expected a Pyro program, got a function without chance, such as a network. Try a "
-            "model that it is the network of, such as Classifier or MaskedWords; of an "
-            "AutoEncoder, model.encode(x), the codes of rows, or a VAE, which has a posterior."
+            "Expected a Pyro program, got a function without chance, such as a network. Of an "
+            "AutoEncoder, try model.encode(x), the codes of rows, or a VAE, which has a posterior; "
+            "of a network, a model that has it inside, such as Classifier or MaskedWords."
         )
 
 
@@ -350,35 +360,37 @@ def noting_batch(batch: tuple[Tensor, ...]) -> Iterator[None]:
 def _explain(error: Exception) -> None:
     """Says what a plate expected, or where in the program an error is, which keeps its type.
 
-    Pyro raises errors anew, with tables of shapes so far, which are taken off.
+    Pyro raises errors anew, with tables of shapes so far, which are taken off. What has no text, or
+    one that is read by others, gets a note.
     """
-    if not error.args or not isinstance(error.args[0], str):
-        return
     first: BaseException = error
     while TABLES in str(first) and first.__cause__ is not None:
         first = first.__cause__
-    text = error.args[0].partition(TABLES)[0].rstrip()
-    found, place = MISMATCH.match(text), call_of(first.__traceback__)
-    if found:
-        plate, site, dim, size, got = found.groups()
-        text = (
-            f"site {site!r}: the plate {plate!r} holds {size} entries along dimension {dim} of the "
-            f"batch shape, and its distribution has {got} there. Expected {size} or 1, with what "
-            f"belongs to one entry in the event. Try dist.<...>(...).to_event(1) if {got} are the "
-            f"features of a row, parameters of this batch if they are rows, or dim=-2 in the plate "
-            f"that is the outer one of two."
-        )
-    elif place and type(error).__module__ == "builtins" and not text.startswith(place):
-        text = f"{place}: {text}"
-        if isinstance(error, IndexError):
-            text += (
-                ". Expected integers from 0 to one less than there are entries, as indices. Try "
-                "x.long() of whole numbers, the data in the order of the program's arguments, or "
-                "an entry for each group (a new one has none)."
-            )
-    error.args = (text, *error.args[1:])
+    place = call_of(first.__traceback__)
+    has_text = bool(error.args) and isinstance(error.args[0], str)
+    text = error.args[0] if has_text else ""
+    if isinstance(error, (RuntimeError, ValueError)):
+        text = text.partition(TABLES)[0].rstrip()
+    if found := MISMATCH.match(text):
+        text = _of_plate(*found.groups())
+    elif place and text and type(error) in TOLD and not text.startswith(place):
+        text = f"{place}: {text}{OF_INDICES if isinstance(error, IndexError) else ''}"
+    elif place and not text.startswith(place):
+        error.add_note(f"It came up at {place}.")
+    if has_text:
+        error.args = (text, *error.args[1:])
     if first is not error:  # the same, with those tables
         error.__cause__, error.__suppress_context__ = first.__cause__, True
+
+
+def _of_plate(plate: str, site: str, dim: str, size: str, got: str) -> str:
+    return (
+        f"site {site!r}: the plate {plate!r} holds {size} entries along dimension {dim} of the "
+        f"batch shape, and its distribution has {got} there. Expected {size} or 1, with what "
+        f"belongs to one entry in the event. Try dist.<...>(...).to_event(1) if {got} are the "
+        f"features of a row, parameters of this batch if they are rows, or dim=-2 in the plate "
+        f"that is the outer one of two."
+    )
 
 
 def _is_left_out(name: str, model: poutine.Trace) -> bool:

@@ -136,7 +136,7 @@ class Program:
     def _in_order(self, count: int) -> str:
         """What data the program takes, where those given are too few."""
         names = self.argument_names
-        hint = f"({', '.join(names)}), a tensor for each argument, in their order"
+        hint = f"data=({', '.join(names)}), a tensor for each argument, in their order"
         if count == 1:
             columns = ", ".join(f"df.{name}" for name in names)
             hint += (

@@ -45,7 +45,7 @@ NETWORKS = [
     *((MLP(3, 2), X), (Neighbours(3, 8), WORDS), (BagOfNeighbours(3, 8), WORDS)),
     (SelfMaskedTransformer(3, 4, 8, num_heads=2), WORDS),
 ]
-TRY = r"no pyro.sample.*Try a model that it is the network of, such as Classifier or MaskedWords"
+TRY = r"no pyro.sample.*of a network, a model that has it inside, such as Classifier or MaskedWords"
 
 
 def name(x):
@@ -79,7 +79,7 @@ def test_a_network_says_whose_it_may_be(network, x):
 
 
 def test_an_autoencoder_is_no_program_of_a_bound():
-    with pytest.raises(ValueError, match=r"no pyro.sample.*AutoEncoder, model.encode\(x\)"):
+    with pytest.raises(ValueError, match=r"no pyro.sample.*AutoEncoder, try model.encode\(x\)"):
         fit(elbo(AutoEncoder(3, 1)), X, epochs=1, progress=False)
 
 

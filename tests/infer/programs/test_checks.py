@@ -223,16 +223,16 @@ def test_minibatches_that_are_scaled_rightly_pass():
 
 def test_rows_of_another_precision_are_told_what_to_do():
     x = torch.ones(9, 6).double()
-    with pytest.raises(TypeError, match=r"expected rows of torch\.float32.*Try x\.to\("):
+    with pytest.raises(TypeError, match=r"expected rows of torch.float32, as the model.*Try x\.to"):
         fit(elbo(VAE(6, 2), AmortizedNormal(6, 2)), x, epochs=1)
-    network = nn.Linear(6, 2)
+    layer = nn.Linear(6, 6)
 
-    def guide(x, size=None):  # one of the user's own
+    def model(x, size=None):
         with data_plate(x, size):
-            pyro.sample("z", dist.Normal(network(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(layer(x), 1.0).to_event(1), obs=x)
 
     with pytest.raises(RuntimeError) as caught:
-        fit(elbo(VAE(6, 2).double(), guide), x, epochs=1)
+        fit(elbo(model), x, epochs=1)
     assert any("x.float()" in note for note in caught.value.__notes__)
 
 

@@ -103,7 +103,7 @@ def test_frames_are_not_spoken_of_where_several_tensors_are_too_few():
     def wide(x, group, z, y=None, size=None):
         return program(x, group, y, size)
 
-    with pytest.raises(TypeError, match=r"Try \(x, group, z, y\), a tensor for each") as caught:
+    with pytest.raises(TypeError, match=r"Try data=\(x, group, z, y\), a ") as caught:
         log_evidence(wide, AutoNormal(wide), X, GROUP)
     assert "frame" not in str(caught.value)
 

@@ -121,6 +121,16 @@ def test_an_error_of_a_class_of_its_own_stays_as_it_is():
     with pytest.raises(Own, match=r"^its own\n?") as caught:
         fit(elbo(raising(Own("its own"))), X, **ONCE)
     assert caught.value.args == ("its own",)
+    assert "in broken(x: (50,)" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("error", [KeyError("a key"), KeyError(3), ValueError(), AssertionError()])
+def test_what_is_no_text_stays_as_it_is(error):
+    said = str(error)
+    with pytest.raises(type(error)) as caught:
+        fit(elbo(raising(error)), X, **ONCE)
+    assert str(caught.value) == said
+    assert "in broken(x: (50,)" in caught.value.__notes__[0]
 
 
 def test_the_line_is_the_innermost_and_the_arguments_are_the_programs():
