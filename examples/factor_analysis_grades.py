@@ -21,7 +21,7 @@ Evidence and posterior are Gaussian, and exact [1]_:
 
 The marks are simulated from this very model, so that we know what the fit should find.
 
-Takes 10 seconds on two cores: ``python examples/factor_analysis_grades.py``. Pictures go into
+Takes 5 seconds on two cores: ``python examples/factor_analysis_grades.py``. Pictures go into
 ``outputs/``.
 
 .. [1] EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982),
@@ -156,8 +156,8 @@ print(f"{inside} of {len(marks)} intervals hold the true ability ({inside / len(
 
 # %%
 # A good mark in history counts for little: much of it is noise. So who is good at history only is
-# thought below the mean, and who is good at the sciences only above. All intervals are as wide: the
-# width depends on the loadings and the noise, and not on the marks.
+# thought below the mean, and who is good at the sciences only above. All intervals are equally
+# wide: the width depends on the loadings and the noise, and not on the marks.
 
 # sphinx_gallery_thumbnail_number = 2
 figure, axes = plt.subplots(figsize=(9, 4.8))

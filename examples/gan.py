@@ -165,8 +165,8 @@ axes.legend(loc="center right", bbox_to_anchor=(1, 0.3))
 figure.savefig(args.outdir / f"gan-{args.data}-curve.png")
 
 # %%
-# Neither curve falls for long: what one player gains the other loses, and no curve says whether
-# samples have become better.
+# After the first epochs no curve goes far: what one player gains the other loses, and no curve says
+# whether samples have become better.
 #
 # No evidence
 # -----------

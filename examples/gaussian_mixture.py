@@ -116,8 +116,8 @@ for s, name in enumerate(data.target_names):
 print(f"{int((responsibilities.amax(1) < 0.9).sum())} flowers are in no cluster with 90 %")
 
 # %%
-# The color of a flower is mixed from those of the components in proportion to its responsibilities;
-# its shape says the species. The ellipses hold 50 % and 90 % of each component.
+# The colour of a flower is mixed from those of the components in proportion to its
+# responsibilities; its shape says the species. The ellipses hold 50 % and 90 % of each component.
 
 PALETTE = torch.tensor([to_rgb(f"C{k}") for k in range(8)], dtype=torch.float64)
 
@@ -220,9 +220,9 @@ for covariance, num in kinds:
     )
 
 # %%
-# A covariance for each component says most of new digits, and even more of those it was fitted to:
-# its thousands of parameters know some of them by heart. Its components, which are digits and ways
-# to write them:
+# With a covariance for each component the evidence of new digits is the highest, and that of the
+# digits it was fitted to is higher still: its tens of thousands of parameters know some of them by
+# heart. Its components, which are digits and ways to write them:
 
 
 def whole(rows):

@@ -142,7 +142,7 @@ for k, title in enumerate(["error (%)", "log score: mean log p(label | row), nat
 # %%
 # With few rows all but the Bayesian are far too sure: a wrong label that was all but excluded costs
 # many nats. With hundreds of rows they come together, but for the covariances of the classes' own,
-# which have the most to learn and claim the most of the rows.
+# which have the most to learn and assume the most about the rows.
 
 figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9))
 for k, axes in enumerate(panels):
@@ -203,10 +203,10 @@ print(f"  generative, own    {exact.mean():.3f} ± {error:.3f}, exact: 150 fits"
 print(f"  softmax, Bayesian  {elpd / 150:.3f} ± {loo.se / 150:.3f}, estimate: az.loo")
 
 # %%
-# The colors of the plane are mixed in proportion to the probabilities of the species, and change at
-# the black lines. The generative model also says where flowers are (dashed: p(x) is lower by 1, 2,
-# 4 and 6 nats than at its highest). The Bayesian says where its draws disagree: beyond the flowers,
-# along the borders.
+# The colours of the plane are mixed in proportion to the probabilities of the species, and change
+# at the black lines. The generative model also says where flowers are (dashed: p(x) is lower by 1,
+# 2, 4 and 6 nats than at its highest). The Bayesian says where its draws disagree: beyond the
+# flowers, along the borders.
 
 sides = torch.linspace(3.5, 8.9, 200).double(), torch.linspace(1.2, 5.2, 200).double()
 grid = torch.stack(torch.meshgrid(*sides, indexing="xy"), -1)  # (200, 200, 2)

@@ -156,7 +156,7 @@ print(f"minus the entropy of the density  {-model.evidence().entropy():.6f} nats
 # ---------------------------
 # The probability of a bin is its density times its area. A conditional divides by the people in the
 # same column; where there is no one, it cannot be asked for. The last table reads conditionals as
-# probabilities: the greater the index, the more often pressure is high.
+# probabilities: on the whole, the greater the index, the more often pressure is high.
 
 j, k = divmod(int(model.proportions.argmax()), shape[1])
 (a, b), (c, d) = edges[0][j : j + 2].tolist(), edges[1][k : k + 2].tolist()
@@ -212,8 +212,8 @@ print(
 )
 
 # %%
-# Scott's rule is as good as the best of the others: their difference is within its error. Above,
-# too few bins hide how pressure goes with the index, and too many show each person.
+# Scott's rule is as good as the best of the others: their difference is within its error. In the
+# upper pictures, too few bins hide how pressure goes with the index, and too many show each person.
 
 figure = plt.figure(figsize=(9, 6.5))
 maps, curves = figure.subfigures(2, 1)

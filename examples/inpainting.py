@@ -130,9 +130,9 @@ for kind in ("three in ten", "lower half", "a quarter"):
     print(f"  {kind:14}{pixels:7.1f}{wrong:9.1%}{usual:14.1%}{nll:8.3f}{base:14.3f}")
 
 # %%
-# The rest of a row saves about a third of the nats of each missing pixel, and a quarter of the
-# errors or more, in holes of any shape. The middle is the hardest: ink there differs the most from
-# digit to digit.
+# The rest of a row saves about a third of the nats of each missing pixel, and about a quarter of
+# the errors or more, in holes of each shape. The middle is the hardest: ink there differs the most
+# from digit to digit.
 #
 # How they are filled
 # -------------------

@@ -17,7 +17,7 @@ the cost and how far codes are from a prior:
     \text{variational:} \quad & -\mathbb{E}_{q_\phi(z \mid x)} \log p_\theta(x \mid z)
     + \mathrm{KL}(q_\phi(z \mid x) \,\|\, \mathcal{N}(0, I))
 
-Only the last says where codes should be. It is asked of all three: draw :math:`z` from
+Only the last says where codes should be. All three are asked the same: draw :math:`z` from
 :math:`\mathcal{N}(0, I)`, and decode it.
 
 Takes 35 seconds on two cores: ``python examples/latent_spaces.py``. Pictures go into
@@ -123,7 +123,8 @@ for name, objective in objectives.items():
     print(f"{name:12} loss {run.history['loss'][-1]:.2f} nats per row, {run.seconds:.0f} s")
 
 # %%
-# The losses are not to be compared: that of the VAE has the KL in it, and is a bound of something.
+# The losses are not to be compared: that of the VAE has the KL in it, and is an upper bound of
+# minus the log evidence. Those of the others bound nothing.
 #
 # What they make of digits
 # ------------------------
@@ -166,7 +167,7 @@ figure.savefig(args.outdir / f"latent-spaces-{args.data}-codes.png")
 # The plane of the VAE
 # --------------------
 # Decoded at the quantiles of the prior, so that each tile has as much of it: every place is some
-# digit, and between two digits lie pictures between them.
+# digit, and between two digits lie pictures that are partly one and partly the other.
 
 side, tiles = int(size**0.5), 15
 at = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(tiles) + 0.5) / tiles)
@@ -252,10 +253,10 @@ print(f"of a noisy test row {wrong(noisy, test):.1%} of the pixels are wrong, be
 print(f"a test row is on average {nearest(test, some):.2f} pixels from the nearest training row")
 
 # %%
-# The three are about as good at a digit that they are shown. Draws of the prior tell them apart:
-# half of the plain one's codes lie where the prior hardly ever draws, and what it draws are about
-# five kinds of digits; the VAE draws all ten. The denoising one is the best at what it was fitted
-# to:
+# The three are about equally good at a digit that they are shown. Draws of the prior tell them
+# apart: about half of the plain one's codes lie where the prior hardly ever draws, and what it
+# draws are about five kinds of digits; the VAE draws all ten. The denoising one is the best at what
+# it was fitted to, though two latents are too few to leave fewer pixels wrong than the noise did:
 #
 # Noise taken away
 # ----------------

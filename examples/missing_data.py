@@ -128,8 +128,8 @@ tables = {"tumours (standardised)": errors}
 
 # %%
 # Measurements of tumours are nearly sums of others: one Gaussian, whose conditional means are
-# linear regressions on whatever was observed, misses by least. And it knows how far it may be off:
-# its 90 % intervals hold nearly nine in ten of the numbers that were removed.
+# linear regressions on whatever was observed, has the smallest error. And it knows how far it may
+# be off: its 90 % intervals hold about nine in ten of the numbers that were removed.
 #
 # Digits
 # ------
@@ -182,9 +182,10 @@ for axes, (title, errors) in zip(panels, tables.items(), strict=True):
 figure.savefig(args.outdir / "missing-data-errors.png")
 
 # %%
-# A small error is not all. Of all that fill in digits the mixture misses by least, and yet one
+# A small error is not all. Of digits the mixture has the smallest of all methods, and yet one
 # Gaussian gives what was removed the greater density: where pixels hardly vary it may be ten times
-# as narrow. Held to the least width of the mixture, ``min_scale=0.1``, it has 0.58 nats per entry.
+# as narrow. Held to the least width of the mixture, ``min_scale=0.1``, it has about 0.6 nats per
+# entry, less than the mixture.
 #
 # To try next
 # -----------

@@ -97,7 +97,8 @@ figure.savefig(args.outdir / "own-model-posterior.png")
 # The evidence
 # ------------
 # All rows share the rate, so there is one evidence, that of all of them. It is estimated from draws
-# of the guide, from below: a lower bound. By Bayes' rule it is known exactly,
+# of the guide: a lower bound on average, which in one run may be above the truth by an error or
+# two. By Bayes' rule it is known exactly,
 #
 # .. math:: \log p(x) = \log p(\lambda) + \log p(x \mid \lambda) - \log p(\lambda \mid x)
 #

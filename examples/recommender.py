@@ -186,8 +186,8 @@ print("(the normal bound is one of a density, and does not compare)")
 # %%
 # Everybody has a scale of their own
 # ----------------------------------
-# Some users never give half stars, some hardly anything but five. Six of them, with the stars that
-# they gave, and those that the model expects of them:
+# Some users never give half stars, some hardly anything below four. Six of them, with the stars
+# that they gave, and those that the model expects of them:
 
 
 @torch.no_grad()
@@ -346,8 +346,8 @@ figure.savefig(args.outdir / "films-new-user.png")
 # %%
 # What it printed
 # ---------------
-# Here is what this script printed with the whole data, and its map. What divides users most is
-# between films that critics like, on the left, and those that fill cinemas, on the right.
+# Here is what this script printed with the whole data, and its map. Users are divided most by
+# films that critics like, on the left, and those that fill cinemas, on the right.
 #
 # .. code-block:: text
 #
@@ -356,7 +356,7 @@ figure.savefig(args.outdir / "films-new-user.png")
 #     held out                   RMSE    nats of a rating   bound of rest
 #     biases, normal noise     0.8641    -1.9072 ± 0.0094
 #     normal                   0.8395    -1.8523 ± 0.0099         -1.2629
-#     ordered, own cutpoints   0.8294    -1.5884 ± 0.0082         -1.6885
+#     ordered, own cutpoints   0.8294    -1.5884 ± 0.0082         -1.6896
 #     (the normal bound is one of a density, and does not compare)
 #     somebody new rates
 #       5.0   Lord of the Rings: The Fellowship of the Ring, The (2001)

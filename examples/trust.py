@@ -3,7 +3,7 @@ Can this posterior be trusted?
 ==============================
 
 A fitted guide answers whether or not its answer is any good. Here a VAE of digits is asked every
-question that finds out, and a guide with a fault that was planted is asked the same.
+question that helps to tell, and so is a guide with a planted fault.
 
 The model has eight latents of each row, a decoder :math:`f`, and binary pixels; the guide is an
 encoder:
@@ -176,8 +176,8 @@ for name, calibration in calibrations.items():
 
 # %%
 # Neither passes: 1000 simulations show small faults, too, and how bad they are is told by the gap
-# above. At half the scale the curves rise at the left and fall at the right, as the truth
-# lies outside of draws that are too narrow more often than it should.
+# above. At half the scale the curves of the latents lie above the band at the left and below it at
+# the right, as the truth lies outside of draws that are too narrow more often than it should.
 #
 # Is the model right?
 # -------------------

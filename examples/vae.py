@@ -191,8 +191,8 @@ say(f"test NLL {-evidence.mean:.3f} nats per row, {evidence.bits_per_dim:.4f} bi
 # %%
 # NLL is the negative log-likelihood, here an upper bound: the smaller the better, and the distance
 # to that of independent pixels is what the latents know. ``unreliable`` is said where few of the
-# draws carry the weight: the true evidence may be higher by more than the printed error. How much,
-# and why, is asked in :doc:`/gallery/trust`.
+# draws carry the weight: the number may be off by more than the printed error, and on average the
+# true evidence is higher. How much, and why, is asked in :doc:`/gallery/trust`.
 #
 # The posterior
 # -------------

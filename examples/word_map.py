@@ -4,7 +4,7 @@ A map of Shakespeare's words
 
 Can words be told apart by the company they keep, if nothing but the text is known?
 
-Each word of a text is hidden in turn, and foreseen from the four words on either side:
+Each word of a text is hidden in turn, and predicted from the four words on either side:
 
 .. math::
     \mathrm{PL}(x) = \prod_i p(x_i \mid x_{i-4}, \dots, x_{i-1}, x_{i+1}, \dots, x_{i+4})
@@ -21,7 +21,7 @@ Takes 2 minutes on two cores, and needs data, TinyShakespeare:
 # %%
 # The text
 # --------
-# Rows are 64 words long, one after the other. A word that comes fewer than five times is not known.
+# Rows are 64 words long, one after the other. A word that occurs fewer than five times is unknown.
 
 import argparse
 import math
@@ -67,7 +67,7 @@ print(f"{len(train)} words to learn from, {len(test)} to test, {len(vocabulary)}
 # The fit
 # -------
 # The network has a vector for each word, and a matrix for each of the eight places around a hidden
-# one: what is foreseen is linear in the vectors of its neighbours.
+# one: what is predicted is linear in the vectors of its neighbours.
 
 torch.manual_seed(args.seed)
 network = Neighbours(len(vocabulary))
@@ -86,7 +86,7 @@ print(f"test rows of {LENGTH} words: {evidence}")
 print(f"perplexity of a hidden word: {math.exp(-evidence.mean / LENGTH):.1f}")
 
 # %%
-# The perplexity is how many words, all equally likely, would be as hard to foresee as the hidden
+# The perplexity is how many words, all equally likely, would be as hard to predict as the hidden
 # one. A guess among all known words has some three thousand.
 #
 # Which words are near
@@ -144,8 +144,8 @@ axes.spines[:].set_visible(False)
 figure.savefig(args.outdir / "words-map.png")
 
 # %%
-# What is foreseen
-# ----------------
+# What is predicted
+# -----------------
 # In lines that were made up each word is hidden in turn. The four most likely words of each place
 # stand below it, dark where they are likely, bold where one is the word itself.
 
@@ -170,7 +170,7 @@ for axes, line in zip(panels, LINES, strict=True):
     axes.set_xticks(range(len(words)), words)
     axes.set(yticks=[])
     axes.xaxis.tick_top()
-figure.suptitle("What is foreseen where a word is hidden; dark: likely")
+figure.suptitle("What is predicted where a word is hidden; dark: likely")
 figure.savefig(args.outdir / "words-hidden.png")
 
 # %%
