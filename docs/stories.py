@@ -1,5 +1,6 @@
 """How the gallery tells the stories of `examples/`: in which order, which of them it runs, how."""
 
+import logging
 import os
 import re
 import warnings
@@ -60,6 +61,8 @@ def seeds(gallery_conf: dict[str, Any], fname: str) -> None:
 
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
 
+    # Where torch could use CUDA, and there is no GPU, it says so, with a path of this machine.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()

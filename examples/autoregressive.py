@@ -232,7 +232,7 @@ print(
 torch.manual_seed(args.seed)
 began = time.perf_counter()
 draws = model(size=49).cpu()
-print(f"49 draws in {time.perf_counter() - began:.1f} s")
+print(f"49 draws in {1000 * (time.perf_counter() - began):.0f} ms")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.3))
 images(spread(data.test, 49), left, columns=7, title="Test rows")

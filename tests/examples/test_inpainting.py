@@ -11,13 +11,14 @@ def test_inpainting(tmp_path, capsys):
     example = run("inpainting", *tiny, "--outdir", tmp_path)
     printed = capsys.readouterr().out
     assert "1500 training rows, 30% of their pixels" in printed
-    row = r" +(\S+) +(\S+)% +(\S+)% +(\S+) +(\S+)\n"
+    row = r" +(\S+) +(\S+)% +(\S+)% +(\S+) +(\S+) +(\S+)\n"
     cases = {"three in ten": (19.2, 20.6), "lower half": (32, 21.4), "a quarter": (16, 44.0)}
     for kind, (count, share) in cases.items():
-        pixels, wrong, usual, nll, base = numbers(kind + row, printed)
+        pixels, wrong, usual, nll, base, draws = numbers(kind + row, printed)
         assert pixels == pytest.approx(count, abs=0.5)
         assert usual == pytest.approx(share, abs=1.5)
         assert 5 < wrong < usual + 6
+        assert 1 <= draws <= 20
         assert 0.1 < nll < base + 0.1 < 0.8
     check_pictures(tmp_path, count=3)
     check_what_it_removes(example)
