@@ -149,6 +149,7 @@ def test_a_fit_goes_on_from_where_coordinate_ascent_ended():
         assert guide.em_step(*ratings()) == pytest.approx(before, abs=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:log_evidence. 500 draws")  # of so many latents at once
 def test_log_evidence_of_the_whole_data_is_no_less_than_the_bound():
     guide, run = ascended()
     evidence = log_evidence(guide.model, guide, *ratings(), num_samples=1, seed=0)

@@ -58,8 +58,8 @@ def test_the_error_is_the_spread_of_repeats():
 
 
 def test_it_is_that_of_arviz_where_the_guide_is_the_posterior():
-    found = loo(model, guide_of(), X, num_samples=4000, seed=0)
-    data = from_pyro_svi(model, guide_of(), X, num_samples=4000, seed=0)
+    found = loo(model, guide_of(), X, num_samples=40_000, seed=0)
+    data = from_pyro_svi(model, guide_of(), X, num_samples=40_000, seed=0)
     theirs = az.loo(data, pointwise=True)
     rows = getattr(theirs, "loo_i", None)
     rows = theirs.elpd_i if rows is None else rows

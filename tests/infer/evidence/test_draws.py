@@ -365,8 +365,9 @@ def test_priors_have_their_laws(batches):
         torch.testing.assert_close(
             shares.double(), torch.tensor([0.2, 0.5, 0.3]), atol=0.035, rtol=0
         )
-    for name in ("normal", "gamma", "dirichlet", "half_cauchy"):  # no two draws are the same
-        assert len(values(data, "prior", name).reshape(number, -1)[:, 0].unique()) == number
+    # No two draws are the same, but for numbers of 24 bits, of which one pair in two runs is.
+    for name in ("normal", "gamma", "dirichlet", "half_cauchy"):
+        assert len(values(data, "prior", name).reshape(number, -1)[:, 0].unique()) > number - 6
 
 
 def test_components_are_drawn_given_each_draw(batches):
