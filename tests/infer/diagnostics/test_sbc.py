@@ -27,16 +27,16 @@ def analysis():
 
 @pytest.mark.slow
 def test_the_exact_posterior_is_calibrated(analysis):
-    """In 19 of 20 seeds, or more."""
+    """In 95 of 100 seeds, or more, where 99 are expected: fewer are in one of two thousand runs."""
     guide = ExactPosterior(analysis)
-    found = [sbc(analysis, guide, seed=seed).p_value for seed in range(20)]
-    assert sum(p > 0.01 for p in found) >= 19
+    found = [sbc(analysis, guide, seed=seed).p_value for seed in range(100)]
+    assert sum(p > 0.01 for p in found) >= 95
 
 
 @pytest.mark.slow
 def test_random_points_of_the_exact_posterior_are_covered(analysis):
-    found = [tarp(analysis, None, seed=seed).p_value for seed in range(20)]
-    assert sum(p > 0.01 for p in found) >= 19
+    found = [tarp(analysis, None, seed=seed).p_value for seed in range(100)]
+    assert sum(p > 0.01 for p in found) >= 95
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != EXACT])
