@@ -32,7 +32,7 @@ def progress_bar(
         yield _nothing
         return
     with tqdm(desc=what, total=total, unit=unit, leave=False, delay=DELAY) as bar:
-        yield bar.update
+        yield lambda done: bar.update(done if total is None else min(done, total - bar.n))
 
 
 def is_watched(wanted: bool = True) -> bool:

@@ -27,6 +27,7 @@ from ppl_models.infer.programs.sites import (
 )
 from ppl_models.user_line import call_of
 
+SHOWN = 6  # sites that a message names
 TABLES = "\nTrace Shapes:"
 # Errors whose text is for readers; that of a KeyError is a key, and classes of a user's are theirs.
 TOLD = (
@@ -400,4 +401,7 @@ def _is_left_out(name: str, model: poutine.Trace) -> bool:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    """The first of many."""
+    shown = names if len(names) <= SHOWN else names[:SHOWN]
+    listed = ", ".join(repr(name) for name in shown)
+    return listed if len(shown) == len(names) else f"{listed} and {len(names) - SHOWN} others"

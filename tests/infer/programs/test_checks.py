@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from guides import AmortizedNormal
-from ppl_models import VAE, FactorAnalysis, check, data_plate, elbo, fit
+from ppl_models import VAE, Diffusion, FactorAnalysis, check, data_plate, elbo, fit, log_evidence
 from ppl_models.likelihoods import Categorical, Normal
 from tests.support.refusals import Refused, spoiled, vae
 from tests.support.runs import Rows, quiet
@@ -293,3 +293,8 @@ def test_a_factor_is_an_observation():
         pyro.factor("banana", -((z - x.mean()) ** 2))
 
     quiet(elbo(model, AutoNormal(model)), torch.ones(9), steps=2)
+
+
+def test_of_many_sites_a_few_are_named():
+    with pytest.raises(ValueError, match=r"'z_0', .* and 95 others are neither in the guide"):
+        log_evidence(Diffusion(3), None, torch.rand(10, 3))
