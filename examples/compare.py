@@ -430,19 +430,19 @@ print(f"{'training rows':23}{likeness(train[torch.randperm(len(train))[: len(tes
 #
 # .. code-block:: text
 #
-#     VAE less MADE                         -0.50 ± 0.27  lower bound  the bounds leave it open
-#     VAE with mixture prior less MADE      +1.86 ± 0.24  lower bound  proven
+#     VAE less MADE                         -0.40 ± 0.27  lower bound  the bounds leave it open
+#     VAE with mixture prior less MADE      +1.90 ± 0.24  lower bound  proven
 #     MADE less PixelCNN                    -8.07 ± 0.40  exact        proven
-#     MADE less Diffusion                   -6.28 ± 0.44  upper bound  proven
-#     PixelCNN less Diffusion               +1.79 ± 0.31  upper bound  the bounds leave it open
+#     MADE less Diffusion                   -5.99 ± 0.46  upper bound  proven
+#     PixelCNN less Diffusion               +2.08 ± 0.33  upper bound  the bounds leave it open
 #
 #                             precision    recall   density  coverage  s/100 draws  parameters
-#     VAE                         0.845     0.949     0.545     0.774        0.007     219,008
-#     VAE with mixture prior      0.882     0.956     0.669     0.865        0.010     219,998
-#     MADE                        0.835     0.953     0.548     0.727        0.038     263,360
-#     PixelCNN                    0.811     0.980     0.562     0.768        0.125      93,841
-#     Diffusion                   0.778     0.990     0.411     0.687        0.794      92,273
-#     GAN                         0.754     0.953     0.442     0.687        0.003      19,586
+#     VAE                         0.862     0.946     0.548     0.771        0.002     219,008
+#     VAE with mixture prior      0.882     0.956     0.669     0.865        0.002     219,998
+#     MADE                        0.835     0.953     0.548     0.727        0.012     263,360
+#     PixelCNN                    0.811     0.980     0.562     0.768        0.035      93,841
+#     Diffusion                   0.778     0.990     0.411     0.687        0.247      92,273
+#     GAN                         0.754     0.953     0.442     0.687        0.001      19,586
 #     training rows               0.943     0.946     0.743     0.882
 #
 # .. image:: /_static/front.png
