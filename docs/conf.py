@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -112,6 +113,8 @@ sphinx_gallery_conf = {
     "junit": "../gallery-times.xml",
 }
 suppress_warnings = ["config.cache"]
+# Of a worker that has grown, and goes on as a new one.
+warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
 
 
 def setup(app):

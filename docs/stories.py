@@ -60,6 +60,8 @@ def seeds(gallery_conf: dict[str, Any], fname: str) -> None:
     import torch
 
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
+    # The gallery tries shorter paths of each name that an example imports, old ones too.
+    warnings.filterwarnings("ignore", r".* has moved, and its old path", FutureWarning)
 
     # Where torch could use CUDA, and there is no GPU, it says so, with a path of this machine.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
