@@ -20,7 +20,7 @@ Both are fitted together: they ascend the evidence lower bound (ELBO),
     \log p_\theta(x_n) \ge \mathbb{E}_{q_\phi(z \mid x_n)} \log p_\theta(x_n \mid z)
     - \mathrm{KL}(q_\phi(z \mid x_n) \,\|\, p(z))
 
-Takes 30 seconds on two cores: ``python examples/vae.py``. Pictures go into ``outputs/``. It also
+Takes 15 seconds on two cores: ``python examples/vae.py``. Pictures go into ``outputs/``. It also
 reads MNIST, Fashion-MNIST and the binary MNIST of Larochelle and Murray, which take longer, and
 runs in several processes:
 
