@@ -157,7 +157,6 @@ class EvidenceLowerBound(Objective):
         check_whole(self._model.modules().values(), data or batch)
         with torch.no_grad(), pyro.validation_enabled(False):
             traces = self._traces(batch, size)
-        checks.check_program(traces[0])
         checks.check_observed(traces[0])
         checks.check_sites(*traces, self.estimator)
         checks.check_support(traces[0], batch, data or batch)
