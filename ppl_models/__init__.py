@@ -63,10 +63,11 @@ from ppl_models.infer.diagnostics.tarp import tarp
 from ppl_models.infer.diagnostics.unlike import PredictivePvalues, predictive_pvalues
 from ppl_models.infer.drop_in.svi import SVI
 from ppl_models.infer.evidence.arviz import from_pyro_svi
-from ppl_models.infer.evidence.evidence import Evidence, log_evidence
+from ppl_models.infer.evidence.evidence import log_evidence
 from ppl_models.infer.evidence.impute import impute
 from ppl_models.infer.evidence.mcmc import from_pyro_mcmc
-from ppl_models.infer.evidence.paired.difference import Difference
+from ppl_models.infer.evidence.numbers.difference import Difference
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.evidence.predict import predict
 from ppl_models.infer.evidence.predictive import log_predictive
 from ppl_models.infer.objectives.elbo import elbo

@@ -46,7 +46,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks.measure import about, heading, wait
 from guides import AmortizedNormal
 from ppl_models import VAE, Transformed, datasets, elbo, fit, iwae, log_evidence
-from ppl_models.infer.evidence.evidence import Evidence
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.training import files
 from ppl_models.nn import MLP
 from ppl_models.scoped import mix

@@ -25,7 +25,7 @@ from pyro.infer.autoguide import AutoNormal
 from guides import AmortizedNormal
 from ppl_models import VAE, data_plate, from_pyro_svi, log_evidence
 from ppl_models.datasets import digits
-from ppl_models.infer.evidence.evidence import Evidence
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.processes import Processes
 
 Call = Callable[[], Any]

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ppl_models.checks import check_count, check_devices, check_tensors
 from ppl_models.diffusion.denoising import check_data, check_diffusion
-from ppl_models.infer.evidence.evidence import Evidence
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.scoped import modes, own_rng
 
 

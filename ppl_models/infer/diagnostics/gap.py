@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from ppl_models.checks import check_count, check_positive
 from ppl_models.infer.diagnostics.family import best_of_rows
-from ppl_models.infer.evidence.evidence import Evidence, check_weights, log_evidence
+from ppl_models.infer.evidence.evidence import check_weights, log_evidence
 from ppl_models.infer.evidence.exact.closed_forms import HasEvidence
 from ppl_models.infer.evidence.joint import sampling
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks
 from ppl_models.infer.programs.program import modules_of_programs

@@ -29,15 +29,9 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.evidence import (
-    NO_VARIANCE,
-    Evidence,
-    check_weights,
-    num_discrete,
-    row_size,
-    weights_of,
-)
+from ppl_models.infer.evidence.evidence import check_weights, num_discrete, row_size, weights_of
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.numbers.evidence import NO_VARIANCE, Evidence
 from ppl_models.infer.evidence.pareto import Smoothed, check_enough, smoothed_mean, threshold
 from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.evidence.weights import Draws, row_dim

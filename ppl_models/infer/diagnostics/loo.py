@@ -30,8 +30,9 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.evidence import Evidence, check_weights, weights_of
+from ppl_models.infer.evidence.evidence import check_weights, weights_of
 from ppl_models.infer.evidence.joint import Joint, sampling
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.evidence.pareto import Tails, check_enough
 from ppl_models.infer.evidence.predictive import check_density, likelihood_of_rows
 from ppl_models.infer.evidence.weights import Draws

@@ -30,14 +30,9 @@ from torch import Tensor
 
 from ppl_models.checks import check_at_least, check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.evidence import (
-    Evidence,
-    check_weights,
-    log_evidence,
-    num_discrete,
-    row_size,
-)
+from ppl_models.infer.evidence.evidence import check_weights, log_evidence, num_discrete, row_size
 from ppl_models.infer.evidence.joint import Joint, Unobserved, sampling
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.evidence.sums import WeightSums
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.programs.program import Program, modules_of_programs

@@ -36,8 +36,9 @@ from torch import Tensor
 from ppl_models.checks import check_count
 from ppl_models.infer.diagnostics.calibration.simulations import has_own_rows
 from ppl_models.infer.diagnostics.calibration.simulator import Simulator
-from ppl_models.infer.evidence.evidence import Evidence, log_evidence
+from ppl_models.infer.evidence.evidence import log_evidence
 from ppl_models.infer.evidence.joint import sampling
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.programs.program import Program, modules_of_programs
 from ppl_models.infer.programs.tables import as_rows
 from ppl_models.infer.trials.same import check_same

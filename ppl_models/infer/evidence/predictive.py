@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ppl_models.checks import check_count
 from ppl_models.infer.compiled.side_by_side import Results
-from ppl_models.infer.evidence.evidence import Evidence
 from ppl_models.infer.evidence.joint import Joint, sampling
 from ppl_models.infer.evidence.likelihood import factors_of_data, likelihoods
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.evidence.weights import Draws
 from ppl_models.infer.programs import checks, sites
 from ppl_models.infer.trials.conditionals import pseudo_likelihoods

@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_models.checks import check_count
-from ppl_models.infer.evidence.evidence import Evidence, log_evidence
+from ppl_models.infer.evidence.evidence import log_evidence
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.infer.programs.tables import as_data
 from ppl_models.infer.selection.evidences import EvidenceComparison
 from ppl_models.infer.selection.table import Comparison, stacking

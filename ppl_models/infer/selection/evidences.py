@@ -10,9 +10,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppl_models.infer.evidence.evidence import Evidence
-from ppl_models.infer.evidence.paired.comparable import check_comparable, check_densities
-from ppl_models.infer.evidence.paired.difference import Difference
+from ppl_models.infer.evidence.numbers.comparable import check_comparable, check_densities
+from ppl_models.infer.evidence.numbers.difference import Difference
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from ppl_models.prompt.tables import table
 
 if TYPE_CHECKING:

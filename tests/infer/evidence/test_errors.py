@@ -11,8 +11,9 @@ import torch
 
 from guides import ExactPosterior
 from ppl_models import data_plate, from_pyro_svi, log_evidence
-from ppl_models.infer.evidence.evidence import Evidence, weights_of
+from ppl_models.infer.evidence.evidence import weights_of
 from ppl_models.infer.evidence.joint import sampling
+from ppl_models.infer.evidence.numbers.evidence import Evidence
 from tests.support.oracles import linear_gaussian
 
 FEW = r"\d+ draws are as good as \S+ \(Evidence\.effective_draws\)"

@@ -38,10 +38,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_models.infer.evidence.paired.comparable import PSEUDO, check_comparable, check_densities
+from ppl_models.infer.evidence.numbers.comparable import PSEUDO, check_comparable, check_densities
 
 if TYPE_CHECKING:
-    from ppl_models.infer.evidence.evidence import Evidence
+    from ppl_models.infer.evidence.numbers.evidence import Evidence
 
 NOT_ABOVE = {"exact", "lower bound"}  # kinds that are, on average, not above the exact number
 NOT_BELOW = {"exact", "upper bound"}

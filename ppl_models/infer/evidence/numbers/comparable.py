@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ppl_models.infer.evidence.evidence import Evidence
+    from ppl_models.infer.evidence.numbers.evidence import Evidence
 
 PSEUDO = "pseudo-likelihood"
 

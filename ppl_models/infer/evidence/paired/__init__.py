@@ -1,1 +1,0 @@
-"""Differences of the evidences of the same rows, row by row."""
